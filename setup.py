@@ -1,0 +1,61 @@
+"""Builds the extensions; everything else about the package is in pyproject.toml.
+
+SKATE_DEBUG=1     bounds checks everywhere, line tracing, annotated HTML beside each .pyx
+SKATE_SANITIZE=1  address and undefined-behaviour sanitizers in the kernels
+SKATE_FAULTS=1    fault points inside the arena's allocator (the crash tests' build)
+"""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("SKATE_DEBUG") == "1"
+SANITIZE = os.environ.get("SKATE_SANITIZE") == "1"
+FAULTS = os.environ.get("SKATE_FAULTS") == "1"
+
+#: module under skate._c -> libraries it links
+EXTENSIONS = {
+    "arena": ["rt", "pthread"],
+    "resources": [],
+    "frames": [],
+    "refs": [],
+}
+
+cflags = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O3"]
+ldflags = []
+if SANITIZE:
+    cflags += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+    ldflags += ["-fsanitize=address,undefined"]
+macros = [("CYTHON_TRACE_NOGIL", "1")] if DEBUG else []
+if FAULTS:
+    macros.append(("SKATE_FAULTS", "1"))
+
+sources = {name: f"pyx/skate/_c/{name}.pyx" for name in EXTENSIONS}
+extensions = [
+    Extension(
+        f"skate._c.{name}",
+        [sources[name]],
+        libraries=libraries,
+        extra_compile_args=cflags,
+        extra_link_args=ldflags,
+        define_macros=macros,
+    )
+    for name, libraries in EXTENSIONS.items()
+    if os.path.exists(sources[name])
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        include_path=["pyx"],
+        build_dir="build/cython",
+        annotate=DEBUG,
+        compiler_directives={
+            "language_level": 3,
+            "embedsignature": True,
+            "freethreading_compatible": False,
+            "linetrace": DEBUG,
+        },
+    )
+)
