@@ -20,6 +20,7 @@ EXTENSIONS = {
     "resources": [],
     "frames": [],
     "refs": [],
+    "plain": [],
 }
 
 cflags = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O3"]

@@ -1,0 +1,86 @@
+"""What must be reached: how many times better than whom, or which figure at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from perf.results import Results
+
+Verdict = Literal["met", "missed", "unknown"]
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """At least `times` as good as a rival, or as a reference row (`objects.memcpy_touched`).
+
+    Judged by the median of the ratios of each round.
+    """
+
+    row: str
+    over: str
+    times: float
+
+    def __str__(self) -> str:
+        return f"≥{self.times:g}× {self.over.rpartition('.')[2]}"
+
+    def verdict(self, results: Results) -> Verdict:
+        row = results.row(self.row)
+        advantage = row and results.advantage(row, self.over)
+        if not advantage:
+            return "unknown"
+        return "met" if advantage.median >= self.times else "missed"
+
+
+@dataclass(frozen=True)
+class Below:
+    """Under a figure, in the median of rounds."""
+
+    row: str
+    figure: float
+    unit: str = "s"
+
+    def __str__(self) -> str:
+        return f"<{self.figure:g} {self.unit}"
+
+    def verdict(self, results: Results) -> Verdict:
+        summary = results.summary(self.row, results.subject)
+        if not summary:
+            return "unknown"
+        return "met" if summary.median < self.figure else "missed"
+
+
+Bar = Ahead | Below
+
+#: With many in flight, and on the small rows: what no one-at-a-time latency can hide.
+_TWENTY_TIMES_RAY = [
+    "tasks.in_flight",
+    "tasks.from_actors",
+    "actors.in_flight",
+    "actors.async_in_flight",
+    "objects.put_small",
+    "objects.get_small",
+    "objects.put_in_tasks",
+    "objects.get_refs",
+    "objects.wait_one_by_one",
+    "arguments.kilobyte",
+    "arguments.hundred_kilobytes",
+    "graphs.layers",
+    "groups.create_and_remove",
+]
+
+BARS: list[Bar] = [
+    *(Ahead(row, "ray", 20) for row in _TWENTY_TIMES_RAY),
+    Ahead("tasks.one_at_a_time", "ray", 6),
+    Ahead("actors.one_at_a_time", "ray", 4),
+    Ahead("tasks.in_flight", "executor", 5),
+    Ahead("objects.put_large", "objects.memcpy_touched", 0.8),
+    Ahead("objects.put_large_first", "objects.memcpy_fresh", 1),
+    Below("session.first_result", 0.5),
+    # A short task that sat behind the long one would take these 5 s.
+    Below("pipeline.behind_a_long_one", 2.5),
+]
+
+
+def bars_of(row: str) -> list[Bar]:
+    return [bar for bar in BARS if bar.row == row]

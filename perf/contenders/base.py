@@ -1,0 +1,96 @@
+"""What a row may ask of a contender.
+
+An adapter says in `can` what it is able to do; a measurement says in `needs` what it asks for:
+
+    tasks         task, get, get_all
+    refs          handles as arguments of tasks, replaced by their values
+    objects       put; get of the same handle again and again
+    wait          Ray's wait
+    nesting       inside(): tasks that start tasks and get them
+    nested refs   inside().put, and handles inside lists
+    actors        actor, method
+    groups        placement groups
+    session       start and stop, nothing else
+    machine       none of these: the limits of the machine
+
+Adapters give rows bound callables (`task` returns what submits), so that a timed loop runs the system's own
+code and nothing of the adapter's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NoReturn, Protocol
+
+Submit = Callable[..., Any]
+
+
+class Inside(Protocol):
+    """What code that runs in a task or an actor may do; travels there by pickle."""
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Submit and get."""
+
+    def call_many(self, function: Callable[..., Any], count: int) -> None:
+        """Submit `count` calls without arguments, then get them all."""
+
+    def put(self, value: Any) -> Any: ...
+
+
+class Contender:
+    """The base of all adapters: what is not overridden raises NotImplementedError, which skips the row."""
+
+    name: ClassVar[str] | str = ""
+    #: The package whose import shows that it is installed.
+    import_name: str = ""
+    can: frozenset[str] = frozenset()
+    #: Rivals run in `--rival-python`; skate and the machine's limits in the interpreter of the harness.
+    is_rival: bool = True
+
+    def version(self) -> str:
+        """Import the system; its version. Raises what the import raises."""
+        return str(getattr(importlib.import_module(self.import_name), "__version__", "?"))
+
+    def start(self, num_cpus: int) -> None:
+        self._lacks("sessions")
+
+    def stop(self) -> None:
+        """End the session; nothing happens if there is none."""
+
+    def task(self, function: Callable[..., Any]) -> Submit:
+        """What submits a call of `function` and returns a handle."""
+        self._lacks("tasks")
+
+    def get(self, handle: Any) -> Any:
+        self._lacks("get")
+
+    def get_all(self, handles: Sequence[Any]) -> list[Any]:
+        self._lacks("get")
+
+    def put(self, value: Any) -> Any:
+        self._lacks("put")
+
+    def wait(self, handles: Sequence[Any], *, fetch_local: bool) -> tuple[list[Any], list[Any]]:
+        """One that is ready, and the others."""
+        self._lacks("wait")
+
+    def inside(self) -> Inside:
+        self._lacks("nesting")
+
+    def actor(self, cls: type) -> Any:
+        self._lacks("actors")
+
+    def method(self, actor: Any, name: str) -> Submit:
+        """What submits a call of the actor's method and returns a handle."""
+        self._lacks("actors")
+
+    def create_groups(self, bundles: list[dict[str, float]], count: int) -> list[Any]:
+        """That many placement groups of these bundles, each ready."""
+        self._lacks("placement groups")
+
+    def remove_groups(self, groups: list[Any]) -> None:
+        self._lacks("placement groups")
+
+    def _lacks(self, what: str) -> NoReturn:
+        raise NotImplementedError(f"{self.name} has no {what}")

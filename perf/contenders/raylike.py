@@ -1,0 +1,118 @@
+"""The adapter of every system with Ray's API: it is handed the module, so skate and Ray run the same code."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from perf.contenders.base import Contender, Submit
+
+_NEEDED = ("init", "shutdown", "remote", "get", "put", "wait")
+
+
+class RayLike(Contender):
+    can = frozenset(
+        {"session", "tasks", "refs", "objects", "wait", "nesting", "nested refs", "actors", "groups"}
+    )
+
+    def __init__(self, name: str, *, is_rival: bool) -> None:
+        self.name = self.import_name = name
+        self.is_rival = is_rival
+
+    @property
+    def module(self) -> ModuleType:
+        return importlib.import_module(self.import_name)
+
+    def version(self) -> str:
+        version = super().version()
+        missing = [name for name in _NEEDED if not hasattr(self.module, name)]
+        if missing:
+            raise ImportError(f"{self.import_name} has no {', '.join(missing)}")
+        return version
+
+    def start(self, num_cpus: int) -> None:
+        module = self.module
+        module.init(
+            num_cpus=num_cpus,
+            resources={"custom": 100},  # what Ray's own row on placement groups asks for
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=False,
+        )
+        # The names a timed loop calls are the module's own functions, without a frame of ours between.
+        self.get = self.get_all = module.get  # type: ignore[method-assign]
+        self.put = module.put  # type: ignore[method-assign]
+
+    def stop(self) -> None:
+        self.module.shutdown()
+
+    def task(self, function: Callable[..., Any]) -> Submit:
+        return self.module.remote(function).remote
+
+    def wait(self, handles: Sequence[Any], *, fetch_local: bool) -> tuple[list[Any], list[Any]]:
+        return self.module.wait(handles, fetch_local=fetch_local)
+
+    def inside(self) -> RayLikeInside:
+        return RayLikeInside(self.import_name)
+
+    def actor(self, cls: type) -> Any:
+        return self.module.remote(num_cpus=0)(cls).remote()
+
+    def method(self, actor: Any, name: str) -> Submit:
+        def submit(*args: Any) -> Any:  # looks the method up each time, as a program does
+            return getattr(actor, name).remote(*args)
+
+        return submit
+
+    def create_groups(self, bundles: list[dict[str, float]], count: int) -> list[Any]:
+        create = self._util("placement_group")
+        groups = [create(bundles=bundles) for _ in range(count)]
+        for group in groups:
+            group.wait(timeout_seconds=30)
+        return groups
+
+    def remove_groups(self, groups: list[Any]) -> None:
+        remove = self._util("remove_placement_group")
+        for group in groups:
+            remove(group)
+
+    def _util(self, name: str) -> Callable[..., Any]:
+        try:
+            function = getattr(importlib.import_module(f"{self.import_name}.util"), name)
+        except (ImportError, AttributeError):
+            self._lacks(f"util.{name}")
+        if not callable(function):
+            self._lacks(f"util.{name}")
+        return function
+
+
+class RayLikeInside:
+    """See base.Inside. Holds the module's name only, and one decorated function a process."""
+
+    def __init__(self, import_name: str) -> None:
+        self.import_name = import_name
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        module = importlib.import_module(self.import_name)
+        return module.get(module.remote(function).remote(*args))
+
+    def call_many(self, function: Callable[..., Any], count: int) -> None:
+        module = importlib.import_module(self.import_name)
+        submit = _decorated(module, function)
+        module.get([submit() for _ in range(count)])
+
+    def put(self, value: Any) -> Any:
+        return importlib.import_module(self.import_name).put(value)
+
+
+_submitters: dict[Callable[..., Any], Submit] = {}
+
+
+def _decorated(module: ModuleType, function: Callable[..., Any]) -> Submit:
+    """Decorated once a process, as a program's own module would."""
+    if function not in _submitters:
+        _submitters[function] = module.remote(function).remote
+    return _submitters[function]

@@ -1,0 +1,363 @@
+"""Which lease request a node grants, and on which of its workers. Nothing runs over the node's resources, ever.
+
+Pure. State: the node's resources, the requests that wait, the leases that are granted, and the pool of workers. Events:
+leases_requested, lease_returned, worker_ready, worker_died, worker_blocked, worker_unblocked, process_left. They only
+note what happened; `decide` then acts on all of them, so that what arrives together is judged together. Effects are
+what `decide` returns.
+
+Rules:
+
+* A worker whose wait is over gets its CPUs back before anything new is granted.
+* Among requests the more deeply nested go first, so that what blocked workers wait for can finish; equals take turns.
+* A request that must wait has leases of other classes and owners reclaimed: a thousand owners get their turns.
+* A worker blocked in `get` or `wait` lends its CPUs, not its GPUs.
+* Workers are started only for leases whose resources are reserved, so there are never more than the resources allow
+  plus those that are blocked. Idle ones beyond `keep_idle` are asked to leave.
+
+Invariants (`check`): what the live allocations hold is what the leases say; a worker has one lease at most; a lease has
+a worker, or waits for one in `_waiting`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from typing import Final, NamedTuple
+
+from skate.core.resources import Allocation, NodeResources, ResourceSet
+from skate.ids import ProcessId
+
+#: seconds that an idle worker beyond `keep_idle` is kept
+IDLE_SECONDS: Final = 1.0
+
+
+class StartWorker(NamedTuple):
+    """Effect: fork a worker for this environment; `worker_ready` or `worker_start_failed` follows."""
+
+    environment: Hashable
+
+
+class Grant(NamedTuple):
+    """Effect: tell the owner about its lease."""
+
+    lease: NodeLease
+
+
+class Reclaim(NamedTuple):
+    """Effect: tell the owner that others wait for this lease."""
+
+    lease: NodeLease
+
+
+class ResumeWorker(NamedTuple):
+    """Effect: the worker has its CPUs again."""
+
+    lease: NodeLease
+
+
+class KillWorker(NamedTuple):
+    """Effect: end a worker whose owner is gone."""
+
+    worker: ProcessId
+    why: str
+
+
+class RetireWorker(NamedTuple):
+    """Effect: ask an idle worker to end, if it owns nothing."""
+
+    worker: ProcessId
+
+
+class WarnInfeasible(NamedTuple):
+    """Effect: tell the owner that no node can ever meet its demand."""
+
+    request: LeaseRequest
+
+
+Effect = StartWorker | Grant | Reclaim | ResumeWorker | KillWorker | RetireWorker | WarnInfeasible
+
+
+class LeaseRequest:
+    """How many leases of one class an owner could still use."""
+
+    __slots__ = ("class_id", "demand", "depth", "environment", "feasible", "owner", "turn", "wanted")
+
+    def __init__(
+        self, owner: ProcessId, class_id: int, demand: ResourceSet, depth: int, environment: Hashable, feasible: bool
+    ) -> None:
+        self.owner = owner
+        self.class_id = class_id
+        self.demand = demand
+        self.depth = depth
+        self.environment = environment
+        self.feasible = feasible
+        self.wanted = 0
+        #: requests with the lowest number go first among equally deep ones
+        self.turn = 0
+
+
+class NodeLease:
+    """Resources and a worker, given to an owner."""
+
+    __slots__ = ("allocation", "blocked", "id", "reclaimed", "request", "worker")
+
+    def __init__(self, lease_id: int, request: LeaseRequest, allocation: Allocation) -> None:
+        self.id = lease_id
+        self.request = request
+        self.allocation = allocation
+        #: None until one has started
+        self.worker: PoolWorker | None = None
+        self.reclaimed = False
+        #: its worker waits in `get`, or has waited and waits for its CPUs
+        self.blocked = False
+
+    def __repr__(self) -> str:
+        return f"<NodeLease {self.id} {self.request.demand} for {self.request.owner.hex()}>"
+
+
+class PoolWorker:
+    """A worker process as the node sees it."""
+
+    __slots__ = ("environment", "id", "idle_since", "lease", "retiring")
+
+    def __init__(self, worker_id: ProcessId, environment: Hashable, now: float) -> None:
+        self.id = worker_id
+        self.environment = environment
+        self.lease: NodeLease | None = None
+        self.idle_since = now
+        self.retiring = False
+
+
+class Admission:
+    """The scheduler of one node."""
+
+    def __init__(self, resources: NodeResources, *, keep_idle: int, start_at_once: int) -> None:
+        self.resources = resources
+        #: idle workers that are kept warm
+        self.keep_idle = keep_idle
+        #: workers that may be starting at the same time
+        self.start_at_once = start_at_once
+        self.requests: dict[tuple[ProcessId, int], LeaseRequest] = {}
+        self.leases: dict[int, NodeLease] = {}
+        self.workers: dict[ProcessId, PoolWorker] = {}
+        self._idle: dict[Hashable, list[PoolWorker]] = {}
+        self._waiting: dict[Hashable, deque[NodeLease]] = {}
+        self._starting: dict[Hashable, int] = {}
+        self._resuming: deque[NodeLease] = deque()
+        self._effects: list[Effect] = []
+        self._next_lease = 0
+        self._turn = 0
+
+    # --------------------------------------------------------------------------------------------------- events
+
+    def leases_requested(
+        self, owner: ProcessId, class_id: int, demand: ResourceSet, depth: int, wanted: int, environment: Hashable
+    ) -> None:
+        """How many leases of the class the owner could use now, beyond those it was granted."""
+        key = (owner, class_id)
+        request = self.requests.get(key)
+        if request is None:
+            feasible = self.resources.feasible(demand)
+            request = self.requests[key] = LeaseRequest(owner, class_id, demand, depth, environment, feasible)
+            if not feasible:
+                self._effects.append(WarnInfeasible(request))
+        if wanted and not request.wanted:
+            self._turn += 1
+            request.turn = self._turn
+        request.wanted = max(0, wanted)
+
+    def lease_returned(self, lease_id: int, now: float) -> None:
+        lease = self.leases.get(lease_id)
+        if lease is None:
+            return  # the worker's death came first
+        worker = lease.worker
+        self._end(lease)
+        if worker is not None:
+            worker.lease = None
+            self._set_idle(worker, now)
+
+    def worker_ready(self, worker_id: ProcessId, environment: Hashable, now: float) -> None:
+        self._starting[environment] = self._starting.get(environment, 1) - 1
+        worker = self.workers[worker_id] = PoolWorker(worker_id, environment, now)
+        self._set_idle(worker, now)
+
+    def worker_start_failed(self, environment: Hashable) -> None:
+        """A worker died before it was ready; `decide` starts another where one is still needed."""
+        self._starting[environment] = self._starting.get(environment, 1) - 1
+
+    def worker_died(self, worker_id: ProcessId) -> None:
+        worker = self.workers.pop(worker_id, None)
+        if worker is None:
+            return
+        if worker.lease is not None:
+            self._end(worker.lease)
+        elif worker in self._idle.get(worker.environment, ()):
+            self._idle[worker.environment].remove(worker)
+
+    def worker_blocked(self, lease_id: int) -> None:
+        lease = self.leases.get(lease_id)
+        if lease is not None and not lease.blocked:
+            lease.blocked = True
+            self.resources.release_cpus(lease.allocation)
+
+    def worker_unblocked(self, lease_id: int) -> None:
+        lease = self.leases.get(lease_id)
+        if lease is not None and lease.blocked:
+            self._resuming.append(lease)
+
+    def process_left(self, process: ProcessId) -> None:
+        """An owner is gone: its requests end, and workers that run its tasks are of no use any more."""
+        for key in [key for key in self.requests if key[0] == process]:
+            del self.requests[key]
+        for lease in [lease for lease in self.leases.values() if lease.request.owner == process]:
+            worker = lease.worker
+            self._end(lease)
+            if worker is not None:
+                worker.lease = None
+                self.workers.pop(worker.id, None)
+                self._effects.append(KillWorker(worker.id, f"its owner {process.hex()} is gone"))
+
+    # -------------------------------------------------------------------------------------------------- decisions
+
+    def decide(self, now: float) -> list[Effect]:
+        """Acts on all that has happened since the last call."""
+        self._resume()
+        if not self._resuming:
+            self._grant()
+        self._match_workers()
+        self._start_workers()
+        effects, self._effects = self._effects, []
+        return effects
+
+    def tick(self, now: float) -> float | None:
+        """Asks workers that have been idle for long to leave; gives the time of the next such look, or None."""
+        idle = [worker for workers in self._idle.values() for worker in workers if not worker.retiring]
+        spare = sorted(idle, key=lambda worker: worker.idle_since)[: max(0, len(idle) - self.keep_idle)]
+        due = None
+        for worker in spare:
+            at = worker.idle_since + IDLE_SECONDS
+            if at <= now:
+                worker.retiring = True
+                self._idle[worker.environment].remove(worker)
+                self._effects.append(RetireWorker(worker.id))
+            elif due is None or at < due:
+                due = at
+        return due
+
+    def retirement_declined(self, worker_id: ProcessId, now: float) -> None:
+        """The worker still owns something: it stays."""
+        worker = self.workers.get(worker_id)
+        if worker is not None and worker.retiring:
+            worker.retiring = False
+            self._set_idle(worker, now)
+
+    def _resume(self) -> None:
+        while self._resuming:
+            lease = self._resuming[0]
+            if self.leases.get(lease.id) is lease:
+                if not self.resources.reacquire_cpus(lease.allocation):
+                    return
+                lease.blocked = False
+                self._effects.append(ResumeWorker(lease))
+            self._resuming.popleft()
+
+    def _grant(self) -> None:
+        open_requests = [request for request in self.requests.values() if request.wanted and request.feasible]
+        if not open_requests:
+            return
+        short: set[ResourceSet] = set()
+        order = sorted(open_requests, key=lambda request: (-request.depth, request.turn))
+        queue = deque(order)
+        while queue:
+            request = queue.popleft()
+            if request.demand in short:
+                continue
+            allocation = self.resources.allocate(request.demand)
+            if allocation is None:
+                short.add(request.demand)
+                continue
+            request.wanted -= 1
+            self._turn += 1
+            request.turn = self._turn
+            self._next_lease += 1
+            lease = NodeLease(self._next_lease, request, allocation)
+            self.leases[lease.id] = lease
+            self._waiting.setdefault(request.environment, deque()).append(lease)
+            if request.wanted:
+                # equals take turns: behind the others of the same depth
+                at = next((i for i, other in enumerate(queue) if other.depth < request.depth), len(queue))
+                queue.insert(at, request)
+        self._reclaim([request for request in order if request.wanted])
+
+    def _reclaim(self, unmet: list[LeaseRequest]) -> None:
+        """Asks for as many leases of others as there are requests that must wait."""
+        for request in unmet:
+            open_reclaims = sum(1 for lease in self.leases.values() if lease.reclaimed)
+            need = request.wanted - open_reclaims
+            for lease in self.leases.values():
+                if need <= 0:
+                    break
+                if lease.reclaimed or lease.request is request or lease.worker is None or lease.blocked:
+                    continue
+                if request.depth < lease.request.depth or not any(lease.request.demand.get(n) for n in request.demand):
+                    continue
+                lease.reclaimed = True
+                need -= 1
+                self._effects.append(Reclaim(lease))
+
+    def _match_workers(self) -> None:
+        for environment, waiting in self._waiting.items():
+            idle = self._idle.get(environment)
+            while waiting and idle:
+                lease = waiting.popleft()
+                worker = idle.pop()  # the one that was busy last: its caches are warm
+                worker.lease = lease
+                lease.worker = worker
+                self._effects.append(Grant(lease))
+
+    def _start_workers(self) -> None:
+        starting = sum(self._starting.values())
+        for environment, waiting in self._waiting.items():
+            need = len(waiting) - self._starting.get(environment, 0)
+            while need > 0 and starting < self.start_at_once:
+                self._effects.append(StartWorker(environment))
+                self._starting[environment] = self._starting.get(environment, 0) + 1
+                starting += 1
+                need -= 1
+
+    def _set_idle(self, worker: PoolWorker, now: float) -> None:
+        worker.idle_since = now
+        self._idle.setdefault(worker.environment, []).append(worker)
+
+    def _end(self, lease: NodeLease) -> None:
+        del self.leases[lease.id]
+        self.resources.release(lease.allocation)
+        if lease.worker is None:
+            self._waiting[lease.request.environment].remove(lease)
+
+    # --------------------------------------------------------------------------------------------------- reports
+
+    def demands(self) -> list[tuple[dict[str, float], int, bool]]:
+        """What waits: (resources, how many, feasible)."""
+        return [
+            (request.demand.to_dict(), request.wanted, request.feasible)
+            for request in self.requests.values()
+            if request.wanted
+        ]
+
+    def check(self) -> None:
+        """Raises AssertionError where an invariant does not hold."""
+        self.resources.check()
+        if {lease.allocation for lease in self.leases.values()} != self.resources.live:
+            raise AssertionError("the leases do not hold what is allocated")
+        waiting = [lease for leases in self._waiting.values() for lease in leases]
+        for lease in self.leases.values():
+            if (lease.worker is None) != (lease in waiting):
+                raise AssertionError(f"{lease} has {lease.worker}, and waits: {lease in waiting}")
+            if lease.worker is not None and lease.worker.lease is not lease:
+                raise AssertionError(f"{lease} has a worker that serves {lease.worker.lease}")
+        idle = [worker for workers in self._idle.values() for worker in workers]
+        for worker in self.workers.values():
+            places = (worker.lease is not None) + (worker in idle) + worker.retiring
+            if places != 1:
+                raise AssertionError(f"worker {worker.id.hex()} stands in {places} places")

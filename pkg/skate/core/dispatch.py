@@ -1,0 +1,337 @@
+"""Which task goes to which leased worker, and how many leases the owner asks for.
+
+Pure. State: a Queue for each scheduling class (tasks that need the same resources and environment), and the leases
+held for it. Events: task_queued, task_done, tasks_returned, lease_granted, lease_reclaimed, worker_lost, tick. Effects
+out through `take_effects`.
+
+Rules:
+
+* A lease's pipeline is filled up to `BUDGET` seconds of expected work: short tasks travel many at a time, a task that
+  takes longer, or that was never measured, travels alone.
+* No task waits behind a long one: when the first task of a pipeline overruns, the rest is recalled.
+* The owner asks for more leases than it has only for what does not fit into the pipelines of those.
+* A lease without work is kept for `LINGER` seconds, and given back at once when others wait for it.
+
+Invariants (`check`): a task is in one queue or in flight on one lease; what a lease's `load` says is the sum of what its
+tasks were expected to take; an idle lease and a waiting task of the same queue never exist at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from math import ceil
+from typing import Any, Final, NamedTuple
+
+from skate.core.resources import ResourceSet
+from skate.core.tasks import DONE, PUSHED, QUEUED, OwnedTask
+from skate.ids import ProcessId
+
+#: seconds of expected work that a worker may have in its pipeline
+BUDGET: Final = 0.003
+#: seconds that a lease without work is kept
+LINGER: Final = 0.1
+#: tasks that a worker may have in its pipeline, however short they are
+MAX_IN_FLIGHT: Final = 512
+
+
+class PushTasks(NamedTuple):
+    """Effect: these tasks go to the lease's worker now."""
+
+    lease: HeldLease
+    tasks: list[OwnedTask]
+
+
+class AskLeases(NamedTuple):
+    """Effect: tell the node how many more leases the queue could use."""
+
+    queue: Queue
+    wanted: int
+
+
+class GiveBack(NamedTuple):
+    """Effect: the lease goes back to the node."""
+
+    lease: HeldLease
+
+
+class Recall(NamedTuple):
+    """Effect: ask the worker for what it has not begun."""
+
+    lease: HeldLease
+
+
+Effect = PushTasks | AskLeases | GiveBack | Recall
+
+
+class Queue:
+    """Tasks of one scheduling class that wait for a worker, and the leases held for them."""
+
+    __slots__ = ("class_id", "demand", "environment", "leases", "seconds", "tasks", "told")
+
+    def __init__(self, class_id: int, demand: ResourceSet, environment: Any = None) -> None:
+        self.class_id = class_id
+        self.demand = demand
+        self.environment = environment
+        self.tasks: deque[OwnedTask] = deque()
+        self.leases: list[HeldLease] = []
+        #: what the node was last told that we want
+        self.told = 0
+        #: running mean of a task's seconds in this class; None before the first result
+        self.seconds: float | None = None
+
+
+class HeldLease:
+    """A worker that is ours for now."""
+
+    __slots__ = ("head_since", "id", "idle_since", "in_flight", "load", "queue", "recalling", "reclaimed", "stalled", "worker")
+
+    def __init__(self, lease_id: int, queue: Queue, worker: ProcessId, now: float) -> None:
+        self.id = lease_id
+        self.queue = queue
+        self.worker = worker
+        #: pushed and not done, in the order in which the worker runs them
+        self.in_flight: dict[bytes, OwnedTask] = {}
+        #: seconds that they were expected to take
+        self.load = 0.0
+        #: since when the first of them has been first
+        self.head_since = now
+        self.idle_since = now
+        #: the worker was asked to give back what it has not begun
+        self.recalling = False
+        #: its first task overruns or is blocked: nothing is pushed behind it
+        self.stalled = False
+        #: others wait for it
+        self.reclaimed = False
+
+    def __repr__(self) -> str:
+        return f"<HeldLease {self.id} of {self.worker.hex()} in flight: {len(self.in_flight)}>"
+
+
+class Dispatcher:
+    """The queues and leases of one owner. Every method is called under the runtime's lock."""
+
+    def __init__(self) -> None:
+        self.queues: dict[Any, Queue] = {}
+        self.leases: dict[int, HeldLease] = {}
+        self._effects: list[Effect] = []
+
+    def take_effects(self) -> Sequence[Effect]:
+        effects = self._effects
+        if not effects:
+            return ()
+        self._effects = []
+        return effects
+
+    def queue_of(self, demand: ResourceSet, environment: Any = None) -> Queue:
+        """The queue of a scheduling class; made where it is new."""
+        key = demand if environment is None else (demand, environment)
+        queue = self.queues.get(key)
+        if queue is None:
+            queue = self.queues[key] = Queue(len(self.queues) + 1, demand, environment)
+        return queue
+
+    # --------------------------------------------------------------------------------------------------- events
+
+    def task_queued(self, task: OwnedTask, now: float) -> None:
+        """A task has its arguments and wants a worker."""
+        task.state = QUEUED
+        queue = task.queue
+        queue.tasks.append(task)
+        waiting = len(queue.tasks)
+        if waiting == 1 or not queue.told:
+            self._feed(queue, now)
+        elif waiting > queue.told and (waiting <= 16 or waiting >= queue.told * 1.25):
+            self._ask(queue)  # the pipelines are full already; a long queue is told in steps
+
+    def task_done(self, lease: HeldLease, task: OwnedTask, seconds: float, now: float) -> None:
+        """The worker has run a task. (Whether it is retried is not decided here.)"""
+        task.function.measured(seconds)
+        queue = lease.queue
+        queue.seconds = seconds if queue.seconds is None else queue.seconds + 0.2 * (seconds - queue.seconds)
+        task.state = DONE
+        self._take_out(lease, task, now)
+        lease.stalled = False
+        if queue.tasks or not lease.in_flight:
+            self._feed(queue, now)
+
+    def tasks_returned(self, lease: HeldLease, tasks: Iterable[OwnedTask], now: float) -> None:
+        """The worker gives back tasks that it has not begun, because it was asked to or because it is blocked."""
+        lease.recalling = False
+        returned = list(tasks)
+        if returned:
+            lease.stalled = True  # until its first task is done; none: it had begun all of them
+        head_since = lease.head_since
+        for task in reversed(returned):
+            self._take_out(lease, task, now)
+            task.state = QUEUED
+            lease.queue.tasks.appendleft(task)
+        if lease.in_flight:
+            lease.head_since = head_since
+        else:
+            lease.stalled = False
+        self._feed(lease.queue, now)
+
+    def lease_granted(self, queue: Queue, lease_id: int, worker: ProcessId, now: float) -> HeldLease:
+        lease = HeldLease(lease_id, queue, worker, now)
+        queue.leases.append(lease)
+        self.leases[lease_id] = lease
+        queue.told = max(0, queue.told - 1)
+        self._feed(queue, now)
+        return lease
+
+    def lease_reclaimed(self, lease_id: int) -> None:
+        """Others wait for what the lease holds."""
+        lease = self.leases.get(lease_id)
+        if lease is None:
+            return  # it was given back already; the messages crossed
+        lease.reclaimed = True
+        if not lease.in_flight:
+            self._give_back(lease)
+
+    def worker_lost(self, lease: HeldLease, running: bytes, now: float) -> list[OwnedTask]:
+        """The worker died. Tasks that it had not begun are queued again; gives those that it may have begun.
+
+        `running` names the task it was in, as far as is known: what was pushed before that one was run, and its
+        result was lost on the way.
+        """
+        tasks = list(lease.in_flight.values())
+        begun = 0
+        if running:
+            begun = 1 + next((i for i, task in enumerate(tasks) if task.id == running), -1)
+        for task in tasks:
+            task.blamed = True
+        lease.in_flight.clear()
+        self._drop(lease)
+        for task in reversed(tasks[begun:]):
+            task.state = QUEUED
+            lease.queue.tasks.appendleft(task)
+        self._feed(lease.queue, now)
+        return tasks[:begun]
+
+    def tick(self, now: float) -> None:
+        """Time has passed: recalls what waits behind a task that overruns, gives back idle leases."""
+        for lease in list(self.leases.values()):
+            if not lease.in_flight:
+                if now - lease.idle_since >= LINGER:
+                    self._give_back(lease)
+            elif len(lease.in_flight) > 1 and not lease.recalling and now >= self._overrun_at(lease):
+                lease.recalling = lease.stalled = True
+                self._effects.append(Recall(lease))
+
+    def next_tick(self) -> float | None:
+        """When `tick` has something to do next, in the clock's seconds; None: not before another event."""
+        deadline = None
+        for lease in self.leases.values():
+            if not lease.in_flight:
+                at = lease.idle_since + LINGER
+            elif len(lease.in_flight) > 1 and not lease.recalling:
+                at = self._overrun_at(lease)
+            else:
+                continue
+            if deadline is None or at < deadline:
+                deadline = at
+        return deadline
+
+    # --------------------------------------------------------------------------------------------------- the rules
+
+    def _overrun_at(self, lease: HeldLease) -> float:
+        head = next(iter(lease.in_flight.values()))
+        return lease.head_since + head.expected + BUDGET
+
+    def _feed(self, queue: Queue, now: float) -> None:
+        """Fills the pipelines of the queue's leases, then says how many more leases it could use."""
+        tasks = queue.tasks
+        pushed: dict[int, list[OwnedTask]] = {}
+        while tasks:
+            lease = self._roomiest(queue, tasks[0])
+            if lease is None:
+                break
+            task = tasks.popleft()
+            task.state = PUSHED
+            task.expected = BUDGET if task.function.seconds is None or task.blamed else task.function.seconds
+            if not lease.in_flight:
+                lease.head_since = now
+            lease.in_flight[task.id] = task
+            lease.load += task.expected
+            batch = pushed.get(lease.id)
+            if batch is None:
+                pushed[lease.id] = batch = []
+                self._effects.append(PushTasks(lease, batch))
+            batch.append(task)
+        if not tasks:
+            for lease in list(queue.leases):
+                if lease.reclaimed and not lease.in_flight:
+                    self._give_back(lease)
+        self._ask(queue)
+
+    def _roomiest(self, queue: Queue, task: OwnedTask) -> HeldLease | None:
+        """The lease with the least to do whose pipeline has room for one more task."""
+        best = None
+        alone = task.blamed
+        for lease in queue.leases:
+            if lease.reclaimed or lease.stalled or lease.recalling:
+                continue
+            if lease.in_flight:
+                expected = task.function.seconds
+                if alone or expected is None or lease.load + expected > BUDGET or len(lease.in_flight) >= MAX_IN_FLIGHT:
+                    continue
+            if best is None or lease.load < best.load:
+                best = lease
+        return best
+
+    def _ask(self, queue: Queue) -> None:
+        waiting = len(queue.tasks)
+        wanted = waiting
+        if waiting and queue.seconds is not None:
+            wanted = min(waiting, ceil(waiting * queue.seconds / BUDGET))
+        if wanted > queue.told or (queue.told and not waiting):
+            queue.told = wanted
+            self._effects.append(AskLeases(queue, wanted))
+
+    def _take_out(self, lease: HeldLease, task: OwnedTask, now: float) -> None:
+        del lease.in_flight[task.id]
+        lease.head_since = now
+        if lease.in_flight:
+            lease.load -= task.expected
+        else:
+            lease.load = 0.0
+            lease.recalling = lease.stalled = False
+            lease.idle_since = now
+            if lease.reclaimed:
+                self._give_back(lease)
+
+    def _give_back(self, lease: HeldLease) -> None:
+        self._drop(lease)
+        self._effects.append(GiveBack(lease))
+
+    def _drop(self, lease: HeldLease) -> None:
+        if self.leases.pop(lease.id, None) is not None:
+            lease.queue.leases.remove(lease)
+
+    # --------------------------------------------------------------------------------------------------- checks
+
+    def check(self) -> None:
+        """Raises AssertionError where an invariant does not hold."""
+        seen: set[bytes] = set()
+        for queue in self.queues.values():
+            for task in queue.tasks:
+                if task.state != QUEUED or task.id in seen:
+                    raise AssertionError(f"{task} stands in a queue")
+                seen.add(task.id)
+            for lease in queue.leases:
+                if self.leases.get(lease.id) is not lease:
+                    raise AssertionError(f"{lease} is not in the table")
+                if lease.reclaimed and not lease.in_flight:
+                    raise AssertionError(f"{lease} is idle, and others wait for it")
+                if queue.tasks and not lease.in_flight:
+                    raise AssertionError(f"{lease} is idle while {len(queue.tasks)} tasks wait")
+                total = sum(task.expected for task in lease.in_flight.values())
+                if abs(lease.load - total) > 1e-6:
+                    raise AssertionError(f"{lease}: load {lease.load}, its tasks {total}")
+                for task in lease.in_flight.values():
+                    if task.state != PUSHED or task.id in seen:
+                        raise AssertionError(f"{task} is in flight on {lease}")
+                    seen.add(task.id)
+        if sum(len(queue.leases) for queue in self.queues.values()) != len(self.leases):
+            raise AssertionError("a lease belongs to no queue")

@@ -1,0 +1,271 @@
+"""Which objects this process owns or borrows, who else holds them, and when one may go.
+
+Pure: events in (`on_…`, `pin`, `unpin`), effects out through `take_effects`. The rules:
+
+* An object's owner is the process that made its id. The owner keeps the value while anybody holds the object:
+  a handle or pin of its own (`entry.handles`, `entry.pins`), or a borrower with a positive count.
+* **Whoever hands a ref on registers the receiver with the owner before it can let go itself**, on the same ordered
+  link. So no count is ever missing while it matters, and no acknowledgement is needed. Counts per borrower may go
+  below zero for a moment, when a release overtakes a registration that came by another way; somebody else's count is
+  positive then.
+* A ref that came inside something (a task's arguments, another object's value) is not registered at all while that
+  *guard* lasts. When the guard ends, what is still held is named (`kept`), and whoever held the guard's contents
+  registers it. A thousand refs read and dropped inside a task cost no message.
+* An object that contains refs pins their entries at its owner.
+
+Invariants (`check`): an owned entry in the table is held or has a borrower; a borrowed entry in the table is held, or
+its drop is still to be drained; the pins of an object's contents are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from skate._c.refs import PENDING, Guard, ObjectEntry, forget_if_unheld
+from skate.ids import ObjectId, ProcessId, owner_of
+
+
+class FreeValue(NamedTuple):
+    """Effect: nobody holds an owned object any more; its bytes may go."""
+
+    entry: ObjectEntry
+
+
+class TellBorrower(NamedTuple):
+    """Effect: send AddBorrower(object, borrower, container) to `to`."""
+
+    to: ProcessId
+    object: ObjectId
+    borrower: ProcessId
+    container: bytes
+
+
+class TellRelease(NamedTuple):
+    """Effect: send ReleaseBorrow(object, owed, kept) to the owner."""
+
+    to: ProcessId
+    object: ObjectId
+    owed: int
+    kept: list[bytes] | None
+
+
+Effect = FreeValue | TellBorrower | TellRelease
+
+
+class References:
+    """The objects of one process. Every method is called under the runtime's lock."""
+
+    def __init__(self, me: ProcessId, home: Any) -> None:
+        self.me = me
+        self.home = home
+        #: every object this process owns and keeps, or borrows and holds
+        self.entries: dict[bytes, ObjectEntry] = {}
+        self._effects: list[Effect] = []
+
+    def take_effects(self) -> Sequence[Effect]:
+        effects = self._effects
+        if not effects:
+            return ()
+        self._effects = []
+        return effects
+
+    # ------------------------------------------------------------------------------------- making and letting go
+
+    def create(self, object_id: bytes) -> ObjectEntry:
+        """A new object of this process, PENDING, with no handle yet."""
+        entry = ObjectEntry(object_id, self.home, owned=True)
+        self.entries[object_id] = entry
+        return entry
+
+    def borrowed(self, object_id: bytes) -> ObjectEntry:
+        """The entry of an object that may be another process's; made where it is not known yet."""
+        entry = self.entries.get(object_id)
+        if entry is None:
+            entry = ObjectEntry(object_id, self.home, owned=owner_of(object_id) == self.me)
+            self.entries[object_id] = entry
+        return entry
+
+    def pin(self, entries: Iterable[ObjectEntry]) -> None:
+        for entry in entries:
+            entry.pins += 1
+
+    def unpin(self, entries: Iterable[ObjectEntry]) -> None:
+        for entry in entries:
+            entry.pins -= 1
+            if entry.pins == 0 and entry.handles == 0:
+                self.on_dropped(entry)
+
+    def on_dropped(self, entry: ObjectEntry) -> None:
+        """The last handle or pin of this process went (it may have been taken up again since)."""
+        if entry.owned:
+            self._free_if_unused(entry)
+        elif forget_if_unheld(self.entries, entry):
+            kept = self.end_guard(entry)
+            if entry.owed or kept:
+                kept_ids = [item for item, _ in kept] or None
+                self._effects.append(TellRelease(owner_of(entry.id), ObjectId(entry.id), entry.owed, kept_ids))
+
+    def _free_if_unused(self, entry: ObjectEntry) -> None:
+        if entry.borrowers and any(count > 0 for count in entry.borrowers.values()):
+            return
+        if entry.state == PENDING:
+            entry.abandoned = not entry.held  # its task still runs; `on_value` looks again
+            return
+        if not forget_if_unheld(self.entries, entry):
+            return
+        contents, entry.contents = entry.contents, None
+        self._effects.append(FreeValue(entry))
+        if contents:
+            self.unpin(contents)
+
+    def on_value(self, entry: ObjectEntry, contents: Iterable[tuple[bytes, bytes | None]] | None) -> None:
+        """An owned object has its value now, with refs to `contents` inside: [(object id, via), …].
+
+        `via` says by what right this process holds an inner ref: None, the sender registered it as borrower; empty, it
+        held it already; an object id, it holds it through that object, which it holds.
+        """
+        if contents:
+            entry.contents = self._hold_contents(contents)
+        if entry.abandoned:
+            self._free_if_unused(entry)
+
+    def _hold_contents(self, contents: Iterable[tuple[bytes, bytes | None]]) -> list[ObjectEntry]:
+        held = []
+        for object_id, via in contents:
+            inner = self.borrowed(object_id)
+            inner.pins += 1
+            if inner.owned:
+                pass
+            elif via is None:
+                inner.owed += 1
+            elif via and inner.owed == 0 and inner.guard is None:
+                container = self.entries.get(via)
+                if container is not None and not container.owned:
+                    inner.guarded_by(container)
+            held.append(inner)
+        return held
+
+    # ------------------------------------------------------------------------------------------- handing refs on
+
+    def hand_over(self, contents: Iterable[ObjectEntry], to: ProcessId) -> list[tuple[bytes, bytes | None]]:
+        """Registers `to` as borrower of refs about to be sent inside a value; gives [(object id, via), …] to send.
+
+        What `to` itself lent through a guard needs no registration: it holds that until this process says it is done.
+        """
+        sent: list[tuple[bytes, bytes | None]] = []
+        for entry in contents:
+            via: bytes | None = None
+            if owner_of(entry.id) == to:
+                via = b""
+            elif not entry.owned and entry.owed == 0 and entry.guard is not None and entry.guard.voucher == to:
+                via = entry.guard.container
+            else:
+                self._register(entry, to)
+            sent.append((entry.id, via))
+        return sent
+
+    def _register(self, entry: ObjectEntry, borrower: ProcessId, container: bytes = b"") -> None:
+        """Counts `borrower` in at the owner, or asks whoever keeps the object alive for us to have it counted in."""
+        if entry.owned:
+            if entry.borrowers is None:
+                entry.borrowers = {}
+            self._count(entry, borrower, 1)
+        elif entry.owed > 0 or entry.guard is None:
+            owner = owner_of(entry.id)
+            if owner != borrower:
+                self._effects.append(TellBorrower(owner, ObjectId(entry.id), borrower, container))
+        else:
+            guard = entry.guard
+            self._effects.append(
+                TellBorrower(ProcessId(guard.voucher), ObjectId(entry.id), borrower, guard.container)
+            )
+
+    def _count(self, entry: ObjectEntry, borrower: ProcessId, change: int) -> None:
+        if entry.borrowers is None:
+            entry.borrowers = {}
+        count = entry.borrowers.get(borrower, 0) + change
+        if count:
+            entry.borrowers[borrower] = count
+        else:
+            entry.borrowers.pop(borrower, None)
+
+    def on_borrower_added(self, object_id: bytes, borrower: ProcessId, container: bytes) -> None:
+        """Somebody says that `borrower` holds an object which this process owns, or keeps alive for the sender."""
+        if borrower == self.me:
+            return  # it came home: an owned object is never borrowed by its owner, a borrowed one is held already
+        entry = self.entries.get(object_id)
+        if entry is not None:
+            self._register(entry, borrower)
+        elif container and owner_of(container) != self.me:
+            self._effects.append(TellBorrower(owner_of(container), ObjectId(object_id), borrower, container))
+
+    def on_borrow_released(self, object_id: bytes, borrower: ProcessId, owed: int, kept: Iterable[bytes]) -> None:
+        """A borrower lets go of an owned object; of what it found inside it still holds `kept`."""
+        for inner in kept:
+            self.on_borrower_added(inner, borrower, b"")
+        entry = self.entries.get(object_id)
+        if entry is None or not entry.owned:
+            return
+        self._count(entry, borrower, -owed)
+        if not entry.held:
+            self._free_if_unused(entry)
+
+    # -------------------------------------------------------------------------------------------------- guards
+
+    def end_guard(self, guard: Guard) -> list[tuple[bytes, bytes]]:
+        """A guard ends: what it alone kept alive and this process still holds, as [(object id, container), …].
+
+        Whoever is told that list registers this process as borrower of each; they count as owed from now on.
+        """
+        guarded = guard.guarded
+        if not guarded:
+            return []
+        kept = []
+        for entry in list(guarded.values()):
+            entry.guard = None
+            if entry.held and entry.owed == 0:
+                entry.owed = 1
+                kept.append((entry.id, guard.container))
+        guarded.clear()
+        return kept
+
+    def on_kept(self, kept: Iterable[tuple[bytes, bytes]], borrower: ProcessId) -> None:
+        """A task of ours is done, and its worker still holds refs that came with the arguments."""
+        for object_id, container in kept:
+            if owner_of(object_id) != borrower:
+                self.on_borrower_added(object_id, borrower, container)
+
+    # -------------------------------------------------------------------------------------------------- deaths
+
+    def on_process_died(self, process: ProcessId) -> list[ObjectEntry]:
+        """Its borrows end. Gives the entries of objects that it owned and whose value is not here."""
+        lost = []
+        for entry in list(self.entries.values()):
+            if entry.owned:
+                if entry.borrowers and process in entry.borrowers:
+                    del entry.borrowers[process]
+                    if not entry.held:
+                        self._free_if_unused(entry)
+            elif owner_of(entry.id) == process:
+                lost.append(entry)
+        return lost
+
+    # --------------------------------------------------------------------------------------------------- checks
+
+    def check(self) -> None:
+        """Raises AssertionError where an invariant does not hold."""
+        pinned: dict[bytes, int] = {}
+        for object_id, entry in self.entries.items():
+            if entry.id != object_id:
+                raise AssertionError(f"{entry} stands under {object_id.hex()}")
+            if entry.handles < 0 or entry.pins < 0 or entry.owed < 0:
+                raise AssertionError(f"{entry} has a negative count")
+            for inner in entry.contents or ():
+                pinned[inner.id] = pinned.get(inner.id, 0) + 1
+            if entry.guard is not None and entry.guard.guarded.get(object_id) is not entry:
+                raise AssertionError(f"{entry} names a guard that does not know it")
+        for object_id, count in pinned.items():
+            inner = self.entries.get(object_id)
+            if inner is None or inner.pins < count:
+                raise AssertionError(f"{object_id.hex()} is inside {count} objects, but {inner} is not pinned by them")

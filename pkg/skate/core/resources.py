@@ -1,0 +1,412 @@
+"""Requests for resources, and what a node has of them: CPUs and custom resources by amount, GPUs one by one.
+
+State owned here: for each node, totals, what is available, which GPU has how much free, and the allocations
+that hold the difference (`NodeResources`). Amounts are integers in units of 1/10,000 (`skate._c.resources`);
+floats appear only where a user reads or writes them. Invariants, checked by `check()`: available plus what
+the live allocations hold is the total, resource by resource and GPU by GPU; so nothing ever runs over a
+limit.
+
+Called by the node manager's admission (allocate, release, the CPUs of a worker blocked in `get`), by owners
+(`ResourceSet` is part of a scheduling class) and by the API (`task_request`, `actor_requests`). Pure: no I/O,
+no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from skate._c.resources import (
+    MAX_UNITS,
+    PREDEFINED,
+    UNITS_PER_ONE,
+    ResourceIndex,
+    ResourceRequest,
+    ResourceVector,
+    from_units,
+    to_units,
+)
+from skate.options import (
+    ACCELERATOR_PREFIX,
+    ActorOptions,
+    TaskOptions,
+    check_custom_name,
+    check_gpu_units,
+)
+
+#: Asked of a node's `accelerator_type:X` resource by whoever wants that accelerator; the same amount as in
+#: Ray.
+ACCELERATOR_UNITS = 10
+#: Compiled requests kept by a node, before it starts afresh.
+COMPILED_REQUESTS = 4096
+
+
+class ResourceSet:
+    """An immutable request, resource name -> units of 1/10,000. Hashable, cheap to compare, picklable.
+
+    Zeros are dropped, so `num_gpus=0` and no `num_gpus` are the same request. Prints as users know it,
+    {'CPU': 1.0}.
+    """
+
+    __slots__ = ("_hash", "_items")
+
+    def __init__(self, units: Mapping[str, int] | None = None) -> None:
+        """Raises ValueError for an amount below 0 or over MAX_UNITS, TypeError for what is no int."""
+        for name, amount in (units or {}).items():
+            if type(amount) is not int:
+                raise TypeError(f"units of {name!r} must be an int (1/10,000 each), got {amount!r}")
+            if not 0 <= amount <= MAX_UNITS:
+                raise ValueError(f"units of {name!r} must be between 0 and {MAX_UNITS}, got {amount}")
+        self._items = tuple(sorted((name, amount) for name, amount in (units or {}).items() if amount))
+        self._hash = hash(self._items)
+
+    @classmethod
+    def from_options(
+        cls,
+        num_cpus: float | None = None,
+        num_gpus: float | None = None,
+        memory: float | None = None,
+        resources: Mapping[str, float] | None = None,
+        *,
+        default_cpus: float = 1,
+        accelerator_type: str | None = None,
+    ) -> ResourceSet:
+        """The request that options ask for; None means not given, and `num_cpus` is `default_cpus` then.
+
+        `memory` is in bytes and loses its fraction, as in Ray. Raises ValueError for an amount that is
+        negative or not finite, for `num_gpus` over 1 that is not whole, and for a predefined resource among
+        `resources`; TypeError for what is no number.
+        """
+        units = {name: to_units(amount, name) for name, amount in (resources or {}).items()}
+        for name in units:
+            check_custom_name(name)
+        units["CPU"] = to_units(default_cpus if num_cpus is None else num_cpus, "num_cpus")
+        units["GPU"] = check_gpu_units(to_units(0 if num_gpus is None else num_gpus, "num_gpus"))
+        memory_units = to_units(0 if memory is None else memory, "memory")
+        units["memory"] = memory_units - memory_units % UNITS_PER_ONE
+        if accelerator_type is not None:
+            units[ACCELERATOR_PREFIX + accelerator_type] = ACCELERATOR_UNITS
+        return cls(units)
+
+    @classmethod
+    def from_floats(cls, amounts: Mapping[str, float]) -> ResourceSet:
+        """The set of amounts as users write them, {'CPU': 1.5}. Raises as `to_units` does."""
+        return cls({name: to_units(amount, name) for name, amount in amounts.items()})
+
+    def get(self, name: str) -> int:
+        """Units asked of `name`; 0 where it is not asked for."""
+        for known, amount in self._items:
+            if known == name:
+                return amount
+        return 0
+
+    def items(self) -> tuple[tuple[str, int], ...]:
+        """(name, units) pairs, sorted by name, no zeros."""
+        return self._items
+
+    def units(self) -> dict[str, int]:
+        return dict(self._items)
+
+    def to_dict(self) -> dict[str, float]:
+        """As users read it: {'CPU': 1.0}."""
+        return {name: from_units(amount) for name, amount in self._items}
+
+    def only(self, name: str) -> ResourceSet:
+        """The part of this request that asks for `name`."""
+        return ResourceSet({name: self.get(name)})
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, ResourceSet) and self._items == other._items
+
+    def __reduce__(self) -> tuple[type[ResourceSet], tuple[dict[str, int]]]:
+        return ResourceSet, (dict(self._items),)  # not the hash: strings hash differently in each process
+
+    def __repr__(self) -> str:
+        return repr(self.to_dict())
+
+
+def task_request(options: TaskOptions) -> ResourceSet:
+    """What one task holds while it runs: 1 CPU unless told otherwise. Raises as
+    `ResourceSet.from_options`.
+    """
+    return ResourceSet.from_options(
+        options.num_cpus,
+        options.num_gpus,
+        options.memory,
+        options.resources,
+        default_cpus=1,
+        accelerator_type=options.accelerator_type,
+    )
+
+
+class ActorRequests(NamedTuple):
+    """What an actor asks for."""
+
+    held: ResourceSet  #: kept for as long as the actor lives
+    placement: ResourceSet  #: what a node must have free for the actor to be put there
+
+
+def actor_requests(options: ActorOptions) -> ActorRequests:
+    """What an actor holds and what placing it needs, by Ray's rule. Raises as `ResourceSet.from_options`.
+
+    An actor that names no resource (memory does not count) is placed where 1 CPU is free but holds none, so
+    that many idle actors fit on a small machine; one that names any resource holds 1 CPU unless `num_cpus`
+    says otherwise.
+    """
+    named = (options.num_cpus, options.num_gpus, options.accelerator_type)
+    plain = all(value is None for value in named) and not options.resources
+
+    def request(default_cpus: int) -> ResourceSet:
+        return ResourceSet.from_options(
+            options.num_cpus,
+            options.num_gpus,
+            options.memory,
+            options.resources,
+            default_cpus=default_cpus,
+            accelerator_type=options.accelerator_type,
+        )
+
+    return ActorRequests(held=request(0 if plain else 1), placement=request(1))
+
+
+class DeviceAllocator:
+    """Which part of which GPU is free. A fraction packs onto one device, whole numbers take whole devices.
+
+    A fraction goes to the device that it fills best (the least free one that has room, the first of equals),
+    so that whole devices stay whole for those who need them.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = [UNITS_PER_ONE] * count  #: device index -> units free, 0..10,000
+        self._held: dict[int, int] = {}  #: device index -> units held, no zeros; the same fact, counted apart
+
+    def __len__(self) -> int:
+        return len(self._free)
+
+    @property
+    def free_units(self) -> tuple[int, ...]:
+        """Units free on each device."""
+        return tuple(self._free)
+
+    def feasible(self, units: int) -> bool:
+        """Whether an idle machine could grant `units`."""
+        if units <= UNITS_PER_ONE:
+            return units == 0 or len(self._free) > 0
+        return units % UNITS_PER_ONE == 0 and units // UNITS_PER_ONE <= len(self._free)
+
+    def allocate(self, units: int) -> list[tuple[int, int]] | None:
+        """(device index, units) pairs that make up `units`, or None where no such devices are free now.
+
+        0 units are no devices. More than one device and a fraction is never granted.
+        """
+        if units < 0:
+            raise ValueError(f"cannot allocate {units} units of a GPU")
+        parts = self._choose(units)
+        for device, part in parts or ():
+            self._free[device] -= part
+            self._held[device] = self._held.get(device, 0) + part
+        return parts
+
+    def _choose(self, units: int) -> list[tuple[int, int]] | None:
+        if units == 0:
+            return []
+        if units < UNITS_PER_ONE:
+            room = [(free, device) for device, free in enumerate(self._free) if free >= units]
+            return [(min(room)[1], units)] if room else None
+        whole, fraction = divmod(units, UNITS_PER_ONE)
+        idle = [device for device, free in enumerate(self._free) if free == UNITS_PER_ONE]
+        if fraction or len(idle) < whole:
+            return None
+        return [(device, UNITS_PER_ONE) for device in idle[:whole]]
+
+    def release(self, parts: Sequence[tuple[int, int]]) -> None:
+        """Gives `parts` back. Raises ValueError, and changes nothing, if a device would have more than it
+        is.
+        """
+        returned: dict[int, int] = {}
+        for device, part in parts:
+            returned[device] = returned.get(device, 0) + part
+        for device, part in returned.items():
+            if part <= 0 or self._held.get(device, 0) < part:
+                raise ValueError(
+                    f"releasing {from_units(part)} of GPU {device}, of which "
+                    f"{from_units(self._held.get(device, 0))} is held (released twice?)"
+                )
+        for device, part in returned.items():
+            self._free[device] += part
+            self._held[device] -= part
+            if not self._held[device]:
+                del self._held[device]
+
+    def check(self) -> None:
+        """Raises RuntimeError if a device's free and held parts are not one whole device."""
+        for device, free in enumerate(self._free):
+            if not 0 <= free <= UNITS_PER_ONE or free + self._held.get(device, 0) != UNITS_PER_ONE:
+                raise RuntimeError(f"GPU {device}: {free} units free and {self._held.get(device, 0)} held")
+
+
+class Allocation:
+    """What one lease holds on a node, from `NodeResources.allocate` to `release`. Compares by identity.
+
+    `devices` are (GPU id, units) pairs, ids as CUDA_VISIBLE_DEVICES spells them. Only `NodeResources` changes
+    it.
+    """
+
+    __slots__ = ("_parts", "cpus_held", "devices", "request")
+
+    def __init__(
+        self, request: ResourceSet, devices: tuple[tuple[str, int], ...], parts: tuple[tuple[int, int], ...]
+    ) -> None:
+        self.request = request
+        self.devices = devices
+        self.cpus_held = True  #: False while its worker is blocked in get or wait
+        self._parts = parts  #: the devices again, by index
+
+    @property
+    def device_ids(self) -> list[str]:
+        """The GPU ids alone, for CUDA_VISIBLE_DEVICES."""
+        return [device for device, _ in self.devices]
+
+    def __repr__(self) -> str:
+        state = "" if self.cpus_held else ", cpus given back"
+        return f"Allocation({self.request}, devices={list(self.devices)}{state})"
+
+
+class NodeResources:
+    """One node's resources: what there is, what is free, who holds the rest.
+
+    `totals` is in units; `gpu_ids` names its GPUs, one for each whole unit of "GPU". Raises ValueError where
+    the two differ. The methods that take an allocation raise ValueError for one that is not live here.
+    """
+
+    def __init__(self, totals: Mapping[str, int], gpu_ids: Sequence[str] = ()) -> None:
+        if totals.get("GPU", 0) != len(gpu_ids) * UNITS_PER_ONE:
+            raise ValueError(f"{from_units(totals.get('GPU', 0))} GPUs need as many ids, got {list(gpu_ids)}")
+        self.gpu_ids = tuple(gpu_ids)
+        self._index = ResourceIndex()
+        self._vector = ResourceVector(self._index, totals)
+        self._devices = DeviceAllocator(len(gpu_ids))
+        self._live: set[Allocation] = set()  #: released ones leave at once
+        self._compiled: dict[ResourceSet, ResourceRequest] = {}
+
+    def feasible(self, request: ResourceSet) -> bool:
+        """Whether the node could ever grant `request`, if it were idle."""
+        return self._vector.could_fit(self._compile(request)) and self._devices.feasible(request.get("GPU"))
+
+    def allocate(self, request: ResourceSet) -> Allocation | None:
+        """Grants all of `request`, or nothing and returns None.
+
+        A fraction of a GPU needs one device that has so much free: two halves on two devices are not a whole.
+        """
+        compiled = self._compile(request)
+        if not self._vector.fits(compiled):
+            return None
+        parts = self._devices.allocate(request.get("GPU"))
+        if parts is None:
+            return None
+        self._vector.reserve(compiled)
+        allocation = Allocation(request, tuple((self.gpu_ids[i], part) for i, part in parts), tuple(parts))
+        self._live.add(allocation)
+        return allocation
+
+    def release(self, allocation: Allocation) -> None:
+        """Ends `allocation`: all that it still holds is free again."""
+        self._require_live(allocation)
+        self._live.remove(allocation)
+        self._vector.release(self._compile(self._held(allocation)))
+        self._devices.release(allocation._parts)
+
+    def release_cpus(self, allocation: Allocation) -> None:
+        """Frees the CPUs of a lease whose worker is blocked, not its GPUs or anything else. Twice is as good
+        as once.
+        """
+        self._require_live(allocation)
+        if allocation.cpus_held:
+            self._vector.release(self._compile(allocation.request.only("CPU")))
+            allocation.cpus_held = False
+
+    def reacquire_cpus(self, allocation: Allocation) -> bool:
+        """Takes the CPUs again before the worker goes on; False, and nothing changes, while they are not
+        free.
+        """
+        self._require_live(allocation)
+        if not allocation.cpus_held:
+            allocation.cpus_held = self._vector.reserve(self._compile(allocation.request.only("CPU")))
+        return allocation.cpus_held
+
+    def available_dict(self) -> dict[str, float]:
+        """What is free, as users read it; what is used up is left out, as in Ray."""
+        return {name: from_units(units) for name, units in self._vector.as_dict().items()}
+
+    def total_dict(self) -> dict[str, float]:
+        """What there is, as users read it."""
+        return {name: from_units(units) for name, units in self._vector.total_dict().items()}
+
+    def utilization(self) -> float:
+        """The used share of the scarcest resource, 0.0 to 1.0."""
+        return self._vector.utilization()
+
+    @property
+    def live(self) -> frozenset[Allocation]:
+        """The allocations not released yet."""
+        return frozenset(self._live)
+
+    def check(self) -> None:
+        """Raises RuntimeError if what is free and what is held do not add up to what there is."""
+        self._devices.check()
+        held: dict[str, int] = {}
+        on_devices = [0] * len(self.gpu_ids)
+        for allocation in self._live:
+            for name, units in self._held(allocation).items():
+                held[name] = held.get(name, 0) + units
+            for device, part in allocation._parts:
+                on_devices[device] += part
+        for name, total in self._vector.total_dict().items():
+            available = self._vector.available(name)
+            if not 0 <= available <= total or available + held.pop(name, 0) != total:
+                raise RuntimeError(
+                    f"{name}: {available} units free do not make {total} with what {self._live} hold"
+                )
+        if held:
+            raise RuntimeError(f"held without being part of the node: {held}")
+        for device, free in enumerate(self._devices.free_units):
+            if free + on_devices[device] != UNITS_PER_ONE:
+                raise RuntimeError(
+                    f"GPU {device}: {free} units free, {on_devices[device]} held by {self._live}"
+                )
+
+    @staticmethod
+    def _held(allocation: Allocation) -> ResourceSet:
+        if allocation.cpus_held:
+            return allocation.request
+        return ResourceSet({name: units for name, units in allocation.request.items() if name != "CPU"})
+
+    def _require_live(self, allocation: Allocation) -> None:
+        if allocation not in self._live:
+            raise ValueError(f"{allocation} is not live on this node (released twice?)")
+
+    def _compile(self, request: ResourceSet) -> ResourceRequest:
+        compiled = self._compiled.get(request)
+        if compiled is None:
+            if len(self._compiled) >= COMPILED_REQUESTS:
+                self._forget_requests()
+            compiled = self._compiled[request] = ResourceRequest(self._index, request.units())
+        return compiled
+
+    def _forget_requests(self) -> None:
+        """Starts the table afresh, and drops the names that only requests knew."""
+        asked = {name for request in self._compiled for name in request}
+        for name in asked - set(self._vector.total_dict()) - set(PREDEFINED):
+            self._index.forget(name)
+        self._compiled.clear()

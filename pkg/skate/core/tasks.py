@@ -1,0 +1,122 @@
+"""A task as its owner sees it, and what becomes of it when an attempt fails.
+
+Owns nothing: OwnedTask is the record that the runtime, the dispatcher and the references share. Its life:
+
+    WAITING (for arguments) -> QUEUED -> PUSHED -> DONE
+                                 ^---------'  attempt lost or to be retried, or given back unbegun
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from skate._c.refs import ObjectEntry
+from skate.ids import TaskId
+
+if TYPE_CHECKING:
+    from skate.core.dispatch import Queue
+    from skate.options import TaskOptions
+
+WAITING: Final = 0
+QUEUED: Final = 1
+PUSHED: Final = 2
+DONE: Final = 3
+STATE_NAMES: Final = ("WAITING", "QUEUED", "PUSHED", "DONE")
+
+#: flag of PushTask: the task must not run twice, so its result may not wait in a buffer behind the next task
+ONCE: Final = 1
+#: flag of PushTask: the worker ends after it (`max_calls`)
+LAST_CALL: Final = 2
+
+
+class Function:
+    """A function as its owner knows it: how it travels, and how long it takes."""
+
+    __slots__ = ("calls", "id", "name", "pickled", "refs", "seconds")
+
+    #: weight of the newest measurement in the running mean
+    WEIGHT = 0.2
+
+    def __init__(self, function_id: bytes, name: str, pickled: bytes, refs: Sequence[Any] = ()) -> None:
+        self.id = function_id
+        self.name = name
+        self.pickled = pickled
+        #: refs that its closure captured: they live as long as the function is known
+        self.refs = refs
+        #: running mean of one call's run time; None before the first result
+        self.seconds: float | None = None
+        self.calls = 0
+
+    def measured(self, seconds: float) -> None:
+        old = self.seconds
+        self.seconds = seconds if old is None else old + self.WEIGHT * (seconds - old)
+
+
+class OwnedTask:
+    """One task of this process. `state` says where it is; a DONE task is in no table."""
+
+    __slots__ = (
+        "args",
+        "attempt",
+        "blamed",
+        "dependencies",
+        "expected",
+        "flags",
+        "function",
+        "id",
+        "name",
+        "nested",
+        "options",
+        "queue",
+        "retries_left",
+        "returns",
+        "state",
+    )
+
+    def __init__(
+        self,
+        task_id: TaskId,
+        function: Function,
+        queue: Queue,
+        options: TaskOptions,
+        args: bytes,
+        dependencies: list[ObjectEntry] | None,
+        nested: Sequence[ObjectEntry],
+        returns: list[ObjectEntry],
+    ) -> None:
+        self.id = task_id
+        self.function = function
+        self.queue = queue
+        self.options = options
+        #: packed (args, kwargs); what stands for a top-level ref is filled in from `dependencies`
+        self.args = args
+        self.dependencies = dependencies
+        #: refs inside the arguments, pinned until the task is done
+        self.nested = nested
+        self.returns = returns
+        self.state = WAITING
+        self.attempt = 0
+        self.retries_left: int = options.max_retries
+        #: seconds the dispatcher counted for it when it was pushed
+        self.expected = 0.0
+        #: it was in flight when a worker died: it travels alone, so that the next death has one culprit
+        self.blamed = False
+        self.flags = ONCE if options.max_retries == 0 else 0
+        self.name: str = options.name or ""
+
+    def may_retry(self) -> bool:
+        """Uses up one retry, where there is one left (-1: without end)."""
+        if self.retries_left == 0:
+            return False
+        if self.retries_left > 0:
+            self.retries_left -= 1
+        self.attempt += 1
+        return True
+
+    @property
+    def display_name(self) -> str:
+        return self.name or self.function.name
+
+    def __repr__(self) -> str:
+        return f"<OwnedTask {self.id.hex()} {self.display_name} {STATE_NAMES[self.state]} attempt={self.attempt}>"

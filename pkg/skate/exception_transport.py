@@ -1,0 +1,190 @@
+"""Makes any exception fit to travel: dump it in one process, build it again in another.
+
+Pickle's own way calls `type(exc)(*exc.args)`, which loses or garbles every class whose `__init__` takes other
+arguments than it hands to `super().__init__`. Here an exception is built again without its `__init__`: by the
+built-in class it stands on, from that class's own arguments, and then its attributes are put back. Classes
+that define their own pickling (`__reduce__`, `__setstate__`, copyreg) keep it.
+
+Owns no state. Callers: `skate.task_error`, and `skate._c.plain` for exceptions among values. `dump` never
+raises for what a user's exception does: what cannot travel is named in its answer instead, since the task's
+error must arrive whatever happens.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+import traceback
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for classes made at run time, clear for built-in ones
+_REPR_LIMIT_CHARS = 200
+
+
+class Dumped(NamedTuple):
+    """An exception as bytes, as far as it could be."""
+
+    data: bytes | None  #: None where not even the class could be pickled
+    note: str  #: what was left behind and why; empty when all of it travels
+
+
+def dump(exc: BaseException) -> Dumped:
+    """Pickle `exc` whole, else without the attributes that cannot be pickled, else not at all."""
+    try:
+        return Dumped(_pickle(exc), "")
+    except Exception as whole_error:
+        return _dump_what_travels(exc, whole_error)
+
+
+def load(data: bytes) -> BaseException:
+    """The exception again. Raises what unpickling raises: the class may be missing here."""
+    exc = pickle.loads(data)
+    if not isinstance(exc, BaseException):  # a `__reduce__` of the user's may answer anything
+        raise TypeError(f"the pickle of an exception gave a {type(exc).__name__}")
+    return exc
+
+
+def reduce(exc: BaseException) -> tuple:
+    """What a `__reduce__` returns to have `exc` built again without its `__init__`."""
+    return _blank, (type(exc), _native_args(exc)), _state(exc), None, None, _set_state
+
+
+def rebuild(cls: type[BaseException], source: BaseException) -> BaseException:
+    """A new `cls`, a subclass of `source`'s class, with the arguments and attributes of `source`.
+
+    Runs no `__init__` of the user's. Raises whatever the built-in base's constructor raises.
+    """
+    return _build(cls, _native_args(source), _state(source))
+
+
+def native_base(cls: type) -> type:
+    """The built-in class whose memory layout `cls` has: OSError for a subclass of OSError, and so on."""
+    while cls.__flags__ & _HEAP_TYPE:
+        cls = cast(type, cls.__base__)
+    return cls
+
+
+def _native_reduce(exc: BaseException) -> Any:
+    """(class, arguments) or (class, arguments, state), by the built-in base, past the user's `__reduce__`."""
+    base: Any = native_base(type(exc))
+    return base.__reduce__(exc)
+
+
+def _native_args(exc: BaseException) -> tuple:
+    return _native_reduce(exc)[1]
+
+
+def _state(exc: BaseException) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(`__dict__`, what lives elsewhere: slots, and C members such as ImportError.name)."""
+    reduced = _native_reduce(exc)
+    own = dict(vars(exc))
+    given = (reduced[2] or {}) if len(reduced) > 2 else {}
+    members = {name: value for name, value in given.items() if name not in own}
+    for name in copyreg._slotnames(type(exc)):  # type: ignore[attr-defined]
+        if hasattr(exc, name):
+            members[name] = getattr(exc, name)
+    return own, members
+
+
+def _blank(cls: type[BaseException], args: tuple) -> BaseException:
+    """A `cls` with the C fields that its built-in base makes of `args`, and no attributes yet."""
+    base: Any = native_base(cls)
+    exc: BaseException = base.__new__(cls, *args)
+    try:
+        base.__init__(exc, *args)
+    except TypeError:  # say a UnicodeDecodeError whose subclass never called super().__init__
+        exc.args = args
+    return exc
+
+
+def _set_state(exc: BaseException, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Past every `__setattr__` and property of the user's: a frozen dataclass can be an exception too."""
+    own, members = state
+    vars(exc).update(own)
+    for name, value in members.items():
+        object.__setattr__(exc, name, value)
+
+
+def pickles_as_usual(cls: type) -> bool:
+    """Whether nobody below the built-in base has a say in how `cls` is pickled."""
+    base = native_base(cls)
+    return (
+        cls.__reduce__ is base.__reduce__
+        and cls.__reduce_ex__ is object.__reduce_ex__
+        and getattr(cls, "__setstate__", None) is getattr(base, "__setstate__", None)
+        and cls not in copyreg.dispatch_table
+    )
+
+
+@cache
+def _pickler_class() -> type:
+    import cloudpickle  # type: ignore[import-untyped]  # at first use: this module is imported with `skate`, most programs never need this
+
+    class ExceptionPickler(cloudpickle.Pickler):
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, BaseException) and pickles_as_usual(type(obj)):
+                return reduce(obj)
+            return super().reducer_override(obj)
+
+    return ExceptionPickler
+
+
+def _pickle(value: object) -> bytes:
+    file = io.BytesIO()
+    _pickler_class()(file, protocol=5).dump(value)
+    return file.getvalue()
+
+
+def _dump_what_travels(exc: BaseException, whole_error: Exception) -> Dumped:
+    """Leave out each attribute, and put the repr of each argument, that cannot be pickled by itself."""
+    lost: list[str] = []
+    try:
+        args = tuple(_argument_or_repr(index, arg, lost) for index, arg in enumerate(_native_args(exc)))
+        own, members = ({k: v for k, v in part.items() if _travels(k, v, lost)} for part in _state(exc))
+        data = _pickle(_Rebuilt(type(exc), args, (own, members)))
+    except Exception as class_error:
+        return Dumped(None, f"{_describe(whole_error)}; without its attributes: {_describe(class_error)}")
+    return Dumped(data, "left behind: " + "; ".join(lost) if lost else _describe(whole_error))
+
+
+class _Rebuilt:
+    """Stands for an exception to be built from parts; unpickles as the exception itself."""
+
+    def __init__(self, cls: type[BaseException], args: tuple, state: tuple[dict, dict]) -> None:
+        self.parts = cls, args, state
+
+    def __reduce__(self) -> tuple:
+        return _build, self.parts
+
+
+def _build(cls: type[BaseException], args: tuple, state: tuple[dict, dict]) -> BaseException:
+    exc = _blank(cls, args)
+    _set_state(exc, state)
+    return exc
+
+
+def _argument_or_repr(index: int, arg: object, lost: list[str]) -> object:
+    return arg if _travels(f"args[{index}]", arg, lost) else _short_repr(arg)
+
+
+def _travels(name: str, value: object, lost: list[str]) -> bool:
+    try:
+        _pickle(value)
+    except Exception as error:
+        lost.append(f"{name} ({_describe(error)})")
+        return False
+    return True
+
+
+def _describe(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+def _short_repr(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__}, whose repr() raised {type(error).__name__}>"
+    return text if len(text) <= _REPR_LIMIT_CHARS else text[:_REPR_LIMIT_CHARS] + "…"

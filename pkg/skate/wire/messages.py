@@ -1,0 +1,272 @@
+"""The messages between processes: named tuples <-> records of skate._c.frames.
+
+Owns the table code -> message. A message's annotations are its schema (see skate._c.frames.pxd for the letters), so
+what is decoded has the right types or is refused with FrameError. Nothing here is ever unpickled.
+
+Who says what:
+
+    process -> node      Register, RequestLeases, ReturnLease, Blocked, Unblocked, StateQuery, Leave
+    node -> process      Registered, LeaseGranted, ReclaimLease, Infeasible, Resume, ProcessDied, Log, StateReply,
+                         Left, ExitIfUnused
+    owner -> worker      ExportFunction, StartLease, PushTask, RecallTasks
+    worker -> owner      TaskDone, TasksReturned
+    borrower <-> owner   AskObject, ObjectReady, AddBorrower, ReleaseBorrow
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+
+from skate._c import frames
+from skate.ids import ObjectId, ProcessId, TaskId
+
+#: code -> schema, as frames.decode wants it
+SCHEMAS: list[bytes | None] = [None] * 256
+#: code -> message class
+MESSAGES: dict[int, type[Any]] = {}
+
+FunctionId = Annotated[bytes, "T"]
+Plain = Annotated[Any, "X"]
+
+_LETTERS = {bytes: "B", str: "S", int: "I", float: "D", bool: "?", ProcessId: "P", TaskId: "T", ObjectId: "O"}
+
+M = TypeVar("M", bound=type)
+
+
+def _letter(annotation: Any) -> str:
+    metadata = getattr(annotation, "__metadata__", None)
+    return metadata[0] if metadata else _LETTERS[annotation]
+
+
+def _message(code: int) -> Any:
+    def register(cls: M) -> M:
+        hints = get_type_hints(cls, include_extras=True)
+        schema = "".join(_letter(hints[name]) for name in cls._fields).encode()  # type: ignore[attr-defined]
+        if SCHEMAS[code] is not None:
+            raise ValueError(f"two messages have code {code}")
+        SCHEMAS[code] = schema
+        MESSAGES[code] = cls
+        cls.code = code  # type: ignore[attr-defined]
+        cls.schema = schema  # type: ignore[attr-defined]
+        return cls
+
+    return register
+
+
+def encode(message: Any) -> bytes:
+    """One message as a record; FrameError where a field does not fit its annotation."""
+    return frames.encode(message.code, message.schema, message)
+
+
+# --------------------------------------------------------------------------------------------- process and node
+
+
+@_message(1)
+class Register(NamedTuple):
+    """A process has opened its inbox. Drivers bring their job's configuration (see node.manager)."""
+
+    kind: str
+    pid: int
+    job: Plain
+
+
+@_message(2)
+class Registered(NamedTuple):
+    """The node knows the process: where the store is, what the node has."""
+
+    session: Plain
+
+
+@_message(3)
+class RequestLeases(NamedTuple):
+    """How many more leases of a scheduling class an owner could use now. Replaces what it said before."""
+
+    class_id: int
+    demand: Plain  # resource name -> units of 1/10,000
+    depth: int  # how many tasks deep the owner is nested; deeper goes first
+    wanted: int
+    environment: Plain  # runtime environment of the workers: None, or variables to set
+
+
+@_message(4)
+class ReturnLease(NamedTuple):
+    lease: int
+
+
+@_message(5)
+class LeaseGranted(NamedTuple):
+    class_id: int
+    lease: int
+    worker: ProcessId
+    allocation: Plain  # what the worker may use: {"resources": …, "devices": …}
+
+
+@_message(6)
+class ReclaimLease(NamedTuple):
+    """Others wait for what this lease holds: give it back once what was pushed is done."""
+
+    lease: int
+
+
+@_message(7)
+class Infeasible(NamedTuple):
+    """No node of the cluster can ever meet the class's demand."""
+
+    class_id: int
+    text: str
+
+
+@_message(8)
+class ProcessDied(NamedTuple):
+    """A process of the node is gone, with what is known of why."""
+
+    process: ProcessId
+    cause: str
+    running: bytes  # the task it was running: an id, or empty
+
+
+@_message(9)
+class Blocked(NamedTuple):
+    """The worker's task waits for an object: its CPUs are free for others."""
+
+    lease: int
+
+
+@_message(10)
+class Unblocked(NamedTuple):
+    """The wait is over: the worker wants its CPUs back and goes on at `Resume`."""
+
+    lease: int
+
+
+@_message(11)
+class Resume(NamedTuple):
+    lease: int
+
+
+@_message(12)
+class Log(NamedTuple):
+    """Lines that a worker printed."""
+
+    source: str  # "stdout" or "stderr"
+    name: str  # the task that printed them
+    pid: int
+    text: str
+
+
+@_message(13)
+class StateQuery(NamedTuple):
+    token: int
+    what: str
+
+
+@_message(14)
+class StateReply(NamedTuple):
+    token: int
+    value: Plain
+
+
+@_message(15)
+class Leave(NamedTuple):
+    """A driver is done: its workers end, and `Left` comes when all they printed has been sent."""
+
+    reason: str
+
+
+@_message(16)
+class Left(NamedTuple):
+    reason: str
+
+
+@_message(17)
+class ExitIfUnused(NamedTuple):
+    """The node has more idle workers than it needs; one that owns nothing others hold ends itself."""
+
+    reason: str
+
+
+# ------------------------------------------------------------------------------------------------ owner and worker
+
+
+@_message(20)
+class ExportFunction(NamedTuple):
+    """A function or class, once to each worker that needs it."""
+
+    function: FunctionId
+    name: str
+    pickled: bytes
+
+
+@_message(21)
+class StartLease(NamedTuple):
+    """From here on the worker serves this owner's lease."""
+
+    lease: int
+    depth: int
+    allocation: Plain
+
+
+@_message(22)
+class PushTask(NamedTuple):
+    task: TaskId
+    function: FunctionId
+    args: bytes  # packed (args, kwargs) with ArgRef for each top-level ref; empty: no arguments
+    dependencies: Plain  # None, or [(object id, state, value), …]: what the ArgRefs stand for
+    returns: int  # number of return values, or one of the negative marks in core.tasks
+    attempt: int
+    name: str  # what the program calls the task; empty: the function's name
+    flags: int  # see core.tasks
+
+
+@_message(23)
+class TaskDone(NamedTuple):
+    task: TaskId
+    elapsed_ns: int
+    values: Plain  # [(state, value, contents), …], contents: None or [(object id, via), …]
+    kept: Plain  # None, or [(object id, container), …]: borrowed refs that the worker still holds
+
+
+@_message(24)
+class RecallTasks(NamedTuple):
+    """Give back what has not begun."""
+
+    lease: int
+
+
+@_message(25)
+class TasksReturned(NamedTuple):
+    lease: int
+    tasks: Plain  # ids of tasks that have not begun and will not
+
+
+# ---------------------------------------------------------------------------------------------- owner and borrower
+
+
+@_message(30)
+class AskObject(NamedTuple):
+    object: ObjectId
+
+
+@_message(31)
+class ObjectReady(NamedTuple):
+    object: ObjectId
+    state: int
+    value: Plain
+
+
+@_message(32)
+class AddBorrower(NamedTuple):
+    """`borrower` holds the object too. Goes to the owner, or to whoever keeps it alive for the sender."""
+
+    object: ObjectId
+    borrower: ProcessId
+    container: bytes  # the object it was found in; empty where the receiver knows the object itself
+
+
+@_message(33)
+class ReleaseBorrow(NamedTuple):
+    """The sender holds the object no more, but still `kept`, which it found inside."""
+
+    object: ObjectId
+    owed: int
+    kept: Plain  # None, or [object id, …]

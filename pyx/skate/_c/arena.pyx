@@ -1,0 +1,1712 @@
+# cython: cdivision=True
+"""The kernel of the object store: one shared-memory arena a node, with its allocator, object table and pins inside.
+
+State: all of it is in the arena (see arena.pxd for the layout); a process keeps only its mapping and its slot number.
+Callers: skate.store. Create, seal, get, release, delete and abort are calls in the caller's own process.
+
+Why a process may be killed at any instruction
+----------------------------------------------
+A call changes the arena only under the robust mutex, and only through `put()`: it writes the word's old value to the
+undo journal, counts the entry, and only then changes the word. The call commits by setting the journal's count to
+zero, and lets go of the mutex. So whoever gets the mutex with EOWNERDEAD finds either a count of zero (the call was
+complete, or had not begun) or exactly the old value of every word that the dead process may have changed; writing
+them back, newest first, gives the arena as it was before the call. Undoing twice is undoing once, so the repairer may
+be killed as well. Only the compiler's order of the stores matters (`barrier`): a killed process's stores all become
+visible, and the kernel hands the mutex over behind a full memory barrier.
+
+What a dead process had done before (its pins, its unsealed objects) is in its slot, and `bury` takes it back, one
+transaction an entry. Memory is reserved (fallocate) before a mark covers it and outside of the mutex: doing it twice
+is harmless, and nobody touches memory that is not reserved, so a full /dev/shm is an ArenaFull and never a SIGBUS.
+
+Why nothing waits long: no Python code runs and no system call is made under the mutex, the allocator is O(1) but for
+a bounded look through one bin, and walks (check, objects) work on a copy of the tables.
+"""
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_ANY_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.errno cimport EINTR, ENOSPC, errno
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport abort, calloc, free
+from libc.string cimport memcpy, memset
+from posix.fcntl cimport O_RDONLY, open as c_open
+from posix.mman cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, madvise, mmap, munmap,
+)
+from posix.stat cimport fstat, struct_stat
+from posix.types cimport off_t, pid_t
+from posix.unistd cimport close as c_close, ftruncate, getpid, read as c_read
+
+import os as _os
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <pthread.h>
+    #include <signal.h>
+    #include <stdlib.h>
+    #include <sys/mman.h>
+    #include <sys/vfs.h>
+    typedef struct statfs skate_statfs;
+    #include <unistd.h>
+    #ifndef MADV_POPULATE_WRITE
+    #define MADV_POPULATE_WRITE 23
+    #endif
+    #define skate_barrier() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+    #define skate_highest_bit(x) (63 - __builtin_clzll(x))
+    #define skate_lowest_bit(x) __builtin_ctzll(x)
+    #if defined(__x86_64__) || defined(__i386__)
+    #define skate_pause() __builtin_ia32_pause()
+    #else
+    #define skate_pause() skate_barrier()
+    #endif
+    #ifdef SKATE_FAULTS
+    #define SKATE_HAS_FAULTS 1
+    static long skate_fault_countdown = -1;
+    /* SIGKILL to oneself: no handler, no exit code of ours, just as the out-of-memory killer does it. */
+    static void skate_fault(void) {
+        if (skate_fault_countdown >= 0 && skate_fault_countdown-- == 0) kill(getpid(), SIGKILL);
+    }
+    #else
+    #define SKATE_HAS_FAULTS 0
+    static long skate_fault_countdown = -1;
+    #define skate_fault() ((void)0)
+    #endif
+    static int skate_mutex_init(pthread_mutex_t *mutex) {
+        pthread_mutexattr_t attr;
+        int rc = pthread_mutexattr_init(&attr);
+        if (!rc) rc = pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+        if (!rc) rc = pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
+        if (!rc) rc = pthread_mutex_init(mutex, &attr);
+        return rc;
+    }
+    """
+    void barrier "skate_barrier"() nogil
+    void pause "skate_pause"() nogil
+    int highest_bit "skate_highest_bit"(uint64_t) nogil
+    int lowest_bit "skate_lowest_bit"(uint64_t) nogil
+    void fault "skate_fault"() nogil
+    long fault_countdown "skate_fault_countdown"
+    bint HAS_FAULTS "SKATE_HAS_FAULTS"
+    int mutex_init "skate_mutex_init"(pthread_mutex_t*) nogil
+    int pthread_mutex_lock(pthread_mutex_t*) nogil
+    int pthread_mutex_trylock(pthread_mutex_t*) nogil
+    int pthread_mutex_unlock(pthread_mutex_t*) nogil
+    int pthread_mutex_consistent(pthread_mutex_t*) nogil
+    int fallocate(int, int, off_t, off_t) nogil
+    int fcntl(int, int, int) nogil
+    ctypedef struct skate_statfs:
+        unsigned long f_blocks, f_bavail
+        long f_bsize
+    int fstatfs(int, skate_statfs*) nogil
+    int kill(pid_t, int) nogil
+    int EBUSY, EOWNERDEAD, EOPNOTSUPP, ENOSYS, ESRCH, F_DUPFD_CLOEXEC
+    int MADV_POPULATE_WRITE, MADV_DONTDUMP, MAP_NORESERVE
+
+ctypedef int (*Op)(View*, Request*) noexcept nogil
+
+cdef enum:
+    # What a call under the mutex returns. Below zero its changes are undone.
+    DONE = 0
+    ABSENT = 1
+    GONE = 2            # sealed or released, but the object had been deleted meanwhile
+    EXISTS = -1
+    FULL = -2
+    TABLE_FULL = -3
+    GROW = -4           # reserve r.want_*, then call again
+    NO_SLOT = -5
+    BROKEN_LOCK = -6
+
+cdef enum:
+    UNIT = 64                       # alignment and granularity of data
+    PAGE = 4096
+    TOUCH_SHIFT = 16                # pages are mapped ahead in steps of 64 KB
+    LOOK_FIRST = 16                 # blocks of the right bin looked at before a larger one is split
+    LOOK_MORE = 256                 # ... before fresh memory is used
+    VICTIMS_MAX = 4096
+    SPINS = 60                      # about 2 microseconds: most calls are shorter
+    COPY_WITHOUT_GIL = 65536        # bytes; below, giving up the GIL costs more than the copy
+
+cdef uint64_t MAGIC = 0x616e657261746b73    # "sktarena"
+cdef uint64_t LAYOUT = (<uint64_t>1 << 48) | (sizeof(Header) << 24) | (sizeof(Block) << 12) | sizeof(Pin)
+cdef uint64_t STEP = 32 << 20               # one fallocate call: short enough that a signal cannot starve it
+
+
+# ---- transactions ---------------------------------------------------------------------------------------------------
+
+cdef inline void put(View* v, uint64_t* where, uint64_t value) noexcept nogil:
+    """The only way a shared word changes: old value to the journal, count it, change the word."""
+    cdef Header* h = v.h
+    cdef uint64_t n = h.journal_used
+    if n == JOURNAL_ENTRIES:
+        abort()  # cannot happen (see JOURNAL_ENTRIES); if it did, dying here lets the next process undo
+    fault()
+    h.journal[n].where = <uint64_t>(<char*>where - v.base)
+    h.journal[n].old = where[0]
+    barrier()
+    h.journal_used = n + 1
+    barrier()
+    fault()
+    where[0] = value
+    fault()
+
+
+cdef inline void add(View* v, uint64_t* where, uint64_t amount) noexcept nogil:
+    put(v, where, where[0] + amount)
+
+
+cdef inline void subtract(View* v, uint64_t* where, uint64_t amount) noexcept nogil:
+    put(v, where, where[0] - amount)
+
+
+cdef inline void commit(View* v) noexcept nogil:
+    barrier()
+    v.h.journal_used = 0
+    barrier()
+
+
+cdef void undo(View* v) noexcept nogil:
+    """Write the old values back, newest first; the count goes to zero last, so this may be cut short and repeated."""
+    cdef uint64_t i = v.h.journal_used
+    while i > 0:
+        i -= 1
+        fault()
+        (<uint64_t*>(v.base + v.h.journal[i].where))[0] = v.h.journal[i].old
+    commit(v)
+
+
+cdef int settle(View* v, int rc) noexcept nogil:
+    """After any attempt at the mutex: repair what a dead holder left."""
+    if rc == EOWNERDEAD:
+        undo(v)
+        v.h.recoveries += 1
+        fault()
+        rc = pthread_mutex_consistent(&v.h.mutex)
+        fault()
+    return rc
+
+
+cdef int try_lock(View* v) noexcept nogil:
+    """Takes the mutex if it becomes free within a few microseconds; EBUSY if not."""
+    cdef int i, rc = EBUSY
+    for i in range(SPINS):
+        rc = pthread_mutex_trylock(&v.h.mutex)
+        if rc != EBUSY:
+            return settle(v, rc)
+        pause()
+    return rc
+
+
+cdef int finish(View* v, Op op, Request* r) noexcept nogil:
+    """With the mutex held: the call, commit or undo, unlock."""
+    fault()
+    cdef int rc = op(v, r)
+    if rc < 0:
+        undo(v)
+    else:
+        commit(v)
+    fault()
+    pthread_mutex_unlock(&v.h.mutex)
+    fault()
+    return rc
+
+
+# ---- lists and tables -----------------------------------------------------------------------------------------------
+
+cdef inline uint64_t bin_of(uint64_t size) noexcept nogil:
+    """Number of the bin for blocks of `size` bytes: 32 linear steps within each power of two."""
+    cdef uint64_t n = size // UNIT
+    cdef int top
+    if n < BIN_COLUMNS:
+        return n
+    top = highest_bit(n)
+    return <uint64_t>(top - 4) * BIN_COLUMNS + ((n >> (top - 5)) & (BIN_COLUMNS - 1))
+
+
+cdef void bin_insert(View* v, uint64_t b) noexcept nogil:
+    cdef Header* h = v.h
+    cdef Block* block = &v.blocks[b]
+    cdef uint64_t i = bin_of(block.size)
+    cdef uint64_t first = h.bins[i]
+    put(v, &block.list_prev, 0)
+    put(v, &block.list_next, first)
+    if first:
+        put(v, &v.blocks[first].list_prev, b)
+    else:
+        put(v, &h.columns[i // BIN_COLUMNS], h.columns[i // BIN_COLUMNS] | (<uint64_t>1 << (i % BIN_COLUMNS)))
+        put(v, &h.rows, h.rows | (<uint64_t>1 << (i // BIN_COLUMNS)))
+    put(v, &h.bins[i], b)
+    add(v, &h.free_blocks, 1)
+
+
+cdef void bin_remove(View* v, uint64_t b) noexcept nogil:
+    cdef Header* h = v.h
+    cdef Block* block = &v.blocks[b]
+    cdef uint64_t i = bin_of(block.size)
+    if block.list_next:
+        put(v, &v.blocks[block.list_next].list_prev, block.list_prev)
+    if block.list_prev:
+        put(v, &v.blocks[block.list_prev].list_next, block.list_next)
+    else:
+        put(v, &h.bins[i], block.list_next)
+        if not block.list_next:
+            put(v, &h.columns[i // BIN_COLUMNS], h.columns[i // BIN_COLUMNS] & ~(<uint64_t>1 << (i % BIN_COLUMNS)))
+            if not h.columns[i // BIN_COLUMNS]:
+                put(v, &h.rows, h.rows & ~(<uint64_t>1 << (i // BIN_COLUMNS)))
+    subtract(v, &h.free_blocks, 1)
+
+
+cdef void idle_append(View* v, uint64_t b) noexcept nogil:
+    """A sealed object lost its last pin: it is the newest of those that may be spilled."""
+    cdef Header* h = v.h
+    add(v, &h.clock, 1)
+    put(v, &v.blocks[b].age, h.clock)
+    put(v, &v.blocks[b].list_prev, h.idle_newest)
+    put(v, &v.blocks[b].list_next, 0)
+    if h.idle_newest:
+        put(v, &v.blocks[h.idle_newest].list_next, b)
+    else:
+        put(v, &h.idle_oldest, b)
+    put(v, &h.idle_newest, b)
+
+
+cdef void idle_remove(View* v, uint64_t b) noexcept nogil:
+    cdef Header* h = v.h
+    cdef Block* block = &v.blocks[b]
+    if block.list_prev:
+        put(v, &v.blocks[block.list_prev].list_next, block.list_next)
+    else:
+        put(v, &h.idle_oldest, block.list_next)
+    if block.list_next:
+        put(v, &v.blocks[block.list_next].list_prev, block.list_prev)
+    else:
+        put(v, &h.idle_newest, block.list_prev)
+
+
+cdef inline uint64_t* bucket_of(View* v, const uint64_t* id) noexcept nogil:
+    # Ids are a process id and counters: multiply so that near ids fall far apart, and use the well-mixed high bits.
+    cdef uint64_t x = id[0] * <uint64_t>0x9e3779b97f4a7c15
+    x = (x ^ (x >> 29) ^ id[1]) * <uint64_t>0xbf58476d1ce4e5b9
+    x = (x ^ (x >> 32) ^ id[2]) * <uint64_t>0x94d049bb133111eb
+    return &v.buckets[(x >> 24) & v.h.bucket_mask]
+
+
+cdef uint64_t lookup(View* v, const uint64_t* id) noexcept nogil:
+    """The block of the object with that id, in state MAKING or SEALED; 0 if there is none."""
+    cdef uint64_t b = bucket_of(v, id)[0]
+    cdef Block* block
+    while b:
+        block = &v.blocks[b]
+        if block.id[0] == id[0] and block.id[1] == id[1] and block.id[2] == id[2]:
+            return b
+        b = block.hash_next
+    return 0
+
+
+cdef void hash_remove(View* v, uint64_t b) noexcept nogil:
+    cdef uint64_t* link = bucket_of(v, v.blocks[b].id)
+    while link[0] != b:
+        link = &v.blocks[link[0]].hash_next
+    put(v, link, v.blocks[b].hash_next)
+
+
+cdef uint64_t row_take(View* v) noexcept nogil:
+    """A free row of the block table. op_allocate has made sure that there are enough."""
+    cdef Header* h = v.h
+    cdef uint64_t b = h.blocks_free
+    if b:
+        put(v, &h.blocks_free, v.blocks[b].list_next)
+    else:
+        b = h.blocks_mark + 1
+        put(v, &h.blocks_mark, b)
+    return b
+
+
+cdef void row_give(View* v, uint64_t b) noexcept nogil:
+    put(v, &v.blocks[b].state, UNUSED)
+    put(v, &v.blocks[b].list_next, v.h.blocks_free)
+    put(v, &v.h.blocks_free, b)
+
+
+# ---- allocator ------------------------------------------------------------------------------------------------------
+
+cdef void link_after(View* v, uint64_t before, uint64_t b) noexcept nogil:
+    """Put block b behind `before` (0: at the very start) in the order of the data."""
+    cdef uint64_t after = v.blocks[before].after if before else 0
+    put(v, &v.blocks[b].before, before)
+    put(v, &v.blocks[b].after, after)
+    if before:
+        put(v, &v.blocks[before].after, b)
+    if after:
+        put(v, &v.blocks[after].before, b)
+    else:
+        put(v, &v.h.last_block, b)
+
+
+cdef void absorb(View* v, uint64_t b, uint64_t after) noexcept nogil:
+    """Block b takes over its neighbour `after`, which is free and in no bin any more."""
+    cdef uint64_t next_ = v.blocks[after].after
+    add(v, &v.blocks[b].size, v.blocks[after].size)
+    put(v, &v.blocks[b].after, next_)
+    if next_:
+        put(v, &v.blocks[next_].before, b)
+    else:
+        put(v, &v.h.last_block, b)
+    row_give(v, after)
+
+
+cdef uint64_t look_in_bin(View* v, uint64_t i, uint64_t need, uint64_t limit) noexcept nogil:
+    cdef uint64_t b = v.h.bins[i]
+    while b and limit:
+        if v.blocks[b].size >= need:
+            return b
+        b = v.blocks[b].list_next
+        limit -= 1
+    return 0
+
+
+cdef uint64_t larger_bin(View* v, uint64_t i) noexcept nogil:
+    """First block of the first bin above bin i: every block there is large enough for any size of bin i."""
+    cdef Header* h = v.h
+    cdef uint64_t row = i // BIN_COLUMNS
+    cdef uint64_t bits = h.columns[row] & (~<uint64_t>0 << (i % BIN_COLUMNS)) & ~(<uint64_t>1 << (i % BIN_COLUMNS))
+    if not bits:
+        bits = h.rows & (~<uint64_t>0 << row) & ~(<uint64_t>1 << row)
+        if not bits:
+            return 0
+        row = lowest_bit(bits)
+        bits = h.columns[row]
+    return h.bins[row * BIN_COLUMNS + lowest_bit(bits)]
+
+
+cdef uint64_t fit(View* v, uint64_t need) noexcept nogil:
+    """A free block for `need` bytes. Any used before comes ahead of fresh memory, whose first touch is so dear."""
+    cdef uint64_t i = bin_of(need)
+    cdef uint64_t b = look_in_bin(v, i, need, LOOK_FIRST)
+    if not b:
+        b = larger_bin(v, i)
+    if not b:
+        b = look_in_bin(v, i, need, LOOK_MORE)
+    return b
+
+
+cdef uint64_t tail_bytes(View* v) noexcept nogil:
+    """Bytes free just below the mark."""
+    cdef uint64_t last = v.h.last_block
+    return v.blocks[last].size if last and v.blocks[last].state == FREE else 0
+
+
+cdef uint64_t largest_free(View* v, uint64_t limit) noexcept nogil:
+    cdef Header* h = v.h
+    cdef uint64_t best = (limit - h.top if limit > h.top else 0) + tail_bytes(v)
+    cdef uint64_t row, b
+    if h.rows:
+        row = highest_bit(h.rows)
+        b = h.bins[row * BIN_COLUMNS + highest_bit(h.columns[row])]
+        while b:
+            best = max(best, v.blocks[b].size)
+            b = v.blocks[b].list_next
+    return best
+
+
+cdef uint64_t extend(View* v, uint64_t need) noexcept nogil:
+    """A block from the memory beyond the mark (and what is free just below); the caller has checked the room."""
+    cdef Header* h = v.h
+    cdef uint64_t b = h.last_block
+    cdef uint64_t tail = tail_bytes(v)
+    cdef uint64_t top = h.top - tail + need
+    if tail:
+        bin_remove(v, b)
+        put(v, &v.blocks[b].size, need)
+    else:
+        b = row_take(v)
+        put(v, &v.blocks[b].offset, h.top)
+        put(v, &v.blocks[b].size, need)
+        link_after(v, h.last_block, b)
+    put(v, &h.top, top)
+    return b
+
+
+cdef void split(View* v, uint64_t b, uint64_t need) noexcept nogil:
+    """Cut block b to `need` bytes; the rest becomes a free block."""
+    cdef uint64_t rest, size = v.blocks[b].size
+    if size == need:
+        return
+    rest = row_take(v)
+    put(v, &v.blocks[rest].state, FREE)
+    put(v, &v.blocks[rest].offset, v.blocks[b].offset + need)
+    put(v, &v.blocks[rest].size, size - need)
+    put(v, &v.blocks[b].size, need)
+    link_after(v, b, rest)
+    bin_insert(v, rest)
+
+
+cdef void free_block(View* v, uint64_t b) noexcept nogil:
+    """An object's block becomes free and joins free neighbours; it goes to the front of its bin."""
+    cdef Header* h = v.h
+    cdef Block* block = &v.blocks[b]
+    cdef uint64_t before = block.before, after = block.after
+    subtract(v, &h.objects, 1)
+    subtract(v, &h.used, block.size)
+    put(v, &block.state, FREE)
+    if after and v.blocks[after].state == FREE:
+        bin_remove(v, after)
+        absorb(v, b, after)
+    if before and v.blocks[before].state == FREE:
+        bin_remove(v, before)
+        absorb(v, before, b)
+        b = before
+    bin_insert(v, b)
+
+
+# ---- pins -----------------------------------------------------------------------------------------------------------
+
+cdef void pin(View* v, uint64_t b, uint64_t slot) noexcept nogil:
+    """One more pin of process `slot` on block b. The caller has made sure that a row is there."""
+    cdef Header* h = v.h
+    cdef Block* block = &v.blocks[b]
+    cdef uint64_t p = block.pin_first
+    if not block.pins:
+        add(v, &h.pinned, block.size)
+        if block.state == SEALED:
+            idle_remove(v, b)
+    add(v, &block.pins, 1)
+    while p:
+        if v.pins[p].slot == slot:
+            add(v, &v.pins[p].count, 1)
+            return
+        p = v.pins[p].block_next
+    p = h.pins_free
+    if p:
+        put(v, &h.pins_free, v.pins[p].block_next)
+    else:
+        p = h.pins_mark + 1
+        put(v, &h.pins_mark, p)
+    put(v, &v.pins[p].block, b)
+    put(v, &v.pins[p].slot, slot)
+    put(v, &v.pins[p].count, 1)
+    put(v, &v.pins[p].block_next, block.pin_first)
+    put(v, &block.pin_first, p)
+    put(v, &v.pins[p].slot_prev, 0)
+    put(v, &v.pins[p].slot_next, v.slots[slot].pins)
+    if v.slots[slot].pins:
+        put(v, &v.pins[v.slots[slot].pins].slot_prev, p)
+    put(v, &v.slots[slot].pins, p)
+
+
+cdef void unpin(View* v, uint64_t b, uint64_t slot, uint64_t count) noexcept nogil:
+    """Take `count` pins of process `slot` off block b. The last pin of all makes it idle, or frees it."""
+    cdef Header* h = v.h
+    cdef Block* block = &v.blocks[b]
+    cdef uint64_t* link = &block.pin_first
+    cdef Pin* row
+    cdef uint64_t p
+    while link[0] and v.pins[link[0]].slot != slot:
+        link = &v.pins[link[0]].block_next
+    p = link[0]
+    if not p:
+        return  # only after `bury` of a living process, which bury refuses
+    row = &v.pins[p]
+    subtract(v, &block.pins, count)
+    subtract(v, &row.count, count)
+    if not row.count:
+        put(v, link, row.block_next)
+        if row.slot_next:
+            put(v, &v.pins[row.slot_next].slot_prev, row.slot_prev)
+        if row.slot_prev:
+            put(v, &v.pins[row.slot_prev].slot_next, row.slot_next)
+        else:
+            put(v, &v.slots[slot].pins, row.slot_next)
+        put(v, &row.block, 0)
+        put(v, &row.block_next, h.pins_free)
+        put(v, &h.pins_free, p)
+    if not block.pins:
+        subtract(v, &h.pinned, block.size)
+        if block.state == DOOMED:
+            free_block(v, b)
+        elif block.state == SEALED:
+            idle_append(v, b)
+
+
+cdef bint rows_wanted(View* v, Request* r, uint64_t blocks) noexcept nogil:
+    """Whether memory must be reserved before a call that may use so many more blocks, and one more pin."""
+    cdef Header* h = v.h
+    r.want_blocks = min(h.blocks_mark + blocks, h.max_blocks)
+    r.want_pins = min(h.pins_mark + 1, h.max_pins)
+    return r.want_blocks > h.blocks_reserved or r.want_pins > h.pins_reserved
+
+
+# ---- calls under the mutex ------------------------------------------------------------------------------------------
+
+cdef int op_allocate(View* v, Request* r) noexcept nogil:
+    cdef Header* h = v.h
+    cdef Block* block
+    cdef uint64_t b, top, need = max(<uint64_t>UNIT, (r.length + UNIT - 1) & ~<uint64_t>(UNIT - 1))
+    cdef uint64_t* bucket
+    cdef int i
+    if lookup(v, r.id):
+        return EXISTS
+    if h.objects >= h.max_objects or (not h.pins_free and h.pins_mark == h.max_pins):
+        return TABLE_FULL
+    r.want_data = 0
+    if rows_wanted(v, r, 2):
+        return TABLE_FULL if r.fixed else GROW
+    b = fit(v, need) if need <= h.capacity else 0
+    if b:
+        bin_remove(v, b)
+        split(v, b, need)
+    else:
+        top = h.top - tail_bytes(v) + need
+        if need > h.capacity or top > r.limit:
+            b = look_in_bin(v, bin_of(need), need, h.free_blocks) if need <= h.capacity else 0
+            if not b:
+                r.largest_free = largest_free(v, r.limit)
+                return FULL
+            bin_remove(v, b)
+            split(v, b, need)
+        elif top > h.data_reserved:
+            r.want_data = top
+            return GROW
+        else:
+            b = extend(v, need)
+    block = &v.blocks[b]
+    put(v, &block.state, MAKING)
+    put(v, &block.length, r.length)
+    put(v, &block.pins, 0)
+    put(v, &block.pin_first, 0)
+    put(v, &block.creator, v.slots[r.slot].pid)
+    add(v, &h.clock, 1)
+    put(v, &block.age, h.clock)
+    for i in range(ID_WORDS):
+        put(v, &block.id[i], r.id[i])
+    put(v, &block.owner_length, r.owner_length)
+    for i in range(OWNER_WORDS):
+        put(v, &block.owner[i], r.owner[i])
+    bucket = bucket_of(v, r.id)
+    put(v, &block.hash_next, bucket[0])
+    put(v, bucket, b)
+    add(v, &h.objects, 1)
+    add(v, &h.used, need)
+    if h.used > h.used_peak:
+        put(v, &h.used_peak, h.used)
+    pin(v, b, r.slot)
+    r.block = b
+    return DONE
+
+
+cdef int op_get(View* v, Request* r) noexcept nogil:
+    cdef Header* h = v.h
+    cdef uint64_t b = lookup(v, r.id)
+    if not b or v.blocks[b].state != SEALED:
+        return ABSENT
+    if not h.pins_free and h.pins_mark == h.max_pins:
+        return TABLE_FULL
+    r.want_data = 0
+    if rows_wanted(v, r, 0):
+        return TABLE_FULL if r.fixed else GROW
+    pin(v, b, r.slot)
+    r.block = b
+    return DONE
+
+
+cdef int op_contains(View* v, Request* r) noexcept nogil:
+    cdef uint64_t b = lookup(v, r.id)
+    return DONE if b and v.blocks[b].state == SEALED else ABSENT
+
+
+cdef int op_seal(View* v, Request* r) noexcept nogil:
+    cdef bint gone = v.blocks[r.block].state == DOOMED
+    if not gone:
+        put(v, &v.blocks[r.block].state, SEALED)
+    unpin(v, r.block, r.slot, 1)
+    return GONE if gone else DONE
+
+
+cdef int op_release(View* v, Request* r) noexcept nogil:
+    unpin(v, r.block, r.slot, 1)
+    return DONE
+
+
+cdef void doom(View* v, uint64_t b) noexcept nogil:
+    """The object is no more for anyone who asks; its id may be used again at once."""
+    hash_remove(v, b)
+    if v.blocks[b].pins:
+        put(v, &v.blocks[b].state, DOOMED)
+    else:
+        idle_remove(v, b)
+        free_block(v, b)
+
+
+cdef int op_doom(View* v, Request* r) noexcept nogil:
+    """The maker of block r.block gives it up while views of it are alive."""
+    if v.blocks[r.block].state == MAKING:
+        doom(v, r.block)
+    return DONE
+
+
+cdef int op_delete(View* v, Request* r) noexcept nogil:
+    cdef uint64_t b = lookup(v, r.id)
+    if not b:
+        return ABSENT
+    doom(v, b)
+    return DONE
+
+
+cdef int op_join(View* v, Request* r) noexcept nogil:
+    cdef Header* h = v.h
+    cdef uint64_t s = 1
+    while s <= h.slots_mark and v.slots[s].pid:
+        s += 1
+    if s > h.max_processes:
+        return NO_SLOT
+    if s > h.slots_mark:
+        put(v, &h.slots_mark, s)
+    put(v, &v.slots[s].pid, r.pid)
+    put(v, &v.slots[s].start, r.start)
+    put(v, &v.slots[s].pins, 0)
+    r.slot = s
+    return DONE
+
+
+cdef int op_bury(View* v, Request* r) noexcept nogil:
+    """Take back everything of slot r.slot if it still is process (r.pid, r.start): a transaction for each pin."""
+    cdef Slot* slot = &v.slots[r.slot]
+    cdef uint64_t b, count
+    r.taken = 0
+    if slot.pid != r.pid or slot.start != r.start:
+        return ABSENT
+    while slot.pins:
+        b = v.pins[slot.pins].block
+        count = v.pins[slot.pins].count
+        if v.blocks[b].state == MAKING:
+            doom(v, b)
+        unpin(v, b, r.slot, count)
+        commit(v)
+        r.taken += count
+    put(v, &slot.pid, 0)
+    return DONE
+
+
+cdef int op_reserved(View* v, Request* r) noexcept nogil:
+    """Memory up to r.want_* has been reserved. Others may have got further meanwhile."""
+    if r.want_data > v.h.data_reserved:
+        put(v, &v.h.data_reserved, r.want_data)
+    if r.want_blocks > v.h.blocks_reserved:
+        put(v, &v.h.blocks_reserved, r.want_blocks)
+    if r.want_pins > v.h.pins_reserved:
+        put(v, &v.h.pins_reserved, r.want_pins)
+    return DONE
+
+
+cdef int op_victims(View* v, Request* r) noexcept nogil:
+    cdef Block* rows = <Block*>r.room
+    cdef uint64_t b = v.h.idle_oldest, bytes_ = 0
+    r.taken = 0
+    while b and bytes_ < r.bytes and r.taken < r.room_rows:
+        rows[r.taken] = v.blocks[b]
+        bytes_ += v.blocks[b].size
+        r.taken += 1
+        b = v.blocks[b].list_next
+    return DONE
+
+
+cdef int op_header(View* v, Request* r) noexcept nogil:
+    memcpy(r.room, v.h, sizeof(Header))
+    r.largest_free = largest_free(v, v.h.capacity)
+    return DONE
+
+
+cdef int op_snapshot(View* v, Request* r) noexcept nogil:
+    """Copy what is in use of all tables to r.room, laid out as in the arena."""
+    cdef Header* h = v.h
+    cdef char* room = <char*>r.room
+    memcpy(room, v.base, h.blocks_offset + (h.blocks_mark + 1) * sizeof(Block))
+    memcpy(room + h.pins_offset, v.pins, (h.pins_mark + 1) * sizeof(Pin))
+    return DONE
+
+
+# ---- processes ------------------------------------------------------------------------------------------------------
+
+cdef uint64_t start_time(pid_t pid, bint* dead) noexcept nogil:
+    """Start time of a process in clock ticks since boot, 0 if it cannot be read; tells the dead and zombies apart."""
+    cdef char path[32]
+    cdef char text[1024]
+    cdef char digits[24]
+    cdef char* at = NULL
+    cdef Py_ssize_t n
+    cdef int fd, i = 0, field
+    cdef uint64_t number, threads = 0
+    cdef char state
+    dead[0] = False
+    if kill(pid, 0) != 0 and errno == ESRCH:
+        dead[0] = True
+        return 0
+    memcpy(path, b"/proc/", 6)
+    number = pid
+    while number or not i:
+        digits[i] = <char>(48 + number % 10)
+        number //= 10
+        i += 1
+    for field in range(i):
+        path[6 + field] = digits[i - 1 - field]
+    memcpy(path + 6 + i, b"/stat", 6)
+    fd = c_open(path, O_RDONLY)
+    if fd < 0:
+        return 0
+    n = c_read(fd, text, sizeof(text) - 1)
+    c_close(fd)
+    if n <= 0:
+        return 0
+    text[n] = 0
+    for i in range(n):  # the command's name may hold anything: fields are counted from its last parenthesis
+        if text[i] == c')':
+            at = text + i
+    if at == NULL or at + 2 >= text + n:
+        return 0
+    state = at[2]
+    field = 2
+    number = 0
+    while at[0] and field < 23:
+        if at[0] == c' ':
+            if field == 20:
+                threads = number
+            if field == 22:
+                break
+            field += 1
+            number = 0
+        elif at[0] >= c'0' and at[0] <= c'9':
+            number = number * 10 + <uint64_t>(at[0] - 48)
+        at += 1
+    # A zombie has given up its memory, unless only its first thread has ended.
+    dead[0] = state == c'X' or (state == c'Z' and threads <= 1)
+    return number
+
+
+cdef bint is_dead(uint64_t pid, uint64_t start) noexcept nogil:
+    cdef bint dead
+    cdef uint64_t now = start_time(<pid_t>pid, &dead)
+    return dead or (now and start and now != start)
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------
+
+FAULTS = bool(HAS_FAULTS)
+
+
+class ArenaError(RuntimeError):
+    """The memory is no arena of ours, or it is broken, closed, or out of process slots."""
+
+
+class ArenaFull(MemoryError):
+    """No room for an object now. `largest_free` is the longest piece that could be had without freeing anything."""
+
+    def __init__(self, message, needed=0, capacity=0, largest_free=0):
+        super().__init__(message)
+        self.needed = needed
+        self.capacity = capacity
+        self.largest_free = largest_free
+
+    def __reduce__(self):
+        return (type(self), (self.args[0], self.needed, self.capacity, self.largest_free))
+
+
+class ObjectExists(KeyError):
+    """An object with this id is in the arena, sealed or being made."""
+
+    def __str__(self):
+        return self.args[0]
+
+
+class NotMaking(KeyError):
+    """This process is not making an object with this id."""
+
+    def __str__(self):
+        return self.args[0]
+
+
+def fault_after(points):
+    """Kill this process at its `points`-th fault point from now (SKATE_FAULTS builds only); -1 turns it off."""
+    global fault_countdown
+    if not HAS_FAULTS:
+        raise ArenaError("this build has no fault points: build with SKATE_FAULTS=1")
+    fault_countdown = points
+
+
+def faults_left():
+    """What is left of `fault_after`'s count: how many points a call has, if one counts down from a large number."""
+    return fault_countdown
+
+
+cdef int read_id(bytes object_id, Request* r) except -1:
+    memset(r, 0, sizeof(Request))
+    if PyBytes_GET_SIZE(object_id) != 20:
+        raise ValueError(f"an object id is exactly 20 bytes, not {object_id!r}")
+    memcpy(r.id, PyBytes_AS_STRING(object_id), 20)
+    return 0
+
+
+cdef uint64_t align(uint64_t n, uint64_t to) noexcept nogil:
+    return (n + to - 1) // to * to
+
+
+cdef int reserve_file(int fd, char* base, uint64_t start, uint64_t stop, uint64_t* reached) noexcept nogil:
+    """Make sure that bytes [start, stop) of the file have memory behind them. Idempotent, so it needs no lock.
+
+    Returns 0 or an errno; `reached` says how far it came.
+    """
+    cdef uint64_t n, step = STEP
+    cdef int why = 0
+    start = start // PAGE * PAGE
+    stop = align(stop, PAGE)
+    while start < stop:
+        n = min(stop - start, step)
+        fault()
+        why = 0 if fallocate(fd, 0, <off_t>start, <off_t>n) == 0 else errno
+        if why == EOPNOTSUPP or why == ENOSYS:
+            # A file system without fallocate: touching the pages does it, and this call fails where a touch kills.
+            why = 0 if madvise(base + start, n, MADV_POPULATE_WRITE) == 0 else errno
+            why = why if why == 0 or why == EINTR else ENOSPC
+        if why == EINTR:
+            step = max(step // 2, <uint64_t>1 << 20)  # a profiler's timer: get done between two of its signals
+        elif why:
+            break
+        else:
+            start += n
+    reached[0] = start
+    return why if start < stop else 0
+
+
+cdef uint64_t room_behind(int fd) noexcept nogil:
+    """Bytes that the file system says are left; more than any arena if it does not say."""
+    cdef skate_statfs info
+    if fstatfs(fd, &info) != 0 or info.f_blocks == 0:  # a memfd's file system has no size
+        return <uint64_t>1 << 62
+    return <uint64_t>info.f_bavail * <uint64_t>info.f_bsize // PAGE * PAGE
+
+
+# ---- the classes ----------------------------------------------------------------------------------------------------
+
+@cython.final
+cdef class Arena:
+    """One node's arena as this process has it open. Every method may be called from any thread.
+
+    After a fork the child may go on using it (it gets a slot of its own at its first call), but must not use
+    Pinned and Writable objects it inherited: those are its parent's, whose end frees what they show.
+    All processes of an arena must see each other's pids (one pid namespace).
+    """
+
+    def __init__(self):
+        raise TypeError("use Arena.create or Arena.attach")
+
+    @staticmethod
+    def create(int fd, uint64_t size, *, uint64_t max_objects=0, uint64_t max_processes=1024):
+        """Format the memory behind fd as an arena with `size` bytes for data; the tables come on top, and are sparse.
+
+        Truncates the file: nobody else may have it open as an arena. ArenaFull if not even the tables' first pages
+        can be reserved. `fd` stays the caller's.
+        """
+        cdef Header h
+        cdef Arena self
+        cdef uint64_t reached
+        cdef int rc
+        if not max_objects:
+            max_objects = min(max(size // 4096, <uint64_t>4096), <uint64_t>1 << 20)
+        if not 0 < size < <uint64_t>1 << 46 or max_objects >= 1 << 32 or not 0 < max_processes < 1 << 20:
+            raise ValueError(f"no such arena: size {size}, max_objects {max_objects}, max_processes {max_processes}")
+        memset(&h, 0, sizeof(h))
+        h.layout = LAYOUT
+        h.capacity = align(size, PAGE)
+        h.max_processes = max_processes
+        h.max_objects = max_objects
+        h.max_blocks = 2 * max_objects + 2  # between any two objects there may be one free block
+        h.max_pins = 4 * max_objects + max_processes
+        h.bucket_mask = 63
+        while h.bucket_mask < max_objects // 2:
+            h.bucket_mask = h.bucket_mask * 2 + 1
+        h.slots_offset = align(sizeof(Header), UNIT)
+        h.buckets_offset = align(h.slots_offset + (max_processes + 1) * sizeof(Slot), PAGE)
+        h.blocks_offset = align(h.buckets_offset + (h.bucket_mask + 1) * 8, PAGE)
+        h.pins_offset = align(h.blocks_offset + (h.max_blocks + 1) * sizeof(Block), PAGE)
+        h.data_offset = align(h.pins_offset + (h.max_pins + 1) * sizeof(Pin), 2 << 20)
+        h.total_bytes = h.data_offset + h.capacity
+        if ftruncate(fd, 0) != 0 or ftruncate(fd, <off_t>h.total_bytes) != 0:
+            raise OSError(errno, f"cannot make {h.total_bytes} bytes: {_os.strerror(errno)}")
+        self = Arena.__new__(Arena)
+        self.map(fd, h.total_bytes)
+        rc = reserve_file(self.fd, self.v.base, 0, h.blocks_offset + PAGE, &reached)
+        rc = rc or reserve_file(self.fd, self.v.base, h.pins_offset, h.pins_offset + PAGE, &reached)
+        if rc:
+            raise ArenaFull(f"no memory for the tables of an arena: {_os.strerror(rc)}", size, size, 0)
+        h.blocks_reserved = PAGE // sizeof(Block) - 1
+        h.pins_reserved = PAGE // sizeof(Pin) - 1
+        memcpy(self.v.h, &h, sizeof(h))
+        rc = mutex_init(&self.v.h.mutex)
+        if rc:
+            raise OSError(rc, f"no robust mutex on this system: {_os.strerror(rc)}")
+        barrier()
+        self.v.h.magic = MAGIC
+        self.join()
+        return self
+
+    @staticmethod
+    def attach(int fd):
+        """Open the arena behind fd. ArenaError if there is none, or one of another version of skate."""
+        cdef struct_stat info
+        cdef Arena self
+        cdef Header* h
+        if fstat(fd, &info) != 0:
+            raise OSError(errno, _os.strerror(errno))
+        if <uint64_t>info.st_size < sizeof(Header):
+            raise ArenaError(f"no arena: the file has only {info.st_size} bytes")
+        self = Arena.__new__(Arena)
+        self.map(fd, info.st_size)
+        h = self.v.h
+        if h.magic != MAGIC:
+            raise ArenaError("no arena: the file does not begin as one (or its maker has not finished it yet)")
+        if h.layout != LAYOUT or h.total_bytes != <uint64_t>info.st_size:
+            raise ArenaError(f"an arena of another version: layout {h.layout:#x}, {h.total_bytes} bytes; "
+                             f"here {LAYOUT:#x}, {info.st_size} bytes. Use one version of skate in a session")
+        self.join()
+        return self
+
+    cdef int map(self, int fd, size_t length) except -1:
+        cdef void* base
+        self.making = {}
+        self.fd = fcntl(fd, F_DUPFD_CLOEXEC, 3)
+        if self.fd < 0:
+            raise OSError(errno, _os.strerror(errno))
+        base = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, self.fd, 0)
+        if base == MAP_FAILED:
+            raise OSError(errno, f"cannot map {length} bytes: {_os.strerror(errno)}")
+        madvise(base, length, MADV_DONTDUMP)  # a crashing worker's core file shall not hold the whole store
+        self.v.base = <char*>base
+        self.v.h = <Header*>base
+        return 0
+
+    cdef int join(self) except -1:
+        """Take a slot for this process: at the start, and again in a forked child."""
+        cdef Header* h = self.v.h
+        cdef Request r
+        cdef bint dead
+        cdef int rc
+        self.v.slots = <Slot*>(self.v.base + h.slots_offset)
+        self.v.buckets = <uint64_t*>(self.v.base + h.buckets_offset)
+        self.v.blocks = <Block*>(self.v.base + h.blocks_offset)
+        self.v.pins = <Pin*>(self.v.base + h.pins_offset)
+        free(self.touched)  # a fork does not copy the page tables of shared memory
+        self.touched = <uint8_t*>calloc((h.capacity >> TOUCH_SHIFT) + 1, 1)
+        if self.touched == NULL:
+            raise MemoryError()
+        memset(&r, 0, sizeof(r))
+        r.pid = getpid()
+        r.start = start_time(<pid_t>r.pid, &dead)
+        rc = self.run(op_join, &r)
+        if rc == NO_SLOT:
+            self.bury(0)
+            rc = self.run(op_join, &r)
+        if rc == NO_SLOT:
+            raise ArenaError(f"all {h.max_processes} process slots of the arena are taken by living processes: "
+                             f"make it with a larger max_processes")
+        if rc != DONE:
+            self.fail(rc)
+        self.slot = r.slot
+        self.pid = <pid_t>r.pid
+        self.making = {}
+        return 0
+
+    cdef int enter(self) except -1:
+        """At the head of every method: refuse after close, register again after a fork."""
+        if self.closed or self.v.base == NULL:
+            raise ArenaError("the arena is closed in this process")
+        if getpid() != self.pid:
+            self.join()
+        return 0
+
+    cdef int run(self, Op op, Request* r) noexcept:
+        """One call under the mutex. Keeps the GIL if the mutex comes within microseconds, sleeps without it if not."""
+        cdef View* v = &self.v
+        cdef int rc = try_lock(v)
+        if rc == 0:
+            return finish(v, op, r)
+        if rc == EBUSY:
+            with nogil:
+                rc = settle(v, pthread_mutex_lock(&v.h.mutex))
+                rc = finish(v, op, r) if rc == 0 else BROKEN_LOCK
+            return rc
+        return BROKEN_LOCK
+
+    cdef int fail(self, int rc) except -1:
+        """Raise for a result that no caller expects."""
+        if rc == TABLE_FULL:
+            raise ArenaFull(f"the arena's tables are full: {self.v.h.objects} of {self.v.h.max_objects} objects. Store "
+                            f"fewer, larger objects, or make the arena with a larger max_objects",
+                            0, self.v.h.capacity, 0)
+        raise ArenaError(f"the arena's mutex is broken ({rc}): its memory was overwritten")
+
+    cdef int reserve(self, Request* r) noexcept:
+        """Reserve what r.want_* asks for, and some more. Where that fails, r.fixed or r.limit say what there is."""
+        cdef View* v = &self.v
+        cdef Header* h = v.h
+        cdef int rc = 0
+        cdef uint64_t reached, ahead, room, have = h.data_reserved
+        with nogil:
+            if r.want_blocks > h.blocks_reserved:
+                r.want_blocks = min(r.want_blocks + 1024, h.max_blocks)
+                rc = reserve_file(self.fd, v.base, h.blocks_offset + h.blocks_reserved * sizeof(Block),
+                                  h.blocks_offset + (r.want_blocks + 1) * sizeof(Block), &reached)
+            if rc == 0 and r.want_pins > h.pins_reserved:
+                r.want_pins = min(r.want_pins + 1024, h.max_pins)
+                rc = reserve_file(self.fd, v.base, h.pins_offset + h.pins_reserved * sizeof(Pin),
+                                  h.pins_offset + (r.want_pins + 1) * sizeof(Pin), &reached)
+            if rc != 0:
+                r.fixed = True
+                return rc
+            if r.want_data > have:
+                # Some more than asked, growing with the arena, so that small objects seldom come here. But a request
+                # that cannot be met must not eat up what is left of /dev/shm: look first.
+                room = room_behind(self.fd)
+                ahead = min(h.capacity, align(r.want_data + min(max(have // 8, <uint64_t>1 << 20), STEP), PAGE))
+                if ahead - have > room:
+                    ahead = align(r.want_data, PAGE)
+                if ahead - have > room:
+                    r.limit = have + room
+                    return ENOSPC
+                rc = reserve_file(self.fd, v.base, h.data_offset + have, h.data_offset + ahead, &reached)
+                r.want_data = reached - h.data_offset
+                if rc != 0:
+                    r.limit = r.want_data
+        self.run(op_reserved, r)
+        return rc
+
+    cdef int touch(self, uint64_t offset, uint64_t length) noexcept:
+        """Map a block's pages at once: many times cheaper than a fault for each during the copy."""
+        cdef uint64_t first = offset >> TOUCH_SHIFT
+        cdef uint64_t last = (offset + length - 1) >> TOUCH_SHIFT
+        cdef uint64_t stop
+        cdef View* v = &self.v
+        while first <= last and self.touched[first]:
+            first += 1
+        while last > first and self.touched[last]:
+            last -= 1
+        if first > last:
+            return 0
+        stop = min((last + 1) << TOUCH_SHIFT, v.h.data_reserved)
+        with nogil:
+            madvise(v.base + v.h.data_offset + (first << TOUCH_SHIFT), stop - (first << TOUCH_SHIFT),
+                    MADV_POPULATE_WRITE)  # where it fails, the copy's own faults do the work
+        memset(self.touched + first, 1, last - first + 1)
+        return 0
+
+    cdef uint64_t bury(self, uint64_t pid) noexcept:
+        """Take back what dead processes hold: those with this pid, or any (0)."""
+        cdef View* v = &self.v
+        cdef Request r
+        cdef uint64_t s, taken = 0
+        memset(&r, 0, sizeof(r))
+        for s in range(1, v.h.slots_mark + 1):
+            r.slot = s
+            r.pid = v.slots[s].pid
+            r.start = v.slots[s].start
+            if r.pid and (not pid or r.pid == pid) and is_dead(r.pid, r.start):
+                if self.run(op_bury, &r) == DONE:
+                    taken += r.taken
+        return taken
+
+    cdef int leave(self) noexcept:
+        """Give back the slot (unless it is a parent's) and the mapping."""
+        cdef Request r
+        if self.v.base != NULL:
+            if self.slot and self.pid == getpid():
+                memset(&r, 0, sizeof(r))
+                r.slot = self.slot
+                r.pid = self.pid
+                r.start = self.v.slots[self.slot].start
+                self.run(op_bury, &r)
+            munmap(self.v.base, self.v.h.total_bytes)
+            self.v.base = NULL
+        if self.fd >= 0:
+            c_close(self.fd)
+            self.fd = -1
+        free(self.touched)
+        self.touched = NULL
+        return 0
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __dealloc__(self):
+        self.leave()
+
+    def close(self):
+        """Refuse further calls; the mapping goes when the last Pinned or Writable of this process has gone."""
+        if not self.closed:
+            self.closed = True
+            if not self.handles:
+                self.leave()
+
+    def allocate(self, bytes object_id not None, Py_ssize_t size, bytes owner not None=b""):
+        """Room for an object of `size` bytes, for this process to fill, then seal or abort.
+
+        ObjectExists if the id is taken; ArenaFull if there is no room, after looking for dead processes' leavings.
+        """
+        cdef Request r
+        cdef Writable w
+        cdef int rc
+        cdef bint swept = False, short_of_memory = False
+        if size < 0 or PyBytes_GET_SIZE(owner) > 8 * OWNER_WORDS:
+            raise ValueError(f"size {size} must not be negative, owner {owner!r} at most {8 * OWNER_WORDS} bytes")
+        self.enter()
+        read_id(object_id, &r)
+        r.length = size
+        r.limit = self.v.h.capacity
+        r.slot = self.slot
+        r.owner_length = PyBytes_GET_SIZE(owner)
+        memcpy(r.owner, PyBytes_AS_STRING(owner), r.owner_length)
+        w = Writable.__new__(Writable)
+        while True:
+            rc = self.run(op_allocate, &r)
+            if rc == DONE:
+                break
+            if rc == EXISTS:
+                raise ObjectExists(f"object {object_id.hex()} is in the arena already")
+            if rc == GROW:
+                short_of_memory = self.reserve(&r) != 0
+            elif not swept and (rc == FULL or rc == TABLE_FULL) and self.bury(0):
+                swept = True
+                r.fixed = False
+                r.limit = self.v.h.capacity
+            elif rc == FULL:
+                raise ArenaFull(
+                    f"no room for {size} bytes in an arena of {self.v.h.capacity}: the longest free piece is "
+                    f"{r.largest_free}" + (" (the memory behind the arena is full)" if short_of_memory else ""),
+                    size, self.v.h.capacity, r.largest_free)
+            else:
+                self.fail(rc)
+        w.arena = self
+        w.pid = self.pid
+        w.slot = self.slot
+        w.block = r.block
+        w.object_id = object_id
+        w.length = size
+        w.usable = True
+        self.handles += 1
+        w.data = self.v.base + self.v.h.data_offset + self.v.blocks[r.block].offset
+        self.making[object_id] = <size_t><void*>w
+        if size >= 1 << TOUCH_SHIFT:
+            self.touch(self.v.blocks[r.block].offset, size)
+        return w
+
+    cdef Writable writable(self, bytes object_id):
+        self.enter()
+        address = self.making.get(object_id)
+        if address is None:
+            raise NotMaking(f"this process is not making an object {object_id.hex()}: sealed or aborted already, "
+                            f"or allocated by another process")
+        return <Writable><void*><size_t>address
+
+    def seal(self, bytes object_id not None):
+        """See Writable.seal."""
+        self.writable(object_id).seal()
+
+    def abort(self, bytes object_id not None):
+        """See Writable.abort."""
+        self.writable(object_id).abort()
+
+    def get(self, bytes object_id not None):
+        """The sealed object as a read-only buffer, pinned while the Pinned or any view of it lives; None if absent."""
+        cdef Request r
+        cdef Pinned p
+        cdef int rc
+        self.enter()
+        read_id(object_id, &r)
+        r.slot = self.slot
+        p = Pinned.__new__(Pinned)
+        while True:
+            rc = self.run(op_get, &r)
+            if rc == DONE:
+                break
+            if rc == ABSENT:
+                return None
+            if rc != GROW:
+                self.fail(rc)
+            self.reserve(&r)
+        p.arena = self
+        p.pid = self.pid
+        p.slot = self.slot
+        p.block = r.block
+        p.object_id = object_id
+        p.length = self.v.blocks[r.block].length
+        p.data = self.v.base + self.v.h.data_offset + self.v.blocks[r.block].offset
+        self.handles += 1
+        return p
+
+    def contains(self, bytes object_id not None):
+        """Whether get would find the object."""
+        cdef Request r
+        self.enter()
+        read_id(object_id, &r)
+        return self.run(op_contains, &r) == DONE
+
+    def delete(self, bytes object_id not None):
+        """Remove the object: its id is free at once, its memory with the last pin. False if there is none.
+
+        An unsealed object is removed as well; its maker's seal then raises NotMaking.
+        """
+        cdef Request r
+        self.enter()
+        read_id(object_id, &r)
+        cdef int rc = self.run(op_delete, &r)
+        if rc < 0:
+            self.fail(rc)
+        return rc == DONE
+
+    def reap(self, pid):
+        """Take back the pins and half-made objects of a dead process; returns how many. 0 if it lives."""
+        self.enter()
+        return self.bury(pid) if pid > 0 else 0
+
+    def victims(self, uint64_t nbytes):
+        """[(id, length)] of sealed, unpinned objects, longest unused first, until they make `nbytes`; at most 4096."""
+        cdef Request r
+        cdef Block* rows
+        cdef uint64_t i
+        cdef int rc
+        self.enter()
+        memset(&r, 0, sizeof(r))
+        r.bytes = nbytes
+        r.room_rows = min(self.v.h.objects, <uint64_t>VICTIMS_MAX)
+        rows = <Block*>calloc(r.room_rows + 1, sizeof(Block))
+        if rows == NULL:
+            raise MemoryError()
+        r.room = rows
+        try:
+            rc = self.run(op_victims, &r)
+            if rc != DONE:
+                self.fail(rc)
+            return [(PyBytes_FromStringAndSize(<char*>rows[i].id, 20), rows[i].length) for i in range(r.taken)]
+        finally:
+            free(rows)
+
+    def stats(self):
+        """Numbers about the whole arena; bytes unless the name says otherwise."""
+        cdef Request r
+        cdef Header h
+        cdef int rc
+        self.enter()
+        memset(&r, 0, sizeof(r))
+        r.room = &h
+        rc = self.run(op_header, &r)
+        if rc != DONE:
+            self.fail(rc)
+        return {
+            "capacity": h.capacity,
+            "used": h.used,
+            "used_peak": h.used_peak,
+            "pinned": h.pinned,
+            "free": h.capacity - h.used,
+            "largest_free": r.largest_free,
+            "high_water": h.top,
+            "reserved": h.data_reserved,
+            "objects": h.objects,
+            "max_objects": h.max_objects,
+            "free_blocks": h.free_blocks,
+            "overhead": (h.blocks_offset + (h.blocks_reserved + 1) * sizeof(Block)
+                         + (h.pins_reserved + 1) * sizeof(Pin)),
+            "recoveries": h.recoveries,
+        }
+
+    def objects(self):
+        """A dictionary for each object, doomed ones included, in order of age (time of seal or last release)."""
+        self.enter()
+        snapshot = Snapshot(self)
+        return snapshot.objects()
+
+    def check(self):
+        """Walk every invariant on a copy of the tables; raises ArenaError with what does not hold."""
+        self.enter()
+        snapshot = Snapshot(self)
+        snapshot.check()
+
+
+@cython.final
+@cython.no_gc       # refers to an Arena and bytes only, which never refer back: no cycle, and dealloc sees its arena
+@cython.freelist(64)
+cdef class Pinned:
+    """A sealed object in this process: a read-only buffer. Views refer to it, so the pin goes with the last of them."""
+
+    def __init__(self):
+        raise TypeError("use Arena.get")
+
+    def __dealloc__(self):
+        cdef Request r
+        if self.block:
+            if self.pid == getpid():    # a forked child's copy: the pin is its parent's
+                memset(&r, 0, sizeof(r))
+                r.block = self.block
+                r.slot = self.slot
+                self.arena.run(op_release, &r)
+            self.block = 0
+            drop_handle(self.arena)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        if self.block == 0 or self.pid != getpid():
+            raise BufferError("this pin belongs to the process that forked this one: get the object again here")
+        PyBuffer_FillInfo(buffer, self, self.data, self.length, 1, flags)
+
+    def __len__(self):
+        return self.length
+
+    @property
+    def nbytes(self):
+        return self.length
+
+    def __repr__(self):
+        return f"<Pinned {self.object_id.hex()} {self.length} bytes>"
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(16)
+cdef class Writable:
+    """An object being made: a writable buffer. Dropped without seal, the object is aborted."""
+
+    def __init__(self):
+        raise TypeError("use Arena.allocate")
+
+    def __dealloc__(self):
+        # No view is alive here: each holds a reference to us.
+        if self.block:
+            self.forget()
+            self.give_back()
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        if not self.usable or self.pid != getpid():
+            raise BufferError(f"object {self.object_id.hex()} is sealed or aborted, or is a parent process's: "
+                              f"it can no longer be written to")
+        PyBuffer_FillInfo(buffer, self, self.data, self.length, 0, flags)
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        self.exports -= 1
+
+    cdef int forget(self) except -1:
+        """No longer the Writable of its id (a later one with the same id stays)."""
+        self.usable = False
+        if self.pid == self.arena.pid and self.arena.making.get(self.object_id) == <size_t><void*>self:
+            del self.arena.making[self.object_id]
+        return 0
+
+    cdef int give_back(self) noexcept:
+        """Abort, and let go of the block: it is free unless it was sealed meanwhile."""
+        cdef Request r
+        if self.pid == getpid():
+            memset(&r, 0, sizeof(r))
+            r.block = self.block
+            r.slot = self.slot
+            self.arena.run(op_doom, &r)
+            self.arena.run(op_release, &r)
+        self.block = 0
+        drop_handle(self.arena)
+        return 0
+
+    def seal(self):
+        """From now the object cannot change, and get finds it; the maker's pin is gone.
+
+        BufferError while a writable view lives; NotMaking if it was deleted meanwhile, or sealed or aborted before.
+        """
+        cdef Request r
+        cdef int rc
+        if not self.usable or self.pid != getpid():
+            raise NotMaking(f"object {self.object_id.hex()} is sealed or aborted already, or a parent process's")
+        if self.exports:
+            raise BufferError(f"object {self.object_id.hex()} cannot be sealed: {self.exports} writable views of it are "
+                              f"alive. Release or delete them first")
+        memset(&r, 0, sizeof(r))
+        r.block = self.block
+        r.slot = self.slot
+        rc = self.arena.run(op_seal, &r)
+        if rc < 0:
+            self.arena.fail(rc)
+        self.forget()
+        self.block = 0
+        drop_handle(self.arena)
+        if rc == GONE:
+            raise NotMaking(f"object {self.object_id.hex()} was deleted while it was being made")
+
+    def abort(self):
+        """Take the object back. Its memory goes with the last view of it."""
+        cdef Request r
+        if not self.usable or self.pid != getpid():
+            raise NotMaking(f"object {self.object_id.hex()} is sealed or aborted already, or a parent process's")
+        self.forget()
+        if self.exports:
+            memset(&r, 0, sizeof(r))
+            r.block = self.block
+            self.arena.run(op_doom, &r)
+        else:
+            self.give_back()
+
+    def __len__(self):
+        return self.length
+
+    @property
+    def nbytes(self):
+        return self.length
+
+    def __repr__(self):
+        return f"<Writable {self.object_id.hex()} {self.length} bytes>"
+
+
+cdef int drop_handle(Arena arena) noexcept:
+    arena.handles -= 1
+    if arena.closed and not arena.handles:
+        arena.leave()
+    return 0
+
+
+def copy_into(dest, Py_ssize_t offset, source):
+    """Copy all bytes of `source` (any contiguous buffer) to `dest` (a writable one) at `offset`; returns how many.
+
+    Gives up the GIL during large copies. ValueError if they do not fit. The two must not overlap.
+    """
+    cdef Py_buffer to, data
+    cdef char* at
+    PyObject_GetBuffer(source, &data, PyBUF_ANY_CONTIGUOUS)
+    try:
+        PyObject_GetBuffer(dest, &to, PyBUF_ANY_CONTIGUOUS | PyBUF_WRITABLE)
+        try:
+            if offset < 0 or offset > to.len or data.len > to.len - offset:
+                raise ValueError(f"{data.len} bytes at offset {offset} do not fit into {to.len}")
+            at = <char*>to.buf + offset
+            if data.len < COPY_WITHOUT_GIL:
+                memcpy(at, data.buf, data.len)
+            else:
+                with nogil:
+                    memcpy(at, data.buf, data.len)
+            return data.len
+        finally:
+            PyBuffer_Release(&to)
+    finally:
+        PyBuffer_Release(&data)
+
+
+# ---- looking at a copy ----------------------------------------------------------------------------------------------
+
+@cython.final
+cdef class Snapshot:
+    """A private copy of an arena's tables, for listings and for check: nobody waits while Python walks it."""
+    cdef View v
+    cdef size_t room
+
+    def __init__(self, Arena arena):
+        cdef Request r
+        cdef char* base
+        # As large as the tables could be, in memory that costs nothing until it is written.
+        self.room = arena.v.h.data_offset
+        base = <char*>mmap(NULL, self.room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if base == <char*>MAP_FAILED:
+            raise MemoryError("no address space for a copy of the arena's tables")
+        self.v.base = base
+        memset(&r, 0, sizeof(r))
+        r.room = base
+        if arena.run(op_snapshot, &r) != DONE:
+            raise ArenaError("the arena's mutex is broken: its memory was overwritten")
+        self.v.h = <Header*>base
+        self.v.slots = <Slot*>(base + self.v.h.slots_offset)
+        self.v.buckets = <uint64_t*>(base + self.v.h.buckets_offset)
+        self.v.blocks = <Block*>(base + self.v.h.blocks_offset)
+        self.v.pins = <Pin*>(base + self.v.h.pins_offset)
+
+    def __dealloc__(self):
+        if self.v.base != NULL:
+            munmap(self.v.base, self.room)
+
+    def objects(self):
+        cdef View* v = &self.v
+        cdef Block* block
+        cdef uint64_t b, p
+        rows = []
+        b = v.h.last_block
+        while b:
+            block = &v.blocks[b]
+            if block.state != FREE:
+                pins = {}
+                p = block.pin_first
+                while p:
+                    pid = v.slots[v.pins[p].slot].pid
+                    pins[pid] = pins.get(pid, 0) + v.pins[p].count
+                    p = v.pins[p].block_next
+                rows.append({
+                    "id": PyBytes_FromStringAndSize(<char*>block.id, 20),
+                    "size": block.length,
+                    "block_size": block.size,
+                    "sealed": block.state == SEALED,
+                    "doomed": block.state == DOOMED,
+                    "pins": pins,
+                    "owner": PyBytes_FromStringAndSize(<char*>block.owner, block.owner_length),
+                    "creator": block.creator,
+                    "age": block.age,
+                })
+            b = block.before
+        rows.sort(key=lambda row: row["age"])
+        return rows
+
+    def check(self):
+        """The invariants of arena.pxd, one by one. The order matters: chains are followed only once proven finite."""
+        v = self.v.h
+        need(v.journal_used == 0, "the journal is empty between calls")
+        need(v.top <= v.data_reserved <= v.capacity, "the mark is within reserved memory, that within the capacity")
+        need(v.blocks_mark <= v.blocks_reserved <= v.max_blocks, "block rows in use are reserved")
+        need(v.pins_mark <= v.pins_reserved <= v.max_pins, "pin rows in use are reserved")
+        need(v.slots_mark <= v.max_processes, "slots in use exist")
+        state = self.check_data()
+        self.check_bins(state)
+        self.check_names(state)
+        self.check_idle(state)
+        self.check_pins(state)
+
+    cdef dict check_data(self):
+        """Blocks cover [0, top) without gap, never two free ones in a row; unused rows are all in their list."""
+        cdef View* v = &self.v
+        cdef Header* h = v.h
+        cdef Block* block
+        cdef uint64_t b = h.last_block, after = 0, edge = h.top, used = 0, pinned = 0
+        state = {}
+        while b:
+            need(0 < b <= h.blocks_mark and b not in state, f"block {b} is a row in use, met once in the data")
+            block = &v.blocks[b]
+            need(block.state in (FREE, MAKING, SEALED, DOOMED), f"block {b} has a state of a block, not {block.state}")
+            need(block.after == after, f"block {b} knows the block behind it")
+            need(block.size >= UNIT and block.size % UNIT == 0, f"block {b} has a whole number of units")
+            need(block.offset + block.size == edge, f"block {b} ends where the next begins")
+            if block.state == FREE:
+                need(not after or state[after] != FREE, f"free blocks {b} and {after} are joined")
+            else:
+                need(block.length <= block.size, f"object {b} fits into its block")
+                used += block.size
+                pinned += block.size if block.pins else 0
+            state[b] = block.state
+            edge = block.offset
+            after = b
+            b = block.before
+        need(edge == 0, "blocks begin at offset 0")
+        need(used == h.used and pinned == h.pinned, "the sums of used and pinned bytes are right")
+        need(h.used <= h.used_peak <= h.capacity, "the peak is no less than now")
+        need(h.objects == sum(s != FREE for s in state.values()), "the number of objects is right")
+        unused = set()
+        b = h.blocks_free
+        while b:
+            need(0 < b <= h.blocks_mark and b not in state and b not in unused, f"row {b} is unused and listed once")
+            need(v.blocks[b].state == UNUSED, f"row {b} says that it is unused")
+            unused.add(b)
+            b = v.blocks[b].list_next
+        need(len(unused) + len(state) == h.blocks_mark, "every row is a block or unused")
+        return state
+
+    cdef int check_bins(self, dict state) except -1:
+        """Every free block is in the bin of its size, and the bitmaps say which bins have any."""
+        cdef View* v = &self.v
+        cdef Header* h = v.h
+        cdef uint64_t i, b, before
+        met = set()
+        for i in range(BIN_ROWS * BIN_COLUMNS):
+            b = h.bins[i]
+            need(bool(b) == bool(h.columns[i // BIN_COLUMNS] >> (i % BIN_COLUMNS) & 1), f"bit of bin {i}")
+            before = 0
+            while b:
+                need(state.get(b) == FREE and b not in met, f"block {b} in bin {i} is free and in one bin")
+                need(bin_of(v.blocks[b].size) == i, f"block {b} is in the bin of its size")
+                need(v.blocks[b].list_prev == before, f"block {b} knows the one before it in its bin")
+                met.add(b)
+                before = b
+                b = v.blocks[b].list_next
+        for i in range(BIN_ROWS):
+            need(bool(h.columns[i]) == bool(h.rows >> i & 1), f"bit of row {i}")
+        need(len(met) == h.free_blocks == sum(s == FREE for s in state.values()), "all free blocks are in bins")
+        return 0
+
+    cdef int check_names(self, dict state) except -1:
+        """The hash table holds exactly the objects that are being made or sealed, each in its bucket, ids unique."""
+        cdef View* v = &self.v
+        cdef uint64_t i, b
+        met = set()
+        names = set()
+        for i in range(v.h.bucket_mask + 1):
+            b = v.buckets[i]
+            while b:
+                need(state.get(b) in (MAKING, SEALED) and b not in met, f"block {b} in bucket {i} has a name, once")
+                need(bucket_of(v, v.blocks[b].id) == &v.buckets[i], f"block {b} is in its bucket")
+                met.add(b)
+                names.add(PyBytes_FromStringAndSize(<char*>v.blocks[b].id, 8 * ID_WORDS))
+                b = v.blocks[b].hash_next
+        need(len(met) == len(names) == sum(s in (MAKING, SEALED) for s in state.values()), "all names are unique")
+        return 0
+
+    cdef int check_idle(self, dict state) except -1:
+        """The idle list holds exactly the sealed objects without a pin, ages rising."""
+        cdef View* v = &self.v
+        cdef uint64_t b = v.h.idle_oldest, before = 0
+        met = set()
+        while b:
+            need(state.get(b) == SEALED and not v.blocks[b].pins and b not in met, f"block {b} is idle, listed once")
+            need(v.blocks[b].list_prev == before, f"block {b} knows the idle one before it")
+            need(not before or v.blocks[before].age < v.blocks[b].age, f"block {b} is younger than {before}")
+            met.add(b)
+            before = b
+            b = v.blocks[b].list_next
+        need(before == v.h.idle_newest, "the idle list ends at its newest")
+        need(len(met) == sum(s == SEALED and not v.blocks[<uint64_t>b_].pins for b_, s in state.items()),
+             "every idle object is listed")
+        return 0
+
+    cdef int check_pins(self, dict state) except -1:
+        """Each pin row is in the list of its object and of its process, or free; counts add up; states match."""
+        cdef View* v = &self.v
+        cdef Header* h = v.h
+        cdef uint64_t b, p, s, before, total
+        of_blocks = set()
+        for b_, kind in state.items():
+            b = b_
+            if kind == FREE:
+                continue
+            total = 0
+            slots = set()
+            p = v.blocks[b].pin_first
+            while p:
+                need(0 < p <= h.pins_mark and p not in of_blocks, f"pin {p} is a row in use, of one object")
+                need(v.pins[p].block == b and v.pins[p].count > 0, f"pin {p} is on block {b}")
+                need(0 < v.pins[p].slot <= h.slots_mark and v.pins[p].slot not in slots, f"pin {p} is a process's only")
+                of_blocks.add(p)
+                slots.add(v.pins[p].slot)
+                total += v.pins[p].count
+                p = v.pins[p].block_next
+            need(total == v.blocks[b].pins, f"the pins of block {b} add up")
+            need(kind != MAKING or total == 1, f"unsealed block {b} has its maker's pin alone")
+            need(kind != DOOMED or total > 0, f"doomed block {b} has a pin")
+        met = set()
+        for s in range(1, h.slots_mark + 1):
+            p = v.slots[s].pins
+            before = 0
+            need(v.slots[s].pid or not p, f"free slot {s} has no pins")
+            while p:
+                need(p in of_blocks and p not in met and v.pins[p].slot == s, f"pin {p} is of slot {s}")
+                need(v.pins[p].slot_prev == before, f"pin {p} knows the one before it")
+                met.add(p)
+                before = p
+                p = v.pins[p].slot_next
+        need(met == of_blocks, "every pin is of a process")
+        p = h.pins_free
+        while p:
+            need(0 < p <= h.pins_mark and p not in met and v.pins[p].block == 0, f"pin row {p} is free, listed once")
+            met.add(p)
+            p = v.pins[p].block_next
+        need(len(met) == h.pins_mark, "every pin row is in use or free")
+        return 0
+
+
+cdef int need(bint holds, str what) except -1:
+    if not holds:
+        raise ArenaError(f"the arena is broken; this does not hold: {what}")
+    return 0

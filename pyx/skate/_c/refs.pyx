@@ -1,0 +1,346 @@
+"""Object entries, the handles to them, and waiting for them, at C speed.
+
+State: the ObjectEntry of each object this process knows, found through the dictionary of whoever is `home`
+(skate.core.references decides about them). Invariants: `handles` is the number of live ObjectRef on an entry; an
+entry that is PENDING has its waiters registered, any other has none.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.string cimport memcmp
+
+from skate._c.plain import note_ref
+
+cdef enum:
+    _PENDING = 0
+    _INLINE = 1
+    _STORED = 2
+    _FAILED = 3
+    OBJECT_ID_BYTES = 20
+    PROCESS_ID_BYTES = 8
+
+#: states of an entry
+PENDING, INLINE, STORED, FAILED = _PENDING, _INLINE, _STORED, _FAILED
+STATE_NAMES = ("PENDING", "INLINE", "STORED", "FAILED")
+
+
+class _Nothing:
+    """Stands for "no literal": None is a value that objects have."""
+
+    def __repr__(self) -> str:
+        return "NOTHING"
+
+
+NOTHING = _Nothing()
+cdef object _NOTHING = NOTHING
+cdef unsigned long _stamp = 0
+
+
+cdef class Waiter:
+    """Someone who waits for entries: a thread in `get`, a task for its arguments, a future, a borrower elsewhere."""
+
+    def __init__(self, callback=None, *, bint eager=False):
+        self.callback = callback
+        self.eager = eager
+
+    def __repr__(self):
+        return f"<Waiter missing={self.missing} done={self.done}>"
+
+
+cdef class Guard:
+    """What keeps refs alive at their owners while it lasts: a running task's arguments, or a value that holds them."""
+
+    def __init__(self, bytes voucher, bytes container=b""):
+        self.voucher = voucher
+        self.container = container
+
+
+cdef class ObjectEntry(Guard):
+    """What this process knows of one object. skate.core.references says what the counts mean."""
+
+    def __init__(self, bytes object_id, home, *, bint owned):
+        if PyBytes_GET_SIZE(object_id) != OBJECT_ID_BYTES:
+            raise ValueError(f"an object id has {OBJECT_ID_BYTES} bytes, got {object_id!r}")
+        self.container = self.id = object_id
+        self.voucher = object_id[:PROCESS_ID_BYTES]
+        self.home = home
+        self.owned = owned
+        self.literal = _NOTHING
+
+    def __repr__(self):
+        return (
+            f"<{'owned' if self.owned else 'borrowed'} {self.id.hex()} {STATE_NAMES[self.state]} "
+            f"handles={self.handles} pins={self.pins}>"
+        )
+
+    def guarded_by(self, Guard guard):
+        """From now on it lives by `guard`."""
+        if guard.guarded is None:
+            guard.guarded = {}
+        guard.guarded[self.id] = self
+        self.guard = guard
+
+    @property
+    def held(self):
+        """Something in this process needs it."""
+        return self.handles > 0 or self.pins > 0
+
+
+cdef class ObjectRef:
+    """A handle to an object that may not exist yet: what `.remote()` and `put` return.
+
+    Read it with `skate.get(ref)` or `await ref`; `ref.future()` is a `concurrent.futures.Future` of its value. Refs
+    compare and hash by object. While any ref to an object lives, in any process, its value is kept.
+    """
+
+    def __cinit__(self, object_id):
+        cdef ObjectEntry entry
+        if type(object_id) is ObjectEntry:
+            entry = <ObjectEntry>object_id
+        else:
+            entry = _entry_of(object_id)
+        entry.handles += 1
+        self.entry = entry
+
+    def __dealloc__(self):
+        cdef ObjectEntry entry = self.entry
+        if entry is None:
+            return
+        entry.handles -= 1
+        if entry.handles == 0 and entry.pins == 0:
+            entry.home.on_dropped(entry)
+
+    def binary(self):
+        """The object's id: 20 bytes."""
+        return self.entry.id
+
+    def hex(self):
+        """The object's id as 40 hexadecimal digits."""
+        return self.entry.id.hex()
+
+    def task_id(self):
+        """The id of the task that returns it: 16 bytes."""
+        return self.entry.id[:16]
+
+    def is_nil(self):
+        """False: a handle always names an object."""
+        return False
+
+    def size(self):
+        """Length of the id in bytes."""
+        return OBJECT_ID_BYTES
+
+    def future(self):
+        """A `concurrent.futures.Future` that gets this object's value or exception. Does not block."""
+        return self.entry.home.future(self)
+
+    def __await__(self):
+        return self.entry.home.await_ref(self).__await__()
+
+    def __hash__(self):
+        return hash(self.entry.id)
+
+    def __eq__(self, other):
+        if type(other) is not ObjectRef:
+            return NotImplemented
+        return (<ObjectRef>other).entry is self.entry or (<ObjectRef>other).entry.id == self.entry.id
+
+    def __repr__(self):
+        return f"ObjectRef({self.entry.id.hex()})"
+
+    def __reduce__(self):
+        note_ref(self)
+        return _rebuild, (self.entry.id,)
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __class_getitem__(cls, item):
+        return cls
+
+
+# ------------------------------------------------------------------------------- entries by id, guards by thread
+
+cdef object _home = None            # the runtime of this process, or None
+cdef dict _entries = {}             # its table: object id -> ObjectEntry
+cdef bytes _me = b""                # its process id
+cdef dict _guards = {}              # thread -> Guard of the value it is unpickling
+
+
+def set_home(home, dict entries, bytes process):
+    """Makes `home`'s table the one that unpickled refs are looked up in; None where no runtime runs."""
+    global _home, _entries, _me
+    _home, _entries, _me = home, entries, process
+
+
+cdef ObjectEntry _entry_of(object object_id):
+    """The entry of an id in this process's table; a new one where it is met for the first time."""
+    cdef ObjectEntry entry
+    cdef Guard guard
+    if type(object_id) is not bytes or PyBytes_GET_SIZE(<bytes>object_id) != OBJECT_ID_BYTES:
+        raise ValueError(f"an ObjectRef is made from the {OBJECT_ID_BYTES} bytes of ref.binary(), got {object_id!r:.80}")
+    found = _entries.get(object_id)
+    if found is not None:
+        entry = <ObjectEntry>found
+        if entry.owned or entry.owed > 0 or entry.guard is not None:
+            return entry
+    else:
+        if _home is None:
+            raise RuntimeError("skate is not running in this process: call skate.init() before unpickling an ObjectRef")
+        owned = memcmp(PyBytes_AS_STRING(<bytes>object_id), PyBytes_AS_STRING(_me), PROCESS_ID_BYTES) == 0
+        entry = ObjectEntry(<bytes>object_id, _home, owned=owned)
+        if owned:
+            entry.state = _FAILED  # it was freed: a live one stands in the table
+            entry.value = None
+            return entry
+        _entries[object_id] = entry
+    guard = <Guard>_guards.get(PyThread_get_thread_ident())
+    if guard is not None:
+        entry.guarded_by(guard)
+    return entry
+
+
+def _rebuild(bytes object_id):
+    """What an ObjectRef unpickles through."""
+    return ObjectRef(object_id)
+
+
+def unpickling_under(Guard guard):
+    """Says that the refs this thread unpickles from now on live by `guard` (None: by nobody); returns the last one."""
+    thread = PyThread_get_thread_ident()
+    before = _guards.get(thread)
+    if guard is None:
+        _guards.pop(thread, None)
+    else:
+        _guards[thread] = guard
+    return before
+
+
+def forget_if_unheld(dict entries, ObjectEntry entry):
+    """Takes an entry that nobody in this process holds out of the table; False where someone does.
+
+    One C function, so that no other thread can make a handle between the look and the removal.
+    """
+    if entry.handles > 0 or entry.pins > 0:
+        return False
+    if entries.pop(entry.id, None) is None:
+        return False
+    if entry.guard is not None:
+        entry.guard.guarded.pop(entry.id, None)
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------- waiting
+
+def settle(ObjectEntry entry, int state, value):
+    """Gives a PENDING entry its value or error and counts it off its waiters; returns those that are done now."""
+    cdef Waiter waiter
+    entry.state = state
+    entry.value = value
+    waiters = entry.waiters
+    if waiters is None:
+        return ()
+    entry.waiters = None
+    done = []
+    for each in (waiters if type(waiters) is list else (waiters,)):
+        waiter = <Waiter>each
+        if waiter.done:
+            continue
+        waiter.missing -= 1
+        if state == _FAILED:
+            waiter.failed = True
+        if waiter.missing <= 0 or (waiter.eager and waiter.failed):
+            waiter.done = True
+            done.append(waiter)
+    return done
+
+
+cdef inline void _add_waiter(ObjectEntry entry, Waiter waiter):
+    if entry.waiters is None:
+        entry.waiters = waiter
+    elif type(entry.waiters) is list:
+        (<list>entry.waiters).append(waiter)
+    else:
+        entry.waiters = [entry.waiters, waiter]
+
+
+def watch(list refs, Waiter waiter, Py_ssize_t wanted):
+    """Makes `waiter` wait until `wanted` of these refs are ready. Returns those still PENDING.
+
+    The waiter is done at once where enough are ready, or where it is eager and one has failed.
+    """
+    cdef ObjectEntry entry
+    cdef Py_ssize_t ready = 0
+    cdef list pending = []
+    for ref in refs:
+        entry = (<ObjectRef>ref).entry
+        if entry.state == _PENDING:
+            pending.append(entry)
+        else:
+            ready += 1
+            if entry.state == _FAILED:
+                waiter.failed = True
+    waiter.missing = wanted - ready
+    if waiter.missing <= 0 or (waiter.eager and waiter.failed):
+        waiter.done = True
+    else:
+        for each in pending:
+            _add_waiter(<ObjectEntry>each, waiter)
+    return pending
+
+
+def unwatch(list entries, Waiter waiter):
+    """Takes a waiter that gave up off the entries it still waits for."""
+    cdef ObjectEntry entry
+    waiter.done = True
+    for each in entries:
+        entry = <ObjectEntry>each
+        if entry.waiters is waiter:
+            entry.waiters = None
+        elif type(entry.waiters) is list and waiter in (<list>entry.waiters):
+            (<list>entry.waiters).remove(waiter)
+
+
+def all_refs(list refs):
+    """Index of the first item that is no ObjectRef, or -1."""
+    cdef Py_ssize_t i
+    for i in range(len(refs)):
+        if type(refs[i]) is not ObjectRef:
+            return i
+    return -1
+
+
+def distinct(list refs):
+    """Whether no object stands twice in the list."""
+    global _stamp
+    cdef ObjectEntry entry
+    _stamp += 1
+    for ref in refs:
+        entry = (<ObjectRef>ref).entry
+        if entry.stamp == _stamp:
+            return False
+        entry.stamp = _stamp
+    return True
+
+
+def ready_count(list refs):
+    """How many of the refs are not PENDING."""
+    cdef Py_ssize_t count = 0
+    for ref in refs:
+        if (<ObjectRef>ref).entry.state != _PENDING:
+            count += 1
+    return count
+
+
+def split_ready(list refs, Py_ssize_t most):
+    """(ready, rest), each in the order given; at most `most` are counted as ready."""
+    cdef list ready = [], rest = []
+    for ref in refs:
+        if (<ObjectRef>ref).entry.state != _PENDING and len(ready) < most:
+            ready.append(ref)
+        else:
+            rest.append(ref)
+    return ready, rest
