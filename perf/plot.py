@@ -53,6 +53,9 @@ def draw(results: Results, path: str) -> None:
             plt.Line2D([], [], color=_INK, marker="|", linestyle="", markersize=9, label="to be reached"),
         ],
         loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=len(rivals) + 1,
+        fontsize=9,
         frameon=False,
     )
     machine = results.machine

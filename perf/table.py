@@ -19,7 +19,7 @@ def number(value: float) -> str:
         digits = len(str(int(size))) - 3
         return f"{round(value, -digits):,.0f}"
     if size >= 100:
-        return f"{value:.0f}"
+        return f"{value:,.0f}"
     decimals = 1 if size >= 10 else 2
     while size < 1 and decimals < 6 and round(size, decimals) < 10 ** -(decimals - 2):
         decimals += 1
@@ -27,7 +27,10 @@ def number(value: float) -> str:
 
 
 def times(ratio: float) -> str:
-    return f"{number(ratio)}×" if ratio < 10 else f"{ratio:,.0f}×"
+    """A ratio, with two or three digits."""
+    if ratio >= 10:
+        return f"{ratio:,.0f}×"
+    return f"{ratio:.2f}×" if ratio >= 0.1 else f"{ratio:.2g}×"
 
 
 def _cell(results: Results, row: Row, contender: str) -> str:
@@ -49,12 +52,12 @@ def _machine_cell(results: Results, row: Row) -> str:
     advantage = results.advantage(row, row.limit)
     if limit is None:
         return ""
-    return number(limit.median) + (f"  {times(advantage.median)}" if advantage else "")
+    return number(limit.median) + (f" ({times(advantage.median)})" if advantage else "")
 
 
 def _rival_cell(results: Results, row: Row, rival: str) -> str:
     advantage = results.advantage(row, rival)
-    return _cell(results, row, rival) + (f"  {times(advantage.median)}" if advantage else "")
+    return _cell(results, row, rival) + (f" ({times(advantage.median)})" if advantage else "")
 
 
 def _bar_cell(results: Results, row: Row) -> str:

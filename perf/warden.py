@@ -1,9 +1,9 @@
 """Runs one command and ends everything it started: `python -m perf.warden PARENT_PID COMMAND …`.
 
-The warden adopts orphans, so a daemon that its child started and left stays below it. When the child ends, or
-the harness asks (SIGTERM) or dies (the kernel sends SIGTERM), what is left gets a grace to end by itself; then
-it is killed, by pid, and named on stdout as a message of the child's protocol (see child.py). The child's
-folder for temporary files goes too.
+The warden adopts orphans, so a daemon that its child started and left stays below it. The child may end by
+itself, or be ended because the harness asks (SIGTERM) or dies (the kernel sends SIGTERM). What is then left
+gets a grace, is killed, by pid, and named on stdout as a message of the child's protocol (see child.py).
+The child's folder for temporary files goes too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _prepare_child() -> None:
 
 def _reap() -> set[int]:
     """Collect every child that has ended."""
-    ended = set()
+    ended: set[int] = set()
     while True:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)

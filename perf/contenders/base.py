@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 Submit = Callable[..., Any]
 
@@ -41,7 +41,7 @@ class Inside(Protocol):
 class Contender:
     """The base of all adapters: what is not overridden raises NotImplementedError, which skips the row."""
 
-    name: ClassVar[str] | str = ""
+    name: str = ""
     #: The package whose import shows that it is installed.
     import_name: str = ""
     can: frozenset[str] = frozenset()

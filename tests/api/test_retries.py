@@ -1,4 +1,4 @@
-"""Tries are counted exactly: after a worker's death, and after an exception where retry_exceptions says so."""
+"""Tries are counted exactly: after a death of the worker, and after an exception where it is asked for."""
 
 import os
 

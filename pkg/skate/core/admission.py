@@ -229,6 +229,11 @@ class Admission:
         effects, self._effects = self._effects, []
         return effects
 
+    def prestart(self, number: int) -> list[Effect]:
+        """Starts `number` workers of the plain environment before anyone asks."""
+        self._starting[None] = self._starting.get(None, 0) + number
+        return [StartWorker(None)] * number
+
     def tick(self, now: float) -> float | None:
         """Asks workers that have been idle for long to leave; gives the time of the next such look, or None."""
         idle = [worker for workers in self._idle.values() for worker in workers if not worker.retiring]

@@ -200,7 +200,8 @@ class Dispatcher:
         if running:
             begun = 1 + next((i for i, task in enumerate(tasks) if task.id == running), -1)
         for task in tasks:
-            task.blamed = True
+            task.blamed = begun > 0
+            task.lease = None
         lease.in_flight.clear()
         self._drop(lease)
         for task in reversed(tasks[begun:]):
@@ -249,6 +250,7 @@ class Dispatcher:
                 break
             task = tasks.popleft()
             task.state = PUSHED
+            task.lease = lease
             task.expected = BUDGET if task.function.seconds is None or task.blamed else task.function.seconds
             if not lease.in_flight:
                 lease.head_since = now
@@ -291,6 +293,7 @@ class Dispatcher:
 
     def _take_out(self, lease: HeldLease, task: OwnedTask, now: float) -> None:
         del lease.in_flight[task.id]
+        task.lease = None
         lease.head_since = now
         if lease.in_flight:
             lease.load -= task.expected

@@ -15,7 +15,7 @@ from skate._c.refs import ObjectEntry
 from skate.ids import TaskId
 
 if TYPE_CHECKING:
-    from skate.core.dispatch import Queue
+    from skate.core.dispatch import HeldLease, Queue
     from skate.options import TaskOptions
 
 WAITING: Final = 0
@@ -26,8 +26,8 @@ STATE_NAMES: Final = ("WAITING", "QUEUED", "PUSHED", "DONE")
 
 #: flag of PushTask: the task must not run twice, so its result may not wait in a buffer behind the next task
 ONCE: Final = 1
-#: flag of PushTask: the worker ends after it (`max_calls`)
-LAST_CALL: Final = 2
+#: PushTask's flags above this bit: after how many calls of the function a worker ends; 0: never
+CALLS_SHIFT: Final = 8
 
 
 class Function:
@@ -65,6 +65,7 @@ class OwnedTask:
         "flags",
         "function",
         "id",
+        "lease",
         "name",
         "nested",
         "options",
@@ -95,6 +96,8 @@ class OwnedTask:
         #: refs inside the arguments, pinned until the task is done
         self.nested = nested
         self.returns = returns
+        #: where it was pushed to; None unless PUSHED
+        self.lease: HeldLease | None = None
         self.state = WAITING
         self.attempt = 0
         self.retries_left: int = options.max_retries

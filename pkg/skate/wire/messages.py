@@ -5,7 +5,8 @@ what is decoded has the right types or is refused with FrameError. Nothing here 
 
 Who says what:
 
-    process -> node      Register, RequestLeases, ReturnLease, Blocked, Unblocked, StateQuery, Leave
+    process -> node      Register, RequestLeases, ReturnLease, Blocked, Unblocked, StateQuery, Leave,
+                         StillUsed
     node -> process      Registered, LeaseGranted, ReclaimLease, Infeasible, Resume, ProcessDied, Log, StateReply,
                          Left, ExitIfUnused
     owner -> worker      ExportFunction, StartLease, PushTask, RecallTasks
@@ -181,6 +182,13 @@ class Left(NamedTuple):
 @_message(17)
 class ExitIfUnused(NamedTuple):
     """The node has more idle workers than it needs; one that owns nothing others hold ends itself."""
+
+    reason: str
+
+
+@_message(18)
+class StillUsed(NamedTuple):
+    """The answer of a worker that stays."""
 
     reason: str
 

@@ -939,8 +939,8 @@ cdef class Arena:
         rc = rc or reserve_file(self.fd, self.v.base, h.pins_offset, h.pins_offset + PAGE, &reached)
         if rc:
             raise ArenaFull(f"no memory for the tables of an arena: {_os.strerror(rc)}", size, size, 0)
-        h.blocks_reserved = PAGE // sizeof(Block) - 1
-        h.pins_reserved = PAGE // sizeof(Pin) - 1
+        h.blocks_reserved = min(PAGE // sizeof(Block) - 1, h.max_blocks)
+        h.pins_reserved = min(PAGE // sizeof(Pin) - 1, h.max_pins)
         memcpy(self.v.h, &h, sizeof(h))
         rc = mutex_init(&self.v.h.mutex)
         if rc:

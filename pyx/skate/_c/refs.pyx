@@ -292,6 +292,13 @@ def watch(list refs, Waiter waiter, Py_ssize_t wanted):
     return pending
 
 
+def watch_entries(list entries, Waiter waiter):
+    """Makes `waiter` wait until all of these PENDING entries are ready."""
+    waiter.missing = len(entries)
+    for each in entries:
+        _add_waiter(<ObjectEntry>each, waiter)
+
+
 def unwatch(list entries, Waiter waiter):
     """Takes a waiter that gave up off the entries it still waits for."""
     cdef ObjectEntry entry

@@ -1,0 +1,134 @@
+"""Where a program runs and what there is: `get_runtime_context`, `cluster_resources`, `nodes`, `get_gpu_ids`. No state."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from skate.api.session import require_runtime
+from skate.runtime import current
+
+
+class RuntimeContext:
+    """What this process is: ids are hexadecimal strings, None where there is none."""
+
+    @property
+    def namespace(self) -> str:
+        return _facts().namespace
+
+    def get_job_id(self) -> str:
+        return _facts().job
+
+    def get_node_id(self) -> str:
+        return _facts().node.hex()
+
+    def get_worker_id(self) -> str:
+        return require_runtime().me.hex()
+
+    def get_task_id(self) -> str | None:
+        """The id of the running task; None in a driver."""
+        pushed = self._pushed()
+        return None if pushed is None else pushed.task.hex()
+
+    def get_task_name(self) -> str | None:
+        executor = _facts().executor
+        return None if executor is None or executor.current is None else executor.task_name()
+
+    def get_task_function_name(self) -> str | None:
+        executor = _facts().executor
+        return None if executor is None or executor.current is None else executor.function_name()
+
+    def get_actor_id(self) -> str | None:
+        return None
+
+    def get_actor_name(self) -> str | None:
+        return None
+
+    def get_placement_group_id(self) -> str | None:
+        return None
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        return False
+
+    def get_assigned_resources(self) -> dict[str, float]:
+        """What the running task holds: {'CPU': 1.0}; empty in a driver."""
+        executor = _facts().executor
+        return {} if executor is None or executor.lease is None else executor.lease.assigned()
+
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        return {"GPU": [str(device) for device in get_gpu_ids()]}
+
+    def get_runtime_env_string(self) -> str:
+        return "{}"
+
+    @property
+    def gcs_address(self) -> str:
+        return require_runtime().node.hex()
+
+    @property
+    def worker_mode(self) -> str:
+        return "driver" if _facts().executor is None else "worker"
+
+    def get(self) -> dict[str, Any]:
+        """All of it as a dict."""
+        return {
+            "job_id": self.get_job_id(),
+            "node_id": self.get_node_id(),
+            "worker_id": self.get_worker_id(),
+            "task_id": self.get_task_id(),
+            "namespace": self.namespace,
+        }
+
+    def _pushed(self) -> Any:
+        executor = _facts().executor
+        return None if executor is None else executor.current
+
+
+def _facts() -> current.Facts:
+    require_runtime()
+    assert current.facts is not None
+    return current.facts
+
+
+def get_runtime_context() -> RuntimeContext:
+    """Who and where this process is."""
+    require_runtime()
+    return RuntimeContext()
+
+
+def get_gpu_ids() -> list[Any]:
+    """The GPUs that the running task may use: numbers, or strings where CUDA_VISIBLE_DEVICES names them so."""
+    executor = _facts().executor
+    if executor is None or executor.lease is None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        ids = [item for item in visible.split(",") if item]
+    else:
+        ids = executor.lease.device_ids
+    return [int(item) if item.isdigit() else item for item in ids]
+
+
+def cluster_resources() -> dict[str, float]:
+    """All resources of the cluster, by name."""
+    return dict(require_runtime().query("total"))
+
+
+def available_resources() -> dict[str, float]:
+    """What is free now; what is used up is left out."""
+    return dict(require_runtime().query("available"))
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The nodes of the cluster, each as a dict with Ray's keys."""
+    runtime = require_runtime()
+    return [
+        {
+            "NodeID": _facts().node.hex(),
+            "Alive": True,
+            "NodeManagerAddress": "127.0.0.1",
+            "NodeManagerHostname": socket.gethostname(),
+            "Resources": dict(runtime.query("total")),
+            "Labels": {},
+        }
+    ]

@@ -1,0 +1,90 @@
+"""`put`, `get`, `wait`: what users call for values. No state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from skate._c import refs as _refs
+from skate._c.refs import ObjectRef
+from skate.api.session import require_runtime
+
+
+def put(value: Any) -> ObjectRef:
+    """Stores a value and gives a ref to it. An array is copied once; the stored value never changes.
+
+    Raises TypeError for an ObjectRef, SerializationError for what cannot be pickled, ObjectStoreFullError.
+    """
+    if type(value) is ObjectRef:
+        raise TypeError(
+            "put() got an ObjectRef. A ref can be passed on as it is; to store it inside a value, put [ref]."
+        )
+    return require_runtime().objects.put(value)
+
+
+def get(refs: ObjectRef | Sequence[ObjectRef], *, timeout: float | None = None) -> Any:
+    """The value of a ref, or a list of values for a list of refs. Blocks until they are there.
+
+    Arrays come back read-only, without a copy: `array.copy()` is writable. Raises what the task raised, as soon as one
+    of the refs has failed; GetTimeoutError (a TimeoutError) when `timeout` seconds are over, also for 0.
+    """
+    runtime = require_runtime()
+    if type(refs) is ObjectRef:
+        literal = refs.entry.literal
+        if literal is not _refs.NOTHING:
+            return literal
+        _check_session(runtime, [refs])
+        return runtime.objects.get([refs], timeout)[0]
+    wanted = _ref_list("get", refs)
+    if not wanted:
+        return []
+    _check_session(runtime, wanted)
+    return runtime.objects.get(wanted, timeout)
+
+
+def wait(
+    refs: Sequence[ObjectRef],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
+) -> tuple[list[ObjectRef], list[ObjectRef]]:
+    """(ready, not ready), each in the order given; at most `num_returns` are ready. Blocks until as many are.
+
+    With `timeout` (seconds; 0 only looks) fewer may be ready. A ref whose task failed is ready. Raises TypeError for what
+    is no list of refs, ValueError for refs given twice and for num_returns below 1 or above the number of refs.
+    """
+    if type(refs) is ObjectRef:
+        raise TypeError("wait() takes a list of ObjectRefs, got a single one: write wait([ref])")
+    wanted = _ref_list("wait", refs)
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"wait(): timeout must be 0 or more seconds, or None; got {timeout!r}")
+    if not wanted:
+        return [], []
+    if not _refs.distinct(wanted):
+        raise ValueError("wait() got the same ref more than once; each may stand in the list once")
+    if not isinstance(num_returns, int) or num_returns < 1:
+        raise ValueError(f"wait(): num_returns must be 1 or more, got {num_returns!r}")
+    if num_returns > len(wanted):
+        raise ValueError(f"wait(): num_returns is {num_returns}, but there are {len(wanted)} refs")
+    runtime = require_runtime()
+    _check_session(runtime, wanted)
+    return runtime.objects.wait(wanted, num_returns, timeout)
+
+
+def _ref_list(function: str, refs: Any) -> list[ObjectRef]:
+    if not isinstance(refs, (list, tuple)):
+        raise TypeError(
+            f"{function}() takes an ObjectRef or a list of them, got {type(refs).__name__}: {refs!r:.100}"
+        )
+    wanted = refs if type(refs) is list else list(refs)
+    wrong = _refs.all_refs(wanted)
+    if wrong >= 0:
+        item = wanted[wrong]
+        raise TypeError(f"{function}() takes ObjectRefs, but item {wrong} is of type {type(item).__name__}: {item!r:.100}")
+    return wanted
+
+
+def _check_session(runtime: Any, refs: list[ObjectRef]) -> None:
+    if refs[0].entry.home is not runtime:
+        raise ValueError(f"{refs[0]!r} is of a session that was shut down; its value is gone")

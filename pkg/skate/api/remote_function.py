@@ -1,0 +1,162 @@
+"""`@skate.remote` on functions.
+
+State, a decorated function: its options, and its pickled form with the refs that it captured, made at the first call in
+a session and kept for that session.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from skate._c.refs import ObjectRef
+from skate.api.session import require_runtime
+from skate.core.dispatch import Queue
+from skate.core.resources import task_request
+from skate.core.tasks import Function
+from skate.options import TaskOptions, not_yet, validate_task_options
+from skate.runtime.runtime import Runtime
+from skate.store.serialization import dump_function
+
+
+class RemoteFunction:
+    """A function that runs in workers: call it with `.remote(...)`, which gives an ObjectRef at once.
+
+    `.options(...)` gives the same function with other options.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
+        if inspect.iscoroutinefunction(function):
+            raise ValueError(
+                f"{function.__name__} is an `async def` function, which cannot be a task. Wrap it: "
+                f"def task(*args): return asyncio.run({function.__name__}(*args)); or make it a method of an actor."
+            )
+        if inspect.isgeneratorfunction(function) or options.num_returns in ("streaming", "dynamic"):
+            raise ValueError(
+                f"{function.__name__} is a generator, which cannot be a task yet. Return a list, or a fixed number of "
+                "values with num_returns=n."
+            )
+        self._function = function
+        self._options = options
+        self._exported = Exported(function)
+        self._signature: inspect.Signature | None = None
+        self._takes = _plain_arity(function)
+        self._returns = 1 if options.num_returns is None else int(options.num_returns)
+        self._runtime: Runtime | None = None
+        self._known: Function | None = None
+        self._queue: Queue | None = None
+        functools.update_wrapper(self, function)
+        _warn_not_yet(options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        name = self._function.__name__
+        raise TypeError(
+            f"The remote function {name}() cannot be called directly. Use {name}.remote(...) to run it in a worker, "
+            f"or {name}._function(...) to run it here."
+        )
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the function in a worker. Does not block.
+
+        Gives an ObjectRef; a list of them with num_returns=n, None with num_returns=0. Raises TypeError for arguments
+        that the function does not take, SerializationError for what cannot be sent.
+        """
+        runtime = require_runtime()
+        if runtime is not self._runtime:
+            self._enter(runtime)
+        if kwargs or self._takes is None or len(args) not in self._takes:
+            self._check_arguments(args, kwargs)
+        refs = runtime.submission.submit(self._known, self._options, self._queue, args, kwargs, self._returns)
+        if self._returns == 1:
+            return refs[0]
+        return refs or None
+
+    def options(self, **changes: Any) -> RemoteFunction:
+        """The same function with other options; see skate.options.TaskOptions."""
+        other = RemoteFunction(self._function, self._options.updated(**changes))
+        other._exported = self._exported
+        return other
+
+    def _remote(self, args: Any = None, kwargs: Any = None, **changes: Any) -> ObjectRef | list[ObjectRef] | None:
+        """As `.options(**changes).remote(*args, **kwargs)`."""
+        chosen = self.options(**changes) if changes else self
+        return chosen.remote(*(args or ()), **(kwargs or {}))  # type: ignore[no-any-return]
+
+    def _enter(self, runtime: Runtime) -> None:
+        """The first call in this session: pickles the function, finds its scheduling class."""
+        self._known = self._exported.known_to(runtime)
+        variables = (self._options.runtime_env or {}).get("env_vars")
+        runtime.lock.acquire()
+        try:
+            self._queue = runtime.dispatcher.queue_of(
+                task_request(self._options), tuple(sorted(variables.items())) if variables else None
+            )
+        finally:
+            runtime.release()
+        self._runtime = runtime
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._signature is None:
+            try:
+                self._signature = inspect.signature(self._function)
+            except ValueError:
+                return  # a function written in C that does not tell
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self._function.__name__}{self._signature}: {error}") from None
+
+    def __reduce__(self) -> Any:
+        return RemoteFunction, (self._function, self._options)
+
+    def __repr__(self) -> str:
+        return f"<remote function {self._function.__module__}.{self._function.__qualname__}>"
+
+
+class Exported:
+    """A function's pickled form in the session that runs; shared by all options of the function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._runtime: Runtime | None = None
+        self._known: Function | None = None
+
+    def known_to(self, runtime: Runtime) -> Function:
+        if self._known is None or self._runtime is not runtime:
+            dumped = dump_function(self._function)
+            self._known = Function(dumped.digest, self._function.__name__, dumped.data, dumped.refs)
+            self._runtime = runtime
+        return self._known
+
+
+def _plain_arity(function: Callable[..., Any]) -> range | None:
+    """How many positional arguments alone make a good call; None where only the signature can tell."""
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_kwonlyargcount or hasattr(function, "__wrapped__"):
+        return None
+    most = code.co_argcount
+    least = most - len(getattr(function, "__defaults__", None) or ())
+    if code.co_flags & inspect.CO_VARARGS:
+        return range(least, 1 << 31)
+    return range(least, most + 1)
+
+
+def _warn_not_yet(options: TaskOptions) -> None:
+    for name, meaning in not_yet(options).items():
+        if name == "runtime_env" and set(options.runtime_env or ()) <= {"env_vars"}:
+            continue  # these are set
+        warnings.warn(f"the option {name} does nothing yet; it will {meaning}", RuntimeWarning, stacklevel=4)
+
+
+def make_remote(target: Any, options: dict[str, Any]) -> Any:
+    """What `@skate.remote(**options)` makes of a function or class."""
+    if inspect.isclass(target):
+        raise TypeError(
+            f"{target.__name__} is a class: actors are not there yet. Functions can be remote: @skate.remote on a def."
+        )
+    if not callable(target):
+        raise TypeError(f"@skate.remote goes on a function or a class, not on {target!r}")
+    return RemoteFunction(target, validate_task_options(**options))

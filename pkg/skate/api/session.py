@@ -1,0 +1,173 @@
+"""Starting and ending skate in this process: `init`, `shutdown`, `is_initialized`. State: the session, if one runs."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from skate.runtime import current
+
+if TYPE_CHECKING:
+    from skate.driver.session import Session
+    from skate.runtime.runtime import Runtime
+
+_session: Session | None = None
+_lock = threading.Lock()
+
+#: arguments of Ray's init that are taken and mean nothing here, or not yet
+_IGNORED = {
+    "include_dashboard": "there is no dashboard yet",
+    "dashboard_host": "there is no dashboard yet",
+    "dashboard_port": "there is no dashboard yet",
+    "labels": "labels choose among nodes, and there is one node",
+    "runtime_env": "set it for each function with .options(runtime_env={'env_vars': ...})",
+    "logging_config": "workers log as the driver's logging_level says",
+    "log_to_driver_event_level": "there are no events yet",
+    "storage": "there is no storage",
+    "_temp_dir": "set SKATE_TMPDIR in the environment",
+    "_plasma_directory": "the store finds its place itself",
+    "_node_ip_address": "one machine is served",
+    "_system_config": "skate has no such settings",
+    "_metrics_export_port": "there are no metrics yet",
+    "_redis_password": "there is no Redis",
+    "_redis_username": "there is no Redis",
+    "_enable_object_reconstruction": "it will be always on",
+    "job_config": "the job is described by init's own arguments",
+    "configure_logging": "skate configures no logging of the driver",
+    "logging_format": "skate configures no logging of the driver",
+    "local_mode": "use num_cpus=1 and call the function itself to debug it",
+}
+
+
+class RuntimeInfo(dict[str, Any]):
+    """What `init` returns: facts about the session, as a mapping; a context manager that shuts down at its end."""
+
+    @property
+    def address_info(self) -> dict[str, Any]:
+        return dict(self)
+
+    def __enter__(self) -> RuntimeInfo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutdown()
+
+    def disconnect(self) -> None:
+        shutdown()
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    resources: Mapping[str, float] | None = None,
+    memory: float | None = None,
+    object_store_memory: int | None = None,
+    namespace: str | None = None,
+    ignore_reinit_error: bool = False,
+    log_to_driver: bool = True,
+    logging_level: int | str = logging.INFO,
+    **ignored: Any,
+) -> RuntimeInfo:
+    """Starts skate on this machine. Blocks for a few tenths of a second, until it is ready.
+
+    num_cpus, num_gpus, resources, memory (bytes) are what tasks may use together; by default what the machine has,
+    and 70% of the available memory. object_store_memory is the size of the store in bytes (30% of it).
+    log_to_driver: whether what tasks print appears here.
+
+    Other arguments of Ray's `init` are accepted, with a warning that says what to do instead. Raises RuntimeError when
+    skate runs already (unless ignore_reinit_error), ValueError and TypeError for bad values.
+    """
+    global _session
+    if namespace is not None and not isinstance(namespace, str):
+        raise TypeError(f"namespace must be a str or None, got {namespace!r}")
+    if namespace == "":
+        raise ValueError("namespace must not be empty; leave it out for a namespace of its own")
+    _note_ignored(address, ignored)
+    with _lock:
+        if current.runtime is not None:
+            if ignore_reinit_error:
+                return RuntimeInfo(_session.facts if _session else {})
+            raise RuntimeError(
+                "skate runs already in this process (init() was called, or .remote(), put() or get() started it). "
+                "Call skate.shutdown() first, or pass ignore_reinit_error=True."
+            )
+        config = {
+            "driver_pid": os.getpid(),
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": dict(resources or {}),
+            "memory": memory,
+            "object_store_memory": object_store_memory,
+            "node_ip": "127.0.0.1",
+            "log_to_driver": bool(log_to_driver),
+            "job": {
+                "id": secrets.token_hex(4),
+                "namespace": namespace or secrets.token_hex(16),
+                "cwd": os.getcwd(),
+                "main_file": getattr(sys.modules.get("__main__"), "__file__", None),
+                "logging_level": logging_level,
+            },
+        }
+        _check_resources(config)
+        from skate.driver.session import Session
+
+        _session = Session(config)
+        atexit.register(shutdown)
+        return RuntimeInfo(_session.facts | {"hostname": socket.gethostname()})
+
+
+def _check_resources(config: dict[str, Any]) -> None:
+    """Bad values raise here, in the caller's own process, not in the node manager's."""
+    from skate.node.detect import default_resources
+
+    names = ("num_cpus", "num_gpus", "memory", "object_store_memory", "resources")
+    default_resources(**{name: config[name] for name in names})
+
+
+def _note_ignored(address: str | None, ignored: dict[str, Any]) -> None:
+    if address not in (None, "local"):
+        warnings.warn(f"init(address={address!r}): a session of this machine is started", RuntimeWarning, stacklevel=3)
+    for name, value in ignored.items():
+        why = _IGNORED.get(name)
+        if why is None and not name.startswith("_"):
+            raise TypeError(f"init() has no argument {name!r}")
+        if value:
+            warnings.warn(f"init({name}=…) does nothing: {why or 'skate has no such setting'}", RuntimeWarning, stacklevel=3)
+
+
+def shutdown(_exiting_interpreter: bool = False) -> None:
+    """Ends skate in this process: workers end, objects are freed, nothing is left. Does nothing where it does not run."""
+    global _session
+    with _lock:
+        session, _session = _session, None
+        if session is None:
+            return
+        atexit.unregister(shutdown)
+        if session.facts["owner_pid"] != os.getpid():
+            return  # a fork of the driver: the session is not its own
+        session.end()
+
+
+def is_initialized() -> bool:
+    """Whether skate runs in this process."""
+    return current.runtime is not None
+
+
+def require_runtime() -> Runtime:
+    """The runtime of this process; started with default settings where there is none."""
+    runtime = current.runtime
+    if runtime is None:
+        init()
+        runtime = current.runtime
+        assert runtime is not None
+    return runtime

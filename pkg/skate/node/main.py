@@ -1,0 +1,107 @@
+"""The node manager's process, from its first line to its last.
+
+`python -c …` starts it with its configuration on standard input (see driver.session). It imports what workers need,
+forks the zygote while it still has one thread, and only then opens sockets. On standard output it writes one line of
+JSON: how the driver reaches it, or what went wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from typing import Any
+
+
+def main() -> None:
+    """Runs a node for the driver that wrote its configuration to standard input."""
+    config = json.load(sys.stdin)
+    out = os.dup(1)
+    try:
+        _serve(config, out)
+    except Exception:
+        os.write(out, json.dumps({"error": traceback.format_exc()}).encode() + b"\n")
+        raise
+
+
+def _serve(config: dict[str, Any], out: int) -> None:
+    import cloudpickle  # noqa: F401  (for the zygote's children)
+    import numpy  # noqa: F401
+    import zmq  # noqa: F401
+
+    import skate.worker.main  # noqa: F401
+    from skate._c.arena import Arena
+    from skate._c.resources import to_units
+    from skate.core.admission import Admission
+    from skate.core.resources import NodeResources
+    from skate.ids import new_node_id
+    from skate.node import sessions
+    from skate.node.detect import default_resources
+    from skate.node.manager import NodeManager
+    from skate.node.zygote import fork_zygote, remove_session
+    from skate.store.local import LocalStore
+    from skate.store.segment import create_segment
+
+    sessions.sweep()
+    session = sessions.create()
+    log_path = os.path.join(session.folder, "node.log")
+    log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+
+    totals, gpu_ids, store_bytes = default_resources(
+        num_cpus=config["num_cpus"],
+        num_gpus=config["num_gpus"],
+        memory=config["memory"],
+        object_store_memory=config["object_store_memory"],
+        resources=config["resources"],
+    )
+    node = new_node_id()
+    units = {name: to_units(amount, name) for name, amount in totals.items()}
+    units["node:" + config["node_ip"]] = to_units(1, "node")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        segment = create_segment(session.name, store_bytes, session.folder)
+    sessions.note_segment(session, segment.path)
+    worker_config = {
+        "folder": session.folder,
+        "segment": segment.path,
+        "node": node.hex(),
+        "lock_fd": session.lock_fd,
+        "job": config["job"],
+    }
+    try:
+        zygote_pid, channel = fork_zygote(worker_config, [out, segment.fd])
+        arena = Arena.create(segment.fd, store_bytes)
+        facts = {
+            "session": session.name,
+            "folder": session.folder,
+            "segment": segment.path,
+            "node": node.hex(),
+            "pid": os.getpid(),
+            "zygote_pid": zygote_pid,
+            "store_bytes": store_bytes,
+            "job": config["job"]["id"],
+            "warnings": [str(warning.message) for warning in caught],
+        }
+        cpus = int(totals.get("CPU", 0))
+        admission = Admission(
+            NodeResources(units, gpu_ids), keep_idle=max(1, cpus), start_at_once=max(4, 2 * (os.cpu_count() or 1))
+        )
+        manager = NodeManager(node, session.folder, LocalStore(arena), admission, channel, facts)
+        driver = manager.adopt_driver(config["driver_pid"], config["log_to_driver"])
+        manager.prestart(max(1, min(cpus, os.cpu_count() or 1)))
+        os.write(out, json.dumps(facts | {"driver": driver.hex()}).encode() + b"\n")
+        os.close(out)
+        manager.run()
+    finally:
+        segment.unlink()
+        remove_session(session.folder, segment.path)

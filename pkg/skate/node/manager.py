@@ -1,0 +1,369 @@
+"""The node manager: grants leases, starts and buries workers, passes on what they print.
+
+State: the processes it knows, the admission machine, the zygote's channel. What decides is core.admission; this module
+reads sockets, pipes and pidfds, and does what admission says. One thread.
+
+What dies, and how it is noticed: a worker, by the zygote that reaps it; a driver, by its pidfd; the zygote, by the end
+of its channel; this process, by the zygote (end of the channel) and by drivers (pidfd).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import os
+import socket
+from time import monotonic
+from typing import Any
+
+from skate.core.admission import (
+    Admission,
+    Effect,
+    Grant,
+    KillWorker,
+    Reclaim,
+    ResumeWorker,
+    RetireWorker,
+    StartWorker,
+)
+from skate.core.resources import ResourceSet
+from skate.ids import NodeId, ProcessId, process_id
+from skate.net.mailbox import Mailbox
+from skate.node.logs import LineReader
+from skate.node.zygote import receive, send
+from skate.store.local import LocalStore
+from skate.wire import messages as m
+from skate.wire.messages import encode
+
+log = logging.getLogger("skate.node")
+
+#: a task's id is zeros where a worker runs none
+NO_TASK = bytes(16)
+
+
+class Process:
+    """A driver or worker of this node."""
+
+    def __init__(self, identity: ProcessId, kind: str) -> None:
+        self.id = identity
+        self.kind = kind
+        self.pid = 0
+        self.registered = False
+        self.readers: list[LineReader] = []
+        self.marker: mmap.mmap | None = None
+        self.environment: Any = None
+        self.pidfd = -1
+        self.log_to_driver = True
+        #: why this process was ended on purpose
+        self.killed_because = ""
+
+
+class NodeManager:
+    """The manager of one node; `run` returns when its driver has left or died."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        folder: str,
+        store: LocalStore,
+        admission: Admission,
+        zygote: socket.socket,
+        session: dict[str, Any],
+    ) -> None:
+        self.node = node
+        self.me = process_id(node, 0)
+        self._folder = folder
+        self._store = store
+        self._admission = admission
+        self._zygote = zygote
+        self._session = session
+        self._processes: dict[ProcessId, Process] = {}
+        self._by_pid: dict[int, Process] = {}
+        self._serial = 0
+        self._running = True
+        self._oom_kills = _oom_kills()
+        self._handlers = {
+            m.Register.code: self._register,  # type: ignore[attr-defined]
+            m.RequestLeases.code: self._request_leases,  # type: ignore[attr-defined]
+            m.ReturnLease.code: self._return_lease,  # type: ignore[attr-defined]
+            m.Blocked.code: self._blocked,  # type: ignore[attr-defined]
+            m.Unblocked.code: self._unblocked,  # type: ignore[attr-defined]
+            m.StateQuery.code: self._state_query,  # type: ignore[attr-defined]
+            m.StillUsed.code: self._still_used,  # type: ignore[attr-defined]
+            m.Leave.code: self._leave,  # type: ignore[attr-defined]
+        }
+        self._mailbox = Mailbox(self.me, folder, self._deliver)
+        self._mailbox.watch(zygote.fileno(), self._zygote_speaks)
+
+    # ----------------------------------------------------------------------------------------------------- loop
+
+    def run(self) -> None:
+        """Serves until the driver is gone, then ends all workers."""
+        while self._running:
+            now = monotonic()
+            due = self._admission.tick(now)
+            for effect in self._admission.decide(now):
+                self._carry_out(effect)
+            self._mailbox.flush()
+            self._mailbox.read(None if due is None else max(0.0, due - now))
+        self._end_workers()
+        self._mailbox.close()
+
+    def adopt_driver(self, pid: int, log_to_driver: bool) -> ProcessId:
+        """Makes a process id for the driver that started this node; its death ends the node."""
+        driver = self._new_process("driver")
+        driver.pid = pid
+        driver.log_to_driver = log_to_driver
+        driver.pidfd = os.pidfd_open(pid)
+        self._mailbox.watch(driver.pidfd, self._driver_died)
+        return driver.id
+
+    def prestart(self, number: int) -> None:
+        """Forks workers before anyone asks for them."""
+        for effect in self._admission.prestart(number):
+            self._carry_out(effect)
+
+    def _new_process(self, kind: str) -> Process:
+        self._serial += 1
+        process = Process(process_id(self.node, self._serial), kind)
+        self._processes[process.id] = process
+        return process
+
+    def _driver_died(self) -> None:
+        log.info("the driver is gone; the node ends")
+        self._running = False
+
+    # ------------------------------------------------------------------------------------------------- messages
+
+    def _deliver(self, sender: ProcessId, records: list[tuple[int, tuple[Any, ...]]]) -> None:
+        process = self._processes.get(sender)
+        if process is None:
+            log.warning("a message from process %s, which is not of this session, was refused", sender.hex())
+            return
+        for code, fields in records:
+            handler: Any = self._handlers.get(code)
+            if handler is None:
+                log.warning("process %s sent message %d, which is not for a node manager", sender.hex(), code)
+                continue
+            try:
+                handler(process, *fields)
+            except Exception:
+                log.exception("message %d from process %s could not be handled", code, sender.hex())
+
+    def _post(self, to: ProcessId, message: Any) -> None:
+        self._mailbox.post(to, encode(message))
+
+    def _register(self, process: Process, kind: str, pid: int, job: Any) -> None:
+        process.registered = True
+        self._post(process.id, m.Registered(self._session))
+        if process.kind == "worker":
+            self._admission.worker_ready(process.id, process.environment, monotonic())
+
+    def _request_leases(
+        self, process: Process, class_id: int, demand: Any, depth: int, wanted: int, environment: Any
+    ) -> None:
+        key = tuple(sorted(environment.items())) if environment else None
+        self._admission.leases_requested(process.id, class_id, ResourceSet(demand), depth, wanted, key)
+
+    def _return_lease(self, process: Process, lease: int) -> None:
+        self._admission.lease_returned(lease, monotonic())
+
+    def _blocked(self, process: Process, lease: int) -> None:
+        self._admission.worker_blocked(lease)
+
+    def _unblocked(self, process: Process, lease: int) -> None:
+        self._admission.worker_unblocked(lease)
+
+    def _still_used(self, process: Process, reason: str) -> None:
+        self._admission.retirement_declined(process.id, monotonic())
+
+    def _state_query(self, process: Process, token: int, what: str) -> None:
+        self._post(process.id, m.StateReply(token, self._state(what)))
+
+    def _state(self, what: str) -> Any:
+        resources = self._admission.resources
+        if what == "total":
+            return resources.total_dict()
+        if what == "available":
+            return resources.available_dict()
+        if what == "demands":
+            return self._admission.demands()
+        if what == "store":
+            return self._store.usage()
+        if what == "workers":
+            return [
+                (process.id, process.pid, process.kind, process.registered)
+                for process in self._processes.values()
+            ]
+        return None
+
+    def _leave(self, process: Process, reason: str) -> None:
+        self._running = False
+
+    # -------------------------------------------------------------------------------------------------- decisions
+
+    def _carry_out(self, effect: Effect) -> None:
+        if type(effect) is StartWorker:
+            self._start_worker(effect.environment)
+        elif type(effect) is Grant:
+            lease = effect.lease
+            assert lease.worker is not None
+            allocation = {
+                "resources": lease.allocation.request.units(),
+                "devices": list(lease.allocation.devices),
+            }
+            request = lease.request
+            self._post(request.owner, m.LeaseGranted(request.class_id, lease.id, lease.worker.id, allocation))
+        elif type(effect) is Reclaim:
+            self._post(effect.lease.request.owner, m.ReclaimLease(effect.lease.id))
+        elif type(effect) is ResumeWorker:
+            assert effect.lease.worker is not None
+            self._post(effect.lease.worker.id, m.Resume(effect.lease.id))
+        elif type(effect) is RetireWorker:
+            self._post(effect.worker, m.ExitIfUnused("idle"))
+        elif type(effect) is KillWorker:
+            self._kill(self._processes[effect.worker], effect.why)
+        else:
+            request = effect.request
+            text = (
+                f"No node can run what asks for {request.demand}: this node has {self._admission.resources.total_dict()} "
+                "in all. It waits until a node joins that can; ask for less, or init() with more resources."
+            )
+            self._post(request.owner, m.Infeasible(request.class_id, text))
+
+    def _start_worker(self, environment: Any) -> None:
+        worker = self._new_process("worker")
+        worker.environment = environment
+        path = os.path.join(self._folder, f"{worker.id.hex()}.now")
+        with open(path, "wb+") as file:
+            file.write(NO_TASK)
+            file.flush()
+            worker.marker = mmap.mmap(file.fileno(), 16)
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        send(
+            self._zygote,
+            {"fork": worker.id.hex(), "environment": dict(environment or ())},
+            (out_write, err_write),
+        )
+        os.close(out_write)
+        os.close(err_write)
+        for fd, source in ((out_read, "stdout"), (err_read, "stderr")):
+            reader = LineReader(fd, source, lambda *line, worker=worker: self._printed(worker, *line))
+            worker.readers.append(reader)
+            self._mailbox.watch(fd, lambda reader=reader: self._read(reader))
+
+    def _kill(self, process: Process, why: str) -> None:
+        process.killed_because = why
+        if process.pid:
+            send(self._zygote, {"kill": process.pid})
+
+    # ----------------------------------------------------------------------------------------------------- logs
+
+    def _read(self, reader: LineReader) -> None:
+        fd = reader.fd
+        if not reader.read():
+            self._mailbox.unwatch(fd)
+
+    def _printed(self, worker: Process, source: str, name: str, text: str) -> None:
+        for process in self._processes.values():
+            if process.kind == "driver" and process.registered and process.log_to_driver:
+                self._post(process.id, m.Log(source, name, worker.pid, text))
+
+    # --------------------------------------------------------------------------------------------------- deaths
+
+    def _zygote_speaks(self) -> None:
+        try:
+            message, _ = receive(self._zygote)
+        except ConnectionError:
+            message = None
+        if message is None:
+            log.error("the zygote is gone, and all workers with it; the node ends")
+            self._mailbox.unwatch(self._zygote.fileno())
+            self._running = False
+        elif "forked" in message:
+            process = self._processes[ProcessId(bytes.fromhex(message["forked"]))]
+            process.pid = message["pid"]
+            self._by_pid[process.pid] = process
+            if process.killed_because:
+                self._kill(process, process.killed_because)
+        elif "exited" in message:
+            self._bury(self._by_pid.pop(message["exited"]), message["status"])
+
+    def _bury(self, worker: Process, status: int) -> None:
+        """A worker has ended: everybody hears of it, and what it held is taken back."""
+        stderr_tail = ""
+        for reader in worker.readers:
+            fd = reader.fd
+            if reader.open:
+                self._mailbox.unwatch(fd)
+                reader.read()
+                reader.close()
+            if reader.tail and reader is worker.readers[1]:
+                stderr_tail = "\n".join(reader.tail)
+        assert worker.marker is not None
+        running = bytes(worker.marker[:])
+        worker.marker.close()
+        for name in (f"{worker.id.hex()}.now", worker.id.hex()):
+            try:
+                os.unlink(os.path.join(self._folder, name))
+            except FileNotFoundError:
+                pass  # it died before it opened its inbox
+        cause = json.dumps(
+            {
+                "pid": worker.pid,
+                "node": self.node.hex(),
+                "exit_status": status,
+                "stderr_tail": stderr_tail,
+                "likely_oom": status == -9 and not worker.killed_because and self._out_of_memory(),
+            }
+        )
+        del self._processes[worker.id]
+        self._mailbox.forget(worker.id)
+        self._store.bury(worker.id, worker.pid)
+        if worker.registered:
+            self._admission.worker_died(worker.id)
+        else:
+            log.error("worker %d ended with status %d before it was ready: %s", worker.pid, status, stderr_tail)
+            self._admission.worker_start_failed(worker.environment)
+        self._admission.process_left(worker.id)
+        notice = m.ProcessDied(worker.id, cause, b"" if running == NO_TASK else running)
+        for process in self._processes.values():
+            if process.registered:
+                self._post(process.id, notice)
+
+    def _out_of_memory(self) -> bool:
+        before, self._oom_kills = self._oom_kills, _oom_kills()
+        return self._oom_kills > before
+
+    # ---------------------------------------------------------------------------------------------------- the end
+
+    def _end_workers(self) -> None:
+        """Ends all workers, and sends drivers that still live what was printed last."""
+        try:
+            send(self._zygote, {"end": 1})
+            while True:
+                message, _ = receive(self._zygote)
+                if message is None or "ended" in message:
+                    break
+        except ConnectionError:
+            log.error("the zygote is gone already")
+        for process in list(self._processes.values()):
+            for reader in process.readers:
+                if reader.open:
+                    reader.read()
+                    reader.close()
+        for process in self._processes.values():
+            if process.kind == "driver" and process.registered:
+                self._post(process.id, m.Left("the node has ended"))
+        self._mailbox.flush()
+
+
+def _oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory since it booted."""
+    try:
+        with open("/proc/vmstat") as vmstat:
+            return next((int(line.split()[1]) for line in vmstat if line.startswith("oom_kill ")), 0)
+    except OSError:
+        return 0

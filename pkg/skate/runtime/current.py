@@ -1,0 +1,30 @@
+"""The runtime of this process, for the api to find. State: one slot, set by driver.session or worker.main."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from skate.ids import NodeId
+
+if TYPE_CHECKING:
+    from skate.runtime.runtime import Runtime
+    from skate.worker.executor import Executor
+
+
+class Facts(NamedTuple):
+    """What a program may ask about where it runs."""
+
+    node: NodeId
+    job: str
+    namespace: str
+    executor: Executor | None = None  #: None in a driver
+
+
+runtime: Runtime | None = None
+facts: Facts | None = None
+
+
+def set_runtime(new: Runtime | None, new_facts: Facts | None) -> None:
+    """Makes `new` the runtime of this process; None where it has ended."""
+    global runtime, facts
+    runtime, facts = new, new_facts

@@ -1,0 +1,319 @@
+"""Values of objects: put, get, wait, futures; and what owners and borrowers tell one another.
+
+State is the runtime's references; this module reads and writes values. A value is in one of three places: packed in the
+entry (INLINE), in the machine's store (STORED), or it is an error (FAILED). An owner tells a borrower that asked as soon
+as the value is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from skate._c import refs
+from skate._c.plain import Serialized, to_bytes
+from skate._c.refs import FAILED, INLINE, NOTHING, PENDING, STORED, ObjectEntry, ObjectRef, Waiter
+from skate.config import INLINE_BYTES
+from skate.core.references import Effect, FreeValue, TellBorrower
+from skate.exceptions import GetTimeoutError, ObjectLostError, OwnerDiedError, ReferenceCountingAssertionError, TaskError
+from skate.ids import ObjectId, ProcessId, object_id, owner_of
+from skate.store.serialization import from_bytes, serialize
+from skate.wire import messages as m
+
+if TYPE_CHECKING:
+    from skate.runtime.runtime import Runtime
+
+log = logging.getLogger("skate")
+
+#: types whose values cannot change: once read, the same value is given again
+IMMUTABLE = frozenset({int, float, bool, type(None), str, bytes, complex})
+
+
+def pack_error(error: BaseException) -> bytes:
+    """An exception as the value of a FAILED object."""
+    return to_bytes(serialize(error, "the exception", "exception"))
+
+
+class Objects:
+    """The objects of one process, by value."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._references = runtime.references
+        #: called around a wait that really blocks; workers lend their CPUs meanwhile
+        self.blocking: Any = None
+        runtime.handle(m.AskObject, self._asked)
+        runtime.handle(m.ObjectReady, self._answered)
+        runtime.handle(m.AddBorrower, self._borrower_added)
+        runtime.handle(m.ReleaseBorrow, self._borrow_released)
+
+    # ------------------------------------------------------------------------------------------------------ put
+
+    def put(self, value: Any) -> ObjectRef:
+        """Stores a value; copies it once. Raises SerializationError, ObjectStoreFullError."""
+        runtime = self._runtime
+        packed = serialize(value)
+        identifier = object_id(runtime.next_task_id(), 0)
+        state, stored = self.keep(identifier, packed)
+        runtime.lock.acquire()
+        try:
+            entry = self._references.create(identifier)
+            entry.state = state
+            entry.value = stored
+            if type(value) in IMMUTABLE:
+                entry.literal = value
+            if packed.refs:
+                inner = [ref.entry for ref in packed.refs]
+                self._references.on_value(entry, [(each.id, b"") for each in inner])
+            return ObjectRef(entry)
+        finally:
+            runtime.release()
+
+    def keep(self, identifier: bytes, packed: Serialized) -> tuple[int, Any]:
+        """Puts a packed value where its size says: (state, what the entry's `value` is then)."""
+        if packed.total_bytes <= INLINE_BYTES:
+            return INLINE, to_bytes(packed)
+        return STORED, self._runtime.store.put(identifier, packed)
+
+    # ------------------------------------------------------------------------------------------------------ get
+
+    def get(self, wanted: list[ObjectRef], timeout: float | None) -> list[Any]:
+        """The values, in order. Blocks until all are there, or one has failed, or `timeout` seconds are over."""
+        waiter = Waiter(eager=True)
+        if not self._wait(wanted, waiter, len(wanted), timeout):
+            missing = [ref for ref in wanted if ref.entry.state == PENDING]
+            raise GetTimeoutError(
+                f"get: {len(missing)} of {len(wanted)} objects were not ready within {timeout} s; the first is {missing[0]!r}"
+                if missing
+                else f"get: not ready within {timeout} s"
+            )
+        if waiter.failed:
+            for ref in wanted:
+                if ref.entry.state == FAILED:
+                    self.raise_error(ref.entry)
+        return [self.value(ref.entry) for ref in wanted]
+
+    def wait(
+        self, wanted: list[ObjectRef], num_returns: int, timeout: float | None
+    ) -> tuple[list[ObjectRef], list[ObjectRef]]:
+        """(ready, rest), each in the order given. Blocks until `num_returns` are ready or `timeout` seconds are over."""
+        if refs.ready_count(wanted) < num_returns:
+            self._wait(wanted, Waiter(), num_returns, timeout)
+        return refs.split_ready(wanted, num_returns)  # type: ignore[no-any-return]
+
+    def _wait(self, wanted: list[ObjectRef], waiter: Waiter, number: int, timeout: float | None) -> bool:
+        runtime = self._runtime
+        runtime.lock.acquire()
+        try:
+            pending = refs.watch(wanted, waiter, number)
+            if waiter.done:
+                return True
+            self._ask_owners(pending)
+            if runtime.broken is not None:
+                raise runtime.broken
+        finally:
+            runtime.release()
+        if timeout is not None and timeout <= 0:
+            runtime.before_sleep()
+            runtime.pump.glance(monotonic(), 0.0)
+            done = waiter.done
+        else:
+            deadline = None if timeout is None else monotonic() + timeout
+            try:
+                if self.blocking is None:
+                    done = runtime.pump.wait(waiter, runtime.lock, deadline)
+                else:
+                    with self.blocking():
+                        done = runtime.pump.wait(waiter, runtime.lock, deadline)
+            except BaseException:
+                self._give_up(pending, waiter)
+                raise
+        if not done:
+            self._give_up(pending, waiter)
+        return done
+
+    def _give_up(self, pending: list[ObjectEntry], waiter: Waiter) -> None:
+        self._runtime.lock.acquire()
+        try:
+            refs.unwatch(pending, waiter)
+        finally:
+            self._runtime.release()
+
+    def value(self, entry: ObjectEntry) -> Any:
+        """The value of an entry that is not PENDING; raises what it failed with."""
+        if entry.literal is not NOTHING:
+            return entry.literal
+        if entry.state == FAILED:
+            self.raise_error(entry)
+        if entry.owned:
+            return self._load(entry)
+        before = refs.unpickling_under(entry)
+        try:
+            return self._load(entry)
+        finally:
+            refs.unpickling_under(before)
+
+    def _load(self, entry: ObjectEntry) -> Any:
+        if entry.state == STORED:
+            try:
+                return self._runtime.store.get(entry.id)
+            except KeyError:
+                raise ObjectLostError(entry.id, why="its bytes are not in the store any more.") from None
+        value = from_bytes(entry.value)
+        if type(value) in IMMUTABLE:
+            entry.literal = value
+        return value
+
+    def raise_error(self, entry: ObjectEntry) -> None:
+        """Raises what the object failed with."""
+        if entry.value is None:
+            raise ReferenceCountingAssertionError(entry.id)
+        error = from_bytes(entry.value)
+        raise error.as_instanceof_cause() if isinstance(error, TaskError) else error
+
+    # -------------------------------------------------------------------------------------------------- settling
+
+    def settle(
+        self,
+        entry: ObjectEntry,
+        state: int,
+        value: Any,
+        contents: Iterable[tuple[bytes, bytes | None]] | None = None,
+    ) -> None:
+        """A PENDING object has its value or error: whoever waits for it hears. Under the lock."""
+        if contents and entry.owned:
+            self._references.on_value(entry, contents)
+        for waiter in refs.settle(entry, state, value):
+            if waiter.callback is not None:
+                waiter.callback(waiter)
+        if entry.abandoned:
+            self._references.on_value(entry, None)
+
+    def when_ready(self, entries: list[ObjectEntry], callback: Any) -> bool:
+        """Calls `callback(waiter)`, under the lock, once all are ready. True where they are already (then it does not).
+
+        Under the lock.
+        """
+        pending = [entry for entry in entries if entry.state == PENDING]
+        if not pending:
+            return True
+        refs.watch_entries(pending, Waiter(callback))
+        self._ask_owners(pending)
+        return False
+
+    def fail_pending(self, error: BaseException) -> None:
+        packed = pack_error(error)
+        for entry in list(self._references.entries.values()):
+            if entry.state == PENDING:
+                self.settle(entry, FAILED, packed)
+
+    # ---------------------------------------------------------------------------------------------------- futures
+
+    def future(self, ref: ObjectRef) -> Future[Any]:
+        """A concurrent.futures.Future of the object's value."""
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+
+        def resolve() -> None:
+            try:
+                value = self.value(ref.entry)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(value)
+
+        runtime = self._runtime
+        runtime.lock.acquire()
+        try:
+            if self.when_ready([ref.entry], lambda _: runtime.later(resolve)):
+                runtime.later(resolve)
+            runtime.mailbox.flush()
+        finally:
+            runtime.release()
+        return future
+
+    async def await_ref(self, ref: ObjectRef) -> Any:
+        """The object's value, in any event loop."""
+        if ref.entry.state == PENDING:
+            loop = asyncio.get_running_loop()
+            ready: asyncio.Future[None] = loop.create_future()
+
+            def wake() -> None:
+                if not ready.done():
+                    ready.set_result(None)
+
+            def ring(_: Waiter) -> None:
+                try:
+                    loop.call_soon_threadsafe(wake)
+                except RuntimeError:
+                    log.debug("the event loop that awaited %r is closed", ref)
+
+            runtime = self._runtime
+            runtime.lock.acquire()
+            try:
+                if self.when_ready([ref.entry], ring):
+                    wake()
+                runtime.mailbox.flush()
+            finally:
+                runtime.release()
+            await ready
+        return self.value(ref.entry)
+
+    # ------------------------------------------------------------------------------------- owners and borrowers
+
+    def _ask_owners(self, pending: Sequence[ObjectEntry]) -> None:
+        """Asks the owners of borrowed objects to tell their values, each once."""
+        for entry in pending:
+            if not entry.owned and not entry.asked:
+                entry.asked = True
+                self._runtime.post(owner_of(entry.id), m.AskObject(ObjectId(entry.id)))
+
+    def _asked(self, borrower: ProcessId, identifier: ObjectId) -> None:
+        entry = self._references.entries.get(identifier)
+        if entry is None:
+            error = pack_error(ReferenceCountingAssertionError(identifier))
+            self._runtime.post(borrower, m.ObjectReady(identifier, FAILED, error))
+            return
+
+        def tell(_: Waiter | None = None) -> None:
+            self._runtime.post(borrower, m.ObjectReady(identifier, entry.state, entry.value))
+
+        if self.when_ready([entry], tell):
+            tell()
+
+    def _answered(self, _: ProcessId, identifier: ObjectId, state: int, value: Any) -> None:
+        entry = self._references.entries.get(identifier)
+        if entry is not None and entry.state == PENDING:
+            self.settle(entry, state, value)
+
+    def _borrower_added(self, _: ProcessId, identifier: ObjectId, borrower: ProcessId, container: bytes) -> None:
+        self._references.on_borrower_added(identifier, borrower, container)
+
+    def _borrow_released(self, borrower: ProcessId, identifier: ObjectId, owed: int, kept: Any) -> None:
+        self._references.on_borrow_released(identifier, borrower, owed, kept or ())
+
+    def owner_died(self, process: ProcessId) -> None:
+        """A process of the node is gone: its borrows end, and what only it knew is lost. Under the lock."""
+        error = None
+        for entry in self._references.on_process_died(process):
+            if entry.state == PENDING or entry.state == STORED:
+                error = error or pack_error(OwnerDiedError(entry.id, process))
+                entry.state = PENDING
+                self.settle(entry, FAILED, error)
+
+    def carry_out(self, effect: Effect) -> None:
+        """Does what the references decided. Under the lock."""
+        if type(effect) is FreeValue:
+            entry = effect.entry
+            if entry.state == STORED:
+                self._runtime.store.delete(entry.id)
+            entry.value = None
+            entry.literal = NOTHING
+        elif type(effect) is TellBorrower:
+            self._runtime.post(effect.to, m.AddBorrower(effect.object, effect.borrower, effect.container))
+        else:
+            self._runtime.post(effect.to, m.ReleaseBorrow(effect.object, effect.owed, effect.kept))

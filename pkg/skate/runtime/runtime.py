@@ -1,0 +1,224 @@
+"""What every process that owns objects runs, drivers and workers alike: the lock, the mail, the machines.
+
+State: one lock over the process's machines (references, dispatcher) and outgoing links; the mailbox and its pump; the
+store. `Objects` and `Submission` (the other modules of this package) do the work and share this state.
+
+The lock is held for short steps that call no code of the user's. What must not happen under it (callbacks of futures,
+printing) is put into `later` and runs when it is released. Refs can be dropped anywhere, by the garbage collector, in
+the middle of a locked step: `on_dropped` only notes them, and whoever releases the lock next deals with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from skate._c import refs
+from skate._c.refs import ObjectEntry, ObjectRef
+from skate.config import CORK_SECONDS, GLANCE_SECONDS
+from skate.core.dispatch import Dispatcher
+from skate.core.references import References
+from skate.ids import ProcessId, task_id_source
+from skate.net.mailbox import Mailbox
+from skate.net.pump import Pump
+from skate.store.local import LocalStore
+from skate.wire import messages as m
+from skate.wire.messages import encode
+
+log = logging.getLogger("skate")
+
+Handler = Callable[..., None]
+
+
+class Runtime:
+    """The machines of this process, and the threads and sockets that feed them."""
+
+    def __init__(self, me: ProcessId, node: ProcessId, folder: str, store: LocalStore, name: str) -> None:
+        from skate.runtime.objects import Objects
+        from skate.runtime.submission import Submission
+
+        self.me = me
+        self.node = node
+        self.store = store
+        self.lock = threading.Lock()
+        self.closed = False
+        self.next_task_id = task_id_source(me)
+        #: how many tasks deep what runs here is nested; 0 in a driver
+        self.depth = 0
+        #: why the runtime cannot go on: the node manager died. Raised by whatever waits
+        self.broken: BaseException | None = None
+        self._dropped: deque[ObjectEntry] = deque()
+        self._later: list[Callable[[], None]] = []
+        self._handlers: list[Handler | None] = [None] * 256
+        self.references = References(me, self)
+        self.dispatcher = Dispatcher()
+        self.mailbox = Mailbox(me, folder, self._deliver)
+        self.pump = Pump(self.mailbox, self.before_sleep, name)
+        self.objects = Objects(self)
+        self.submission = Submission(self)
+        self._queries: dict[int, Any] = {}
+        self.handle(m.ProcessDied, self._process_died)
+        self.handle(m.StateReply, self._state_reply)
+        refs.set_home(self, self.references.entries, me)
+
+    def start(self) -> None:
+        self.pump.start()
+
+    # ----------------------------------------------------------------------------------------------------- lock
+
+    def release(self) -> None:
+        """Releases the lock, after dealing with the refs that were dropped meanwhile."""
+        while True:
+            if self._dropped:
+                self._drain_dropped()
+            later, self._later = self._later, []
+            self.lock.release()
+            for call in later:
+                call()
+            if not self._dropped or not self.lock.acquire(blocking=False):
+                return  # whoever holds it now drains
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Runs `call` once the lock is released. Under the lock."""
+        self._later.append(call)
+
+    def on_dropped(self, entry: ObjectEntry) -> None:
+        """The last handle of an entry went. From any thread, at any time, also under the lock."""
+        if self.closed:
+            return
+        self._dropped.append(entry)
+        if self.lock.acquire(blocking=False):
+            self.release()
+
+    def _drain_dropped(self) -> None:
+        dropped = self._dropped
+        while dropped:
+            entry = dropped.popleft()
+            if not entry.held:
+                self.references.on_dropped(entry)
+        self.act(monotonic())
+
+    # ----------------------------------------------------------------------------------------------------- mail
+
+    def handle(self, message: Any, handler: Handler) -> None:
+        """`handler(sender, *fields)` is called under the lock for each such message."""
+        self._handlers[message.code] = handler
+
+    def post(self, to: ProcessId, message: Any) -> None:
+        """Queues a message; it leaves with the next flush. Under the lock."""
+        self.mailbox.post(to, encode(message))
+
+    def _deliver(self, sender: ProcessId, records: list[tuple[int, tuple[Any, ...]]]) -> None:
+        self.lock.acquire()
+        try:
+            for code, fields in records:
+                handler = self._handlers[code]
+                if handler is None:
+                    log.warning("process %s sent message %d, which is not for this kind of process", sender.hex(), code)
+                    continue
+                try:
+                    handler(sender, *fields)
+                except Exception:
+                    log.exception("message %d from process %s could not be handled", code, sender.hex())
+            self.act(monotonic())
+        finally:
+            self.release()
+
+    def act(self, now: float) -> None:
+        """Carries out what the machines have decided. Under the lock."""
+        while True:
+            effects = self.references.take_effects()
+            decisions = self.dispatcher.take_effects()
+            if not effects and not decisions:
+                return
+            for effect in effects:
+                self.objects.carry_out(effect)
+            for decision in decisions:
+                self.submission.carry_out(decision)
+
+    def before_sleep(self) -> float | None:
+        """For the thread that is about to sleep in the inbox: timers, then all mail leaves. Seconds until the next."""
+        now = monotonic()
+        self.lock.acquire()
+        try:
+            due = self.dispatcher.next_tick()
+            if due is not None and due <= now:
+                self.dispatcher.tick(now)
+                self.act(now)
+                due = self.dispatcher.next_tick()
+            self.mailbox.flush()
+        finally:
+            self.release()
+        return None if due is None else max(0.0, due - now)
+
+    def send_soon(self, now: float) -> None:
+        """After a step of a busy thread: a first message leaves at once, what follows closely leaves together."""
+        self.mailbox.flush_due(now, CORK_SECONDS)
+
+    def glance(self) -> None:
+        """Lets a busy thread take in what has come, so that no other thread has to. Not under the lock."""
+        self.pump.glance(monotonic(), GLANCE_SECONDS)
+
+    # ------------------------------------------------------------------------------------------------ the others
+
+    def _process_died(self, _: ProcessId, process: ProcessId, cause: str, running: bytes) -> None:
+        self.mailbox.forget(process)
+        self.submission.worker_died(process, cause, running)
+        self.objects.owner_died(process)
+
+    def fail_everything(self, error: BaseException) -> None:
+        """The node manager is gone: nothing that is pending will ever come. From any thread."""
+        self.lock.acquire()
+        try:
+            self.broken = error
+            self.objects.fail_pending(error)
+        finally:
+            self.release()
+
+    def query(self, what: str, timeout: float = 30.0) -> Any:
+        """Asks the node manager about its state; blocks until it answers."""
+        waiter = refs.Waiter()
+        waiter.missing = 1
+        self.lock.acquire()
+        try:
+            token = id(waiter)
+            self._queries[token] = waiter
+            self.post(self.node, m.StateQuery(token, what))
+            self.mailbox.flush()
+        finally:
+            self.release()
+        if not self.pump.wait(waiter, self.lock, monotonic() + timeout):
+            self._queries.pop(token, None)
+            raise TimeoutError(f"the node manager did not answer the question for {what!r} within {timeout} s")
+        return self._queries.pop(token)
+
+    def _state_reply(self, _: ProcessId, token: int, value: Any) -> None:
+        waiter = self._queries.get(token)
+        if waiter is None:
+            return  # it stopped waiting
+        self._queries[token] = value
+        self.finish(waiter)
+
+    def finish(self, waiter: refs.Waiter) -> None:
+        """A waiter is done for a reason other than its entries. Under the lock."""
+        waiter.done = True
+        if waiter.callback is not None:
+            waiter.callback(waiter)
+
+    def future(self, ref: ObjectRef) -> Any:
+        return self.objects.future(ref)
+
+    def await_ref(self, ref: ObjectRef) -> Any:
+        return self.objects.await_ref(ref)
+
+    def close(self) -> None:
+        """Ends the pump and the sockets. Refs made here are of no use any more."""
+        self.closed = True
+        refs.set_home(None, {}, b"")
+        self.pump.close()
+        self.mailbox.close()
+        self.store.close()

@@ -1,0 +1,245 @@
+"""The owner's side of a call: from `.remote()` to the worker, and from the worker's answer to the caller's refs.
+
+State: the tasks of this process that are not done, the functions that workers know. What goes where is decided by
+core.dispatch; whether a failed attempt is tried again by core.tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from skate._c import frames
+from skate._c.refs import FAILED, PENDING, STORED, ObjectRef
+from skate.core.dispatch import AskLeases, Effect, GiveBack, PushTasks, Queue
+from skate.core.tasks import CALLS_SHIFT, Function, OwnedTask
+from skate.exceptions import SkateError, TaskError, WorkerCrashedError
+from skate.ids import ProcessId, TaskId, object_id
+from skate.runtime.arguments import pack_arguments
+from skate.runtime.objects import pack_error
+from skate.store.serialization import from_bytes
+from skate.wire import messages as m
+
+if TYPE_CHECKING:
+    from skate.options import TaskOptions
+    from skate.runtime.runtime import Runtime
+
+log = logging.getLogger("skate")
+
+
+class Submission:
+    """The tasks that this process owns."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._references = runtime.references
+        self._dispatcher = runtime.dispatcher
+        #: task id -> task, until it is done
+        self.tasks: dict[bytes, OwnedTask] = {}
+        #: worker -> ids of the functions that it was sent
+        self._exported: dict[ProcessId, set[bytes]] = {}
+        #: warns about requests that no node can meet; set by the api
+        self.warn: Callable[[str], None] = log.warning
+        runtime.handle(m.TaskDone, self._task_done)
+        runtime.handle(m.TasksReturned, self._tasks_returned)
+        runtime.handle(m.LeaseGranted, self._lease_granted)
+        runtime.handle(m.ReclaimLease, self._lease_reclaimed)
+        runtime.handle(m.Infeasible, self._infeasible)
+
+    # --------------------------------------------------------------------------------------------------- submit
+
+    def submit(
+        self,
+        function: Function,
+        options: TaskOptions,
+        queue: Queue,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        returns: int,
+    ) -> list[ObjectRef]:
+        """Queues a call and gives the refs of its return values. Does not block.
+
+        Raises SerializationError for arguments that cannot be pickled.
+        """
+        runtime = self._runtime
+        if args or kwargs:
+            packed, dependencies, nested, _made = pack_arguments(runtime.objects, function.name, args, kwargs)
+        else:
+            packed, dependencies, nested = b"", None, []
+        task_id = runtime.next_task_id()
+        now = monotonic()
+        runtime.lock.acquire()
+        try:
+            if runtime.broken is not None:
+                raise runtime.broken
+            create = self._references.create
+            entries = [create(object_id(task_id, index)) for index in range(returns)]
+            handles = [ObjectRef(entry) for entry in entries]
+            task = OwnedTask(task_id, function, queue, options, packed, dependencies, nested, entries)
+            task.flags |= options.calls_per_worker << CALLS_SHIFT
+            self.tasks[task_id] = task
+            if nested:
+                self._references.pin(nested)
+            if dependencies:
+                self._references.pin(dependencies)
+                if runtime.objects.when_ready(dependencies, lambda _: self._arguments_ready(task)):
+                    self._arguments_ready(task)
+            else:
+                self._dispatcher.task_queued(task, now)
+            runtime.act(now)
+            runtime.send_soon(now)
+        finally:
+            runtime.release()
+        runtime.glance()
+        return handles
+
+    def _arguments_ready(self, task: OwnedTask) -> None:
+        for entry in task.dependencies or ():
+            if entry.state == FAILED:
+                self._finish(task, FAILED, entry.value)
+                return
+        self._dispatcher.task_queued(task, monotonic())
+
+    # ----------------------------------------------------------------------------------------------- decisions
+
+    def carry_out(self, effect: Effect) -> None:
+        """Does what the dispatcher decided. Under the lock."""
+        runtime = self._runtime
+        if type(effect) is PushTasks:
+            self._push(effect.lease.worker, effect.tasks)
+        elif type(effect) is AskLeases:
+            queue = effect.queue
+            runtime.post(
+                runtime.node,
+                m.RequestLeases(
+                    queue.class_id, queue.demand.units(), runtime.depth, effect.wanted, queue.environment
+                ),
+            )
+        elif type(effect) is GiveBack:
+            runtime.post(runtime.node, m.ReturnLease(effect.lease.id))
+        else:
+            runtime.post(effect.lease.worker, m.RecallTasks(effect.lease.id))
+
+    def _push(self, worker: ProcessId, tasks: list[OwnedTask]) -> None:
+        post = self._runtime.mailbox.post
+        known = self._exported[worker]
+        code, schema = m.PushTask.code, m.PushTask.schema  # type: ignore[attr-defined]
+        for task in tasks:
+            function = task.function
+            if function.id not in known:
+                known.add(function.id)
+                self._runtime.post(worker, m.ExportFunction(function.id, function.name, function.pickled))
+            dependencies = task.dependencies
+            inline = [(entry.id, entry.state, entry.value) for entry in dependencies] if dependencies else None
+            fields = (
+                task.id,
+                function.id,
+                task.args,
+                inline,
+                len(task.returns),
+                task.attempt,
+                task.name,
+                task.flags,
+            )
+            post(worker, frames.encode(code, schema, fields))
+
+    # ------------------------------------------------------------------------------------------------- answers
+
+    def _task_done(self, worker: ProcessId, task_id: TaskId, elapsed_ns: int, values: Any, kept: Any) -> None:
+        task = self.tasks.get(task_id)
+        if task is None or task.lease is None or task.lease.worker != worker:
+            self._discard(task_id, values)
+            return
+        now = monotonic()
+        self._dispatcher.task_done(task.lease, task, elapsed_ns * 1e-9, now)
+        if kept:
+            self._references.on_kept(kept, worker)
+        if values and values[0][0] == FAILED and self._wants_retry(task, values[0][1]) and task.may_retry():
+            self._dispatcher.task_queued(task, now)
+            return
+        del self.tasks[task_id]
+        settle = self._runtime.objects.settle
+        for entry, (state, value, contents) in zip(task.returns, values, strict=False):  # an error comes at least once
+            settle(entry, state, value, contents)
+        self._let_go(task)
+
+    def _discard(self, task_id: bytes, values: Any) -> None:
+        """An answer that comes too late: the task was tried again elsewhere, or given up."""
+        for index, (state, _, _) in enumerate(values):
+            if state == STORED and task_id not in self.tasks:
+                self._runtime.store.delete(object_id(TaskId(task_id), index))
+
+    def _wants_retry(self, task: OwnedTask, packed: bytes) -> bool:
+        wanted = task.options.retry_exceptions
+        if not wanted:
+            return False
+        if wanted is True:
+            return True
+        error = from_bytes(packed)
+        cause = error.task_error.cause if isinstance(error, TaskError) else error
+        return isinstance(cause, wanted)
+
+    def _finish(self, task: OwnedTask, state: int, value: Any) -> None:
+        """A task that ends without an answer: all its values are `value`."""
+        self.tasks.pop(task.id, None)
+        for entry in task.returns:
+            if entry.state == PENDING:
+                self._runtime.objects.settle(entry, state, value)
+        self._let_go(task)
+
+    def _let_go(self, task: OwnedTask) -> None:
+        """Nothing of the call is needed any more but its values."""
+        if task.dependencies:
+            self._references.unpin(task.dependencies)
+        if task.nested:
+            self._references.unpin(task.nested)
+
+    def _tasks_returned(self, worker: ProcessId, lease_id: int, task_ids: Any) -> None:
+        lease = self._dispatcher.leases.get(lease_id)
+        if lease is None or lease.worker != worker:
+            return  # its worker was given up already
+        tasks = [lease.in_flight[task_id] for task_id in task_ids if task_id in lease.in_flight]
+        self._dispatcher.tasks_returned(lease, tasks, monotonic())
+
+    def _lease_granted(self, _: ProcessId, class_id: int, lease_id: int, worker: ProcessId, allocation: Any) -> None:
+        queue = next(queue for queue in self._dispatcher.queues.values() if queue.class_id == class_id)
+        self._exported.setdefault(worker, set())
+        self._runtime.post(worker, m.StartLease(lease_id, self._runtime.depth + 1, allocation))
+        self._dispatcher.lease_granted(queue, lease_id, worker, monotonic())
+
+    def _lease_reclaimed(self, _: ProcessId, lease_id: int) -> None:
+        self._dispatcher.lease_reclaimed(lease_id)
+
+    def _infeasible(self, _: ProcessId, class_id: int, text: str) -> None:
+        self._runtime.later(lambda: self.warn(text))
+
+    # -------------------------------------------------------------------------------------------------- deaths
+
+    def worker_died(self, worker: ProcessId, cause: str, running: bytes) -> None:
+        """A worker is gone: its tasks run elsewhere, as far as they may be tried again. Under the lock."""
+        self._exported.pop(worker, None)
+        now = monotonic()
+        for lease in [lease for lease in self._dispatcher.leases.values() if lease.worker == worker]:
+            for task in self._dispatcher.worker_lost(lease, running, now):
+                if task.may_retry():
+                    self._dispatcher.task_queued(task, now)
+                else:
+                    for entry in task.returns:
+                        self._runtime.store.delete(entry.id)  # where it had put its result already
+                    self._finish(task, FAILED, pack_error(crash_of(task.display_name, cause)))
+
+
+def crash_of(task_name: str, cause: str) -> SkateError:
+    """The error for a task whose worker died; `cause` is the node manager's report (see node.obituary)."""
+    report = json.loads(cause)
+    return WorkerCrashedError(
+        task_name,
+        pid=report.get("pid"),
+        node=report.get("node", ""),
+        exit_status=report.get("exit_status"),
+        stderr_tail=report.get("stderr_tail", ""),
+        likely_oom=report.get("likely_oom", False),
+    )

@@ -1,0 +1,86 @@
+"""A worker's process, from the fork to its end."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import mmap
+import os
+import random
+import sys
+from typing import Any
+
+from skate.ids import NodeId, ProcessId, process_id
+from skate.runtime import current
+from skate.runtime.runtime import Runtime
+from skate.store.local import LocalStore
+from skate.wire import messages as m
+from skate.worker.executor import Executor
+from skate.worker.lease import USER_OMP, set_blas_threads
+from skate.worker.output import TaskOutput
+
+
+def run_worker(identity: bytes, config: dict[str, Any]) -> int:
+    """Runs a worker in the forked process; returns its exit status. `config` is node.main's `worker_config`."""
+    me = ProcessId(identity)
+    job = config["job"]
+    _see_what_the_driver_sees(job)
+    _restore_threads(job["thread_variables"])
+    _be_random()
+    logging.basicConfig(level=job["logging_level"], format="%(levelname)s %(name)s: %(message)s", force=True)
+    with open(os.path.join(config["folder"], f"{me.hex()}.now"), "rb+") as file:
+        marker = mmap.mmap(file.fileno(), 16)
+    node = NodeId(bytes.fromhex(config["node"]))
+    manager = process_id(node, 0)
+    runtime = Runtime(me, manager, config["folder"], LocalStore.attach(config["segment"]), "skate-pump")
+    executor = Executor(runtime, marker, TaskOutput())
+    runtime.handle(m.Registered, lambda *_: None)
+    current.set_runtime(runtime, current.Facts(node=node, job=job["id"], namespace=job["namespace"], executor=executor))
+    runtime.lock.acquire()
+    try:
+        runtime.post(manager, m.Register("worker", os.getpid(), None))
+        runtime.mailbox.flush()
+    finally:
+        runtime.release()
+    runtime.start()
+    try:
+        executor.run()
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        runtime.close()
+    return 0
+
+
+def _see_what_the_driver_sees(job: dict[str, Any]) -> None:
+    """The driver's sys.path and working directory, so that its modules are found."""
+    sys.path[:] = job["sys_path"]
+    sys.argv = [""]
+    try:
+        os.chdir(job["cwd"])
+    except OSError as error:
+        print(f"the driver's working directory cannot be entered: {error}", file=sys.stderr)
+    main = sys.modules["__main__"]
+    if job["main_file"]:
+        main.__file__ = job["main_file"]
+
+
+def _restore_threads(variables: dict[str, str | None]) -> None:
+    """The zygote was told to load BLAS with one thread; what the user's environment says counts again from here on."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        os.environ[USER_OMP] = "1"
+        set_blas_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def _be_random() -> None:
+    """Workers are copies of the zygote, random number generators included: each starts its own."""
+    random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
