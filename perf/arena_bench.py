@@ -1,9 +1,9 @@
 """How near the arena comes to plain copies: `python perf/arena_bench.py [--mb 800] [--json FILE]`.
 
-Each figure stands beside numpy's own copy, measured in the same run: `put` again and again against a copy into pages
-touched before (bar: 80%), the first `put` against a copy into fresh shared pages (bar: no slower), `get` (bar: 20 us),
-and small objects. The machine's first touch of memory that no process has ever used is slower still: a warm-up round
-is thrown away, and fresh rounds alternate.
+Each figure stands beside numpy's own copy, measured in the same run: `put` again and again against a
+copy into pages touched before (bar: 80%), the first `put` against a copy into fresh shared pages (bar:
+no slower), `get` (bar: 20 us), and small objects. The machine's first touch of memory that no process
+has ever used is slower still: a warm-up round is thrown away, and fresh rounds alternate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-
 from skate._c.arena import Arena, copy_into
 from skate.store.segment import create_segment
 

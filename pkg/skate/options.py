@@ -220,8 +220,7 @@ def _retry_exceptions(name: str, value: Any) -> RetryExceptions:
 def _strategy(name: str, value: Any) -> Any:
     """None, "DEFAULT", "SPREAD", or one of the strategy objects.
 
-    Those live in skate.util.scheduling_strategies, above this leaf, so they are told by the name of their
-    class.
+    Those live in skate.util.scheduling_strategies, above this leaf: they are told by their class's name.
     """
     objects = (
         "PlacementGroupSchedulingStrategy",
@@ -290,9 +289,7 @@ def _fallback_strategy(name: str, value: Any) -> tuple[dict[str, Any], ...] | No
 
 
 def _concurrency_groups(name: str, value: Any) -> dict[str, int] | None:
-    """Group -> how many of its calls run at once. Ray's other spelling is a list of {"name":,
-    "max_concurrency":}.
-    """
+    """Group -> how many of its calls run at once; a list of dicts is Ray's other spelling."""
     allowed = 'a dict of group -> max_concurrency, or a list of {"name": ..., "max_concurrency": ...}'
     if value is None:
         return None
@@ -330,9 +327,7 @@ class _Options:
     """What every set of options can do."""
 
     def updated(self: Options, **changes: Any) -> Options:
-        """A copy with `changes`, as `.options(**changes)` means them. Raises as the validating functions
-        do.
-        """
+        """A copy with `changes`, as `.options(**changes)` means them. Raises as `validate_task_options`."""
         return _updated(self, "options", changes)
 
 
@@ -366,8 +361,9 @@ def _no_store_memory(name: str, value: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions(_SharedOptions):
-    """The options of a remote function. `num_cpus` None is 1; `num_returns` None is 1, or streaming of a
-    generator.
+    """The options of a remote function.
+
+    `num_cpus` None is 1; `num_returns` None is 1, or "streaming" of a generator.
     """
 
     object_store_memory: None = _option(None, _no_store_memory)
@@ -380,8 +376,9 @@ class TaskOptions(_SharedOptions):
 
     @property
     def calls_per_worker(self) -> int:
-        """After how many calls a worker ends; 0 is never. Without `max_calls`: 1 with GPUs, whose memory a
-        process keeps until it ends, and 0 without.
+        """After how many calls a worker ends; 0 is never.
+
+        Without `max_calls`: 1 with GPUs, whose memory a process keeps until it ends, and 0 without.
         """
         if self.max_calls is None:
             return 1 if self.num_gpus else 0
@@ -408,9 +405,7 @@ class ActorOptions(_SharedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions(_Options):
-    """The options of an actor's method, by `@method` or by `.options()` at the call. None is as the actor
-    says.
-    """
+    """The options of an actor's method, by `@method` or `.options()` at the call. None: as the actor says."""
 
     name: str | None = _option(None, _STR, "options")
     num_returns: NumReturns | None = _option(None, _num_returns)
@@ -500,9 +495,7 @@ _PLACE_NAMES: Final = {"decorator": "the decorator", "options": ".options()"}
 
 
 def _unknown(kind: type[_Options], name: str, known: Mapping[str, object]) -> str:
-    """The message for an option that `kind` does not have: the likely mistake first, then all that is
-    valid.
-    """
+    """What to say of an option that `kind` does not have: the likely mistake, then all that is valid."""
     others = [
         other for other in _SUBJECT if other is not kind and name in {option.name for option in fields(other)}
     ]

@@ -1,7 +1,9 @@
 """Resources: what a node has, what a task takes, and that nothing ever runs over the limit."""
 
 import os
+import re
 import time
+from collections.abc import Callable
 
 import pytest
 import skate
@@ -205,30 +207,32 @@ class TestThreads:
 
 
 class TestWhatNoNodeHas:
-    def test_waits_and_warns(self, skate_start, capfd) -> None:
-        skate_start(num_cpus=2)
-        ref = span.options(resources={"unobtainium": 3}).remote()
+    """It waits, in case a node comes that has it; but not in silence."""
+
+    @pytest.fixture
+    def warned_of(self, capfd, caplog) -> Callable[[str], str]:
+        """Waits until a text was printed or logged, and gives all that was so far."""
         said = ""
 
-        def warned() -> bool:
-            nonlocal said
-            said += "".join(capfd.readouterr())
-            return "unobtainium" in said
+        def until(text: str) -> str:
+            def there() -> str:
+                nonlocal said
+                said += "".join(capfd.readouterr())
+                return said + caplog.text if text in said + caplog.text else ""
 
-        eventually(warned)
+            return eventually(there)
+
+        return until
+
+    def test_waits_and_warns(self, skate_start, warned_of) -> None:
+        skate_start(num_cpus=2)
+        ref = span.options(resources={"unobtainium": 3}).remote()
+        warned_of("unobtainium")
         assert skate.wait([ref], timeout=0) == ([], [ref])
 
     @pytest.mark.differs_from_ray("Ray names the demand only")
-    def test_the_warning_says_what_there_is(self, skate_start, capfd) -> None:
+    def test_the_warning_says_what_there_is(self, skate_start, warned_of) -> None:
         skate_start(num_cpus=2)
         ref = span.options(num_cpus=64).remote()
-        said = ""
-
-        def warned() -> bool:
-            nonlocal said
-            said += "".join(capfd.readouterr())
-            return "64" in said
-
-        eventually(warned)
-        assert "2" in said.replace("64", "")
+        assert re.search(r"'CPU': 64\b.*'CPU': 2\b", warned_of("64"), re.DOTALL)
         del ref

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
 from skate._c.arena import Arena, ArenaFull, NotMaking, ObjectExists, Pinned, Writable, copy_into
 
 CAPACITY = 1 << 18
 
 ids = st.integers(0, 15).map(lambda n: n.to_bytes(20, "little"))
 sizes = st.one_of(
-    st.integers(0, 300), st.integers(0, 20_000), st.sampled_from([64, 4096, CAPACITY // 2, CAPACITY, CAPACITY + 1])
+    st.integers(0, 300),
+    st.integers(0, 20_000),
+    st.sampled_from([64, 4096, CAPACITY // 2, CAPACITY, CAPACITY + 1]),
 )
 
 
@@ -33,7 +34,7 @@ def contents(object_id: bytes, serial: int, size: int) -> Contents:
 
 
 class ArenaMachine(RuleBasedStateMachine):
-    """Model: what each id holds, who pins it, and the order of last use. Two views of one arena play two processes."""
+    """Model: what each id holds, who pins it, the order of last use. Two views play two processes."""
 
     @initialize()
     def start(self) -> None:
@@ -74,7 +75,7 @@ class ArenaMachine(RuleBasedStateMachine):
         except ObjectExists:
             assert object_id in self.sealed or object_id in self.making
         except ArenaFull as error:
-            assert error.largest_free == free < block_bytes(size)
+            assert error.largest_free == free < block_bytes(size)  # noqa: PT017
         else:
             assert object_id not in self.sealed
             assert object_id not in self.making
@@ -89,8 +90,9 @@ class ArenaMachine(RuleBasedStateMachine):
     def seal(self, data: st.DataObject) -> None:
         object_id = data.draw(st.sampled_from(sorted(self.making)))
         who, writable, contents_ = self.making.pop(object_id)
-        with pytest.raises(NotMaking):
-            self.arenas[1 - who].seal(object_id)
+        if not self.lost:  # the other process may still have a deleted one of this id to seal, in vain
+            with pytest.raises(NotMaking):
+                self.arenas[1 - who].seal(object_id)
         self.arenas[who].seal(object_id)
         self.sealed[object_id] = contents_
         self.order.append(object_id)
@@ -166,7 +168,9 @@ class ArenaMachine(RuleBasedStateMachine):
         assert stats["objects"] == len(used) + len(self.lost)
         rows = self.arenas[1].objects()
         assert {row["id"] for row in rows if row["sealed"]} == set(self.sealed)
-        assert sum(sum(row["pins"].values()) for row in rows) == len(self.pins) + len(self.making) + len(self.lost)
+        assert sum(sum(row["pins"].values()) for row in rows) == len(self.pins) + len(self.making) + len(
+            self.lost
+        )
 
 
 ArenaMachine.TestCase.settings = settings(

@@ -1,7 +1,8 @@
-"""Processes that die inside the arena: at every single point of every call, at random points, and by a real SIGKILL.
+"""Processes that die inside the arena: at every point of every call, at random points, by a real SIGKILL.
 
-The points exist in a SKATE_FAULTS build only: one before and one after each store to shared memory, and around the
-mutex, the repair and the reservation of memory. The build is made here, into a temporary directory.
+The points exist in a SKATE_FAULTS build only: one before and one after each store to shared memory, and
+around the mutex, the repair and the reservation of memory. The build is made here, into a temporary
+directory.
 """
 
 from __future__ import annotations
@@ -42,8 +43,19 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     library = build / ("arena" + sysconfig.get_config_var("EXT_SUFFIX"))
     commands = [
         [sys.executable, "-m", "cython", "-3", "-I", "pyx", str(source), "-o", str(build / "arena.c")],
-        [compiler, "-shared", "-fPIC", "-O2", "-w", "-DSKATE_FAULTS=1", f"-I{sysconfig.get_path('include')}"]
-        + [str(build / "arena.c"), "-o", str(library), "-lpthread"],
+        [
+            compiler,
+            "-shared",
+            "-fPIC",
+            "-O2",
+            "-w",
+            "-DSKATE_FAULTS=1",
+            f"-I{sysconfig.get_path('include')}",
+            str(build / "arena.c"),
+            "-o",
+            str(library),
+            "-lpthread",
+        ],
     ]
     for command in commands:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -81,7 +93,7 @@ def killed_at(module: ModuleType, point: int, body: Callable[[], object]) -> boo
 
 
 def picture(arena: Any) -> tuple[Any, ...]:
-    """All that a user can see of an arena, but for what a death may leave: pids, reserved memory, ages, peaks."""
+    """What a user can see of an arena, but for what a death may leave: pids, ages, peaks."""
     stats = arena.stats()
     rows = arena.objects()
     mine = os.getpid()
@@ -140,6 +152,10 @@ def calls(world: World) -> dict[str, Callable[[], object]]:
         arena.delete(oid(7))
         del pin
 
+    def full() -> None:
+        with pytest.raises(MemoryError):
+            arena.allocate(oid(100), CAPACITY)
+
     return {
         "into a hole that fits": lambda: sealed(100, 1536),
         "into a part of a hole": lambda: sealed(100, 500),
@@ -152,25 +168,24 @@ def calls(world: World) -> dict[str, Callable[[], object]]:
         "delete what is pinned": lambda: arena.delete(oid(5)),
         "delete under a pin": pinned_and_deleted,
         "attach and close": lambda: world.module.Arena.attach(world.fd).close(),
-        "full": lambda: pytest.raises(MemoryError, arena.allocate, oid(100), CAPACITY),
+        "full": full,
         "look": lambda: (arena.stats(), arena.objects(), arena.victims(10**6), arena.check()),
     }
 
 
 CALLS = [
     "into a hole that fits", "into a part of a hole", "beyond the mark", "dropped", "get and release",
-    "get what is pinned", "delete between holes", "delete at the mark", "delete what is pinned", "delete under a pin",
-    "attach and close", "full", "look",
+    "get what is pinned", "delete between holes", "delete at the mark", "delete what is pinned",
+    "delete under a pin", "attach and close", "full", "look",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_death_at_every_point_of_a_call(faulty: ModuleType, name: str) -> None:
-    """After each death: sound, and what was before the call or what was after one of its steps, nothing else."""
+    """After each death: sound, and as before the call or after one of its steps, nothing else."""
     world = World(faulty)
     body = calls(world)[name]
     steps = {repr(world.before)}
-    # A child that comes through shows the last step; those between are shown by the deaths themselves, and few.
     point = deaths = 0
     while True:
         died = killed_at(faulty, point, body)
@@ -197,7 +212,7 @@ def test_death_at_every_point_of_a_call(faulty: ModuleType, name: str) -> None:
 
 
 def test_death_in_the_repair(faulty: ModuleType) -> None:
-    """A process dies in a call, and every process that tries to repair dies too, one point further each time."""
+    """A process dies in a call, and all that try to repair die too, one point further each time."""
     world = World(faulty)
     for point in (20, 60, 100, 140):
         assert killed_at(faulty, point, lambda: world.arena.allocate(oid(100), 500) and None)
@@ -273,7 +288,7 @@ def assert_whole(arena: Any) -> None:
 
 
 def test_thousands_of_deaths(faulty: ModuleType) -> None:
-    """Children die at random points inside the arena, sometimes several before anyone looks, and leave it sound."""
+    """Children die at random points, sometimes several before anyone looks, and leave the arena sound."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # shown when the test fails
     rng = random.Random(seed)
@@ -287,7 +302,9 @@ def test_thousands_of_deaths(faulty: ModuleType) -> None:
             pid = os.fork()
             if pid == 0:
                 try:
-                    faulty.fault_after(int(rng.expovariate(1 / 400)) if rng.random() < 0.9 else rng.randrange(20_000))
+                    faulty.fault_after(
+                        int(rng.expovariate(1 / 400)) if rng.random() < 0.9 else rng.randrange(20_000)
+                    )
                     random_calls(faulty, arena, rng)
                 finally:
                     os._exit(1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import os
 import pickle
 import signal
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from skate._c.arena import Arena, ArenaError, ArenaFull, NotMaking, ObjectExists, copy_into
 
 MB = 1 << 20
@@ -74,7 +74,7 @@ def test_life_of_an_object(arena: Arena) -> None:
     assert arena.contains(oid(1))
     pinned = arena.get(oid(1))
     assert pinned is not None
-    assert bytes(pinned) == b"hello"  # type: ignore[call-overload]
+    assert bytes(pinned) == b"hello"
     assert (len(pinned), pinned.nbytes, pinned.object_id) == (5, 5, oid(1))
     (row,) = arena.objects()
     assert row["id"] == oid(1)
@@ -87,7 +87,7 @@ def test_life_of_an_object(arena: Arena) -> None:
     assert arena.delete(oid(1))
     assert not arena.contains(oid(1))
     assert not arena.delete(oid(1))
-    assert bytes(pinned) == b"hello"  # type: ignore[call-overload]
+    assert bytes(pinned) == b"hello"
     assert arena.objects()[0]["doomed"]
     arena.check()
     del pinned
@@ -111,7 +111,7 @@ def test_data_is_aligned(arena: Arena) -> None:
 
 def test_views_keep_the_pin_and_are_read_only(arena: Arena) -> None:
     store(arena, 1, b"abcdefgh")
-    array = np.frombuffer(arena.get(oid(1)), dtype=np.uint8)  # type: ignore[arg-type]
+    array = np.frombuffer(arena.get(oid(1)), dtype=np.uint8)
     part = array[2:4].reshape(2, 1)
     assert not array.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
@@ -172,7 +172,7 @@ def test_abort_waits_for_views(arena: Arena) -> None:
     store(arena, 1, b"another")  # its id is free, its memory is not
     view[:] = bytes(100)
     pinned = arena.get(oid(1))
-    assert bytes(pinned) == b"another"  # type: ignore[call-overload, arg-type]
+    assert bytes(pinned) == b"another"
     assert arena.stats()["objects"] == 2
     view.release()
     del view
@@ -190,7 +190,7 @@ def test_sealed_is_immutable(arena: Arena) -> None:
     with pytest.raises(BufferError):
         copy_into(writable, 0, b"x")
     with pytest.raises(BufferError):
-        copy_into(arena.get(oid(1)), 0, b"x")  # type: ignore[arg-type]
+        copy_into(arena.get(oid(1)), 0, b"x")
 
 
 def test_exists(arena: Arena) -> None:
@@ -217,8 +217,8 @@ def test_id_of_a_doomed_object_is_free(arena: Arena) -> None:
     old = arena.get(oid(1))
     arena.delete(oid(1))
     store(arena, 1, b"new")
-    assert bytes(old) == b"old"  # type: ignore[call-overload, arg-type]
-    assert bytes(arena.get(oid(1))) == b"new"  # type: ignore[call-overload, arg-type]
+    assert bytes(old) == b"old"
+    assert bytes(arena.get(oid(1))) == b"new"
 
 
 @pytest.mark.parametrize("bad", [b"", b"short", bytes(21)])
@@ -278,7 +278,7 @@ def test_fragmentation_and_coalescing(arena: Arena) -> None:
 
 
 def test_any_fitting_block_is_found(arena: Arena) -> None:
-    """One block that fits, behind a thousand of the same bin that are too small: a search by bins would miss it."""
+    """One block fits, behind a thousand of its bin that are too small: a search by bins would miss it."""
     small, large = 64 * 64, 64 * 65  # a bin spans two units here
     n = 0
     while arena.stats()["largest_free"] >= large:
@@ -361,7 +361,7 @@ def test_more_than_2_gb(fd: int) -> None:
     writable = arena.allocate(oid(1), size)
     assert copy_into(writable, 0, source) == size
     writable.seal()
-    array = np.frombuffer(arena.get(oid(1)), np.uint8)  # type: ignore[arg-type]
+    array = np.frombuffer(arena.get(oid(1)), np.uint8)
     assert array.size == size
     assert array[-1] == 7
     assert array[2**31] == 0
@@ -428,7 +428,7 @@ def test_no_memory_behind_the_arena(small_tmpfs: Callable[[int], int]) -> None:
         arena.delete(oid(0))
         store(arena, 0, b"y" * MB)
         for n in range(1, count):
-            assert bytes(arena.get(oid(n))) == b"x" * MB  # type: ignore[call-overload, arg-type]
+            assert bytes(arena.get(oid(n))) == b"x" * MB
         arena.check()
         return count, room, high, str(caught.value)
 
@@ -490,7 +490,7 @@ def test_close(fd: int) -> None:
     for call in (arena.stats, arena.check, arena.objects, lambda: arena.get(oid(1))):
         with pytest.raises(ArenaError, match="closed"):
             call()
-    assert bytes(pinned) == b"abc"  # type: ignore[call-overload, arg-type]
+    assert bytes(pinned) == b"abc"
     other = Arena.attach(fd)
     assert other.stats()["pinned"] == 128
     del pinned, writable
@@ -528,12 +528,12 @@ def test_fork_does_not_share_pins(arena: Arena) -> None:
         nonlocal pinned, writable
         for inherited in (pinned, writable):
             with pytest.raises(BufferError):
-                memoryview(inherited)  # type: ignore[arg-type]
+                memoryview(inherited)
         with pytest.raises(NotMaking):
             arena.seal(oid(2))
         with pytest.raises(NotMaking):
             writable.seal()
-        pinned = writable = None  # type: ignore[assignment]
+        pinned = writable = None
         gc.collect()
         mine = arena.get(oid(1))
         kept.append(mine)
@@ -541,7 +541,7 @@ def test_fork_does_not_share_pins(arena: Arena) -> None:
         assert len(arena.objects()[-1]["pins"]) <= 1
         pins = next(row["pins"] for row in arena.objects() if row["id"] == oid(1))
         arena.check()
-        return pins, bytes(mine)  # type: ignore[call-overload, arg-type]
+        return pins, bytes(mine)
 
     result = in_child(body)
     assert isinstance(result, tuple), result
@@ -555,7 +555,7 @@ def test_fork_does_not_share_pins(arena: Arena) -> None:
     assert [row["pins"] for row in arena.objects() if row["id"] == oid(1)] == [{os.getpid(): 1}]
     assert arena.contains(oid(3))
     writable.seal()
-    assert bytes(pinned) == b"abc"  # type: ignore[call-overload, arg-type]
+    assert bytes(pinned) == b"abc"
 
 
 def test_reap_takes_back_half_made_and_doomed(arena: Arena) -> None:
@@ -618,7 +618,7 @@ def test_threads(arena: Arena) -> None:
                 n = number * 1000 + i
                 data = bytes([n % 251]) * (n * 37 % 90_000)
                 store(arena, n, data)
-                view = memoryview(arena.get(oid(n)))  # type: ignore[arg-type]
+                view = memoryview(arena.get(oid(n)))
                 arena.delete(oid(n))
                 assert view == data
         except BaseException as error:
@@ -634,6 +634,55 @@ def test_threads(arena: Arena) -> None:
     assert arena.stats()["free_blocks"] == 1
 
 
+def test_close_while_other_threads_call(fd: int) -> None:
+    keeper = Arena.create(fd, MB)
+    numbers = itertools.count()
+    for _ in range(20):
+        arena = Arena.attach(fd)
+
+        def work(arena: Arena = arena) -> None:
+            with pytest.raises(ArenaError, match="closed"):
+                while True:
+                    n = next(numbers)
+                    store(arena, n, b"x")
+                    arena.delete(oid(n))
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        arena.close()
+        for thread in threads:
+            thread.join()
+    keeper.check()
+    assert keeper.stats()["pinned"] == 0
+
+
+def test_warm(arena: Arena) -> None:
+    assert arena.warm(2 * MB) == 2 * MB
+    assert arena.stats()["high_water"] == 0
+    assert arena.stats()["reserved"] >= 2 * MB
+    assert arena.warm(0) == 0
+    store(arena, 1, bytes(MB))
+    assert arena.warm(2**60) == 7 * MB
+    store(arena, 2, bytes(7 * MB))
+    assert arena.warm(1) == 0
+
+
+def test_signals_do_not_starve_the_reservation(fd: int) -> None:
+    """A profiler's timer interrupts fallocate, which then has to begin its step anew."""
+    arena = Arena.create(fd, 256 * MB)
+    hits = []
+    previous = signal.signal(signal.SIGALRM, lambda *_: hits.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+    try:
+        assert arena.allocate(oid(1), 200 * MB).nbytes == 200 * MB
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert hits
+    arena.check()
+
+
 def test_check_notices_damage(fd: int) -> None:
     """Flip words of the tables one at a time: most of them must be missed by somebody."""
     arena = Arena.create(fd, MB)
@@ -642,11 +691,7 @@ def test_check_notices_damage(fd: int) -> None:
     pins = [arena.get(oid(2)), arena.get(oid(3))]
     arena.delete(oid(1))
     arena.check()
-    blocks_page = next(
-        offset
-        for offset in range(0, 4 << 20, 4096)
-        if oid(4) in os.pread(fd, 4096, offset)
-    )
+    blocks_page = next(offset for offset in range(0, 4 << 20, 4096) if oid(4) in os.pread(fd, 4096, offset))
     noticed = 0
     for word in range(20, 20 * 7):
         where = blocks_page + 8 * word

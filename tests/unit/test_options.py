@@ -179,7 +179,7 @@ def test_refused(validate: Validate, name: str, given: Any, error: type[Exceptio
         validate(**{name: given})
 
 
-# -------------------------------------------------------------------------------------------- unknown, misplaced
+# ----------------------------------------------------------------------------------- unknown, misplaced
 
 
 def test_an_unknown_option_is_guessed_and_the_valid_ones_listed() -> None:

@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-
 from skate._c.arena import Arena
 from skate.store import segment as seg
 

@@ -34,8 +34,7 @@ from skate.options import (
     check_gpu_units,
 )
 
-#: Asked of a node's `accelerator_type:X` resource by whoever wants that accelerator; the same amount as in
-#: Ray.
+#: Asked of a node's `accelerator_type:X` resource by whoever wants that accelerator, as in Ray.
 ACCELERATOR_UNITS = 10
 #: Compiled requests kept by a node, before it starts afresh.
 COMPILED_REQUESTS = 4096
@@ -137,9 +136,7 @@ class ResourceSet:
 
 
 def task_request(options: TaskOptions) -> ResourceSet:
-    """What one task holds while it runs: 1 CPU unless told otherwise. Raises as
-    `ResourceSet.from_options`.
-    """
+    """What a task holds while it runs: 1 CPU unless told otherwise. Raises as `from_options`."""
     return ResourceSet.from_options(
         options.num_cpus,
         options.num_gpus,
@@ -231,9 +228,7 @@ class DeviceAllocator:
         return [(device, UNITS_PER_ONE) for device in idle[:whole]]
 
     def release(self, parts: Sequence[tuple[int, int]]) -> None:
-        """Gives `parts` back. Raises ValueError, and changes nothing, if a device would have more than it
-        is.
-        """
+        """Gives `parts` back. Raises ValueError, and changes nothing, for what is not held."""
         returned: dict[int, int] = {}
         for device, part in parts:
             returned[device] = returned.get(device, 0) + part
@@ -259,8 +254,7 @@ class DeviceAllocator:
 class Allocation:
     """What one lease holds on a node, from `NodeResources.allocate` to `release`. Compares by identity.
 
-    `devices` are (GPU id, units) pairs, ids as CUDA_VISIBLE_DEVICES spells them. Only `NodeResources` changes
-    it.
+    `devices` are (GPU id, units) pairs, ids as in CUDA_VISIBLE_DEVICES. Only `NodeResources` changes it.
     """
 
     __slots__ = ("_parts", "cpus_held", "devices", "request")
@@ -328,18 +322,14 @@ class NodeResources:
         self._devices.release(allocation._parts)
 
     def release_cpus(self, allocation: Allocation) -> None:
-        """Frees the CPUs of a lease whose worker is blocked, not its GPUs or anything else. Twice is as good
-        as once.
-        """
+        """Frees the CPUs of a lease whose worker is blocked, nothing else. Twice is as good as once."""
         self._require_live(allocation)
         if allocation.cpus_held:
             self._vector.release(self._compile(allocation.request.only("CPU")))
             allocation.cpus_held = False
 
     def reacquire_cpus(self, allocation: Allocation) -> bool:
-        """Takes the CPUs again before the worker goes on; False, and nothing changes, while they are not
-        free.
-        """
+        """Takes the CPUs again before the worker goes on; False, changing nothing, while they are taken."""
         self._require_live(allocation)
         if not allocation.cpus_held:
             allocation.cpus_held = self._vector.reserve(self._compile(allocation.request.only("CPU")))

@@ -27,8 +27,9 @@ NO_LIMIT_BYTES = 1 << 60
 
 
 def detect_cpus(*, root: str = "/") -> int:
-    """CPUs that this process may use, at least 1: its affinity, or the cgroup's quota (rounded down) if that
-    is less.
+    """CPUs that this process may use, at least 1: the lesser of its affinity and its cgroup's quota.
+
+    A quota is rounded down, as in Ray.
     """
     cpus = _affinity()
     for folder in _cgroup_folders(root, "cpu"):

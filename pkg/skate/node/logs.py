@@ -35,14 +35,13 @@ class LineReader:
         self._name = ""
 
     def read(self) -> bool:
-        """Takes what is there; False where the pipe has ended (and was closed)."""
+        """Takes what is there; False where the pipe has ended, and wants to be closed."""
         while self.open:
             try:
                 data = os.read(self.fd, READ_BYTES)
             except BlockingIOError:
                 return True
             if not data:
-                self.close()
                 return False
             self._take(data)
         return False

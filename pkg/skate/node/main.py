@@ -19,15 +19,19 @@ from typing import Any
 def main() -> None:
     """Runs a node for the driver that wrote its configuration to standard input."""
     config = json.load(sys.stdin)
-    out = os.dup(1)
+    out, terminal = os.dup(1), os.dup(2)
     try:
-        _serve(config, out)
+        _serve(config, out, terminal)
     except Exception:
-        os.write(out, json.dumps({"error": traceback.format_exc()}).encode() + b"\n")
+        # Before the driver has its line, it reads the reason there; later, the terminal is where a person may look.
+        try:
+            os.write(out, json.dumps({"error": traceback.format_exc()}).encode() + b"\n")
+        except OSError:
+            os.write(terminal, b"skate's node manager failed:\n" + traceback.format_exc().encode())
         raise
 
 
-def _serve(config: dict[str, Any], out: int) -> None:
+def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
     import cloudpickle  # noqa: F401  (for the zygote's children)
     import numpy  # noqa: F401
     import zmq  # noqa: F401
@@ -79,7 +83,7 @@ def _serve(config: dict[str, Any], out: int) -> None:
         "job": config["job"],
     }
     try:
-        zygote_pid, channel = fork_zygote(worker_config, [out, segment.fd])
+        zygote_pid, channel = fork_zygote(worker_config, [out, terminal, segment.fd])
         arena = Arena.create(segment.fd, store_bytes)
         facts = {
             "session": session.name,

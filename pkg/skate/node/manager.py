@@ -262,9 +262,13 @@ class NodeManager:
     # ----------------------------------------------------------------------------------------------------- logs
 
     def _read(self, reader: LineReader) -> None:
-        fd = reader.fd
         if not reader.read():
-            self._mailbox.unwatch(fd)
+            self._close(reader)
+
+    def _close(self, reader: LineReader) -> None:
+        if reader.open:
+            self._mailbox.unwatch(reader.fd)
+            reader.close()
 
     def _printed(self, worker: Process, source: str, name: str, text: str) -> None:
         for process in self._processes.values():
@@ -295,11 +299,8 @@ class NodeManager:
         """A worker has ended: everybody hears of it, and what it held is taken back."""
         stderr_tail = ""
         for reader in worker.readers:
-            fd = reader.fd
-            if reader.open:
-                self._mailbox.unwatch(fd)
-                reader.read()
-                reader.close()
+            reader.read()
+            self._close(reader)
             if reader.tail and reader is worker.readers[1]:
                 stderr_tail = "\n".join(reader.tail)
         assert worker.marker is not None
@@ -351,9 +352,8 @@ class NodeManager:
             log.error("the zygote is gone already")
         for process in list(self._processes.values()):
             for reader in process.readers:
-                if reader.open:
-                    reader.read()
-                    reader.close()
+                reader.read()
+                self._close(reader)
         for process in self._processes.values():
             if process.kind == "driver" and process.registered:
                 self._post(process.id, m.Left("the node has ended"))

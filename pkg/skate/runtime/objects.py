@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ class Objects:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._references = runtime.references
+        self._callbacks: dict[tuple[bytes, Any], Any] = {}
         #: called around a wait that really blocks; workers lend their CPUs meanwhile
         self.blocking: Any = None
         runtime.handle(m.AskObject, self._asked)
@@ -239,29 +240,48 @@ class Objects:
     async def await_ref(self, ref: ObjectRef) -> Any:
         """The object's value, in any event loop."""
         if ref.entry.state == PENDING:
-            loop = asyncio.get_running_loop()
-            ready: asyncio.Future[None] = loop.create_future()
+            ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
             def wake() -> None:
-                if not ready.done():
+                if not ready.done():  # the awaiting task may have been cancelled
                     ready.set_result(None)
 
-            def ring(_: Waiter) -> None:
-                try:
-                    loop.call_soon_threadsafe(wake)
-                except RuntimeError:
-                    log.debug("the event loop that awaited %r is closed", ref)
-
-            runtime = self._runtime
-            runtime.lock.acquire()
-            try:
-                if self.when_ready([ref.entry], ring):
-                    wake()
-                runtime.mailbox.flush()
-            finally:
-                runtime.release()
+            self._ring_loop(ref, wake)
             await ready
         return self.value(ref.entry)
+
+    def add_done_callback(self, ref: ObjectRef, callback: Any, context: Any) -> None:
+        """Has the running event loop call `callback(ref)` once the object is there."""
+        key = (ref.entry.id, callback)
+
+        def call() -> None:
+            if self._callbacks.pop(key, None) is not None:
+                callback(ref)
+
+        self._callbacks[key] = callback
+        self._ring_loop(ref, call, context)
+
+    def remove_done_callback(self, ref: ObjectRef, callback: Any) -> int:
+        return 0 if self._callbacks.pop((ref.entry.id, callback), None) is None else 1
+
+    def _ring_loop(self, ref: ObjectRef, call: Callable[[], None], context: Any = None) -> None:
+        """Calls `call` in the running event loop once the object is there. Does not block."""
+        loop = asyncio.get_running_loop()
+
+        def ring(_: Waiter | None = None) -> None:
+            try:
+                loop.call_soon_threadsafe(call, context=context)
+            except RuntimeError:
+                log.debug("the event loop that awaited %r is closed", ref)
+
+        runtime = self._runtime
+        runtime.lock.acquire()
+        try:
+            if self.when_ready([ref.entry], ring):
+                ring()
+            runtime.mailbox.flush()
+        finally:
+            runtime.release()
 
     # ------------------------------------------------------------------------------------- owners and borrowers
 

@@ -1,13 +1,14 @@
-"""The memory behind a node's arena: a POSIX shared-memory object, or what stands in where there is too little of it.
+"""The memory behind a node's arena: a POSIX shared-memory object, or what stands in for it.
 
-State: none; a Segment is a file descriptor and the path under which other processes open the same memory.
-Invariants: only this user may open it; its name tells user and session, so that a later session can sweep it.
-Callers: the node manager makes and unlinks it, every process of the session opens it by path.
+State: none; a Segment is a file descriptor and the path under which other processes open the same
+memory. Invariants: only this user may open it; its name tells user and session, so that a later session
+can sweep it. Callers: the node manager makes and unlinks it, every process of the session opens it by
+path.
 
-Containers often give /dev/shm 64 MB. So it is looked at before it is used: an arena that it could not hold goes to a
-file in a directory of the caller's choice, or to anonymous memory (a memfd) that others open through its maker's
-/proc entry, with one warning that says why and what to do. Whatever the memory is, the arena reserves it before it
-touches it, so running out is an ArenaFull and never a SIGBUS.
+Containers often give /dev/shm 64 MB. So it is looked at before it is used: an arena that it could not
+hold goes to a file in a directory of the caller's choice, or to anonymous memory (a memfd) that others
+open through its maker's /proc entry, with one warning that says why and what to do. Whatever the memory
+is, the arena reserves it before it touches it, so running out is an ArenaFull and never a SIGBUS.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Segment:
     """An open piece of shared memory. Whoever has it closes `fd`; its maker unlinks it as well."""
 
     fd: int
-    #: opens the same memory in any process of this user, for as long as it is linked (a memfd: as its maker lives)
+    #: opens the same memory in any process of this user while it is linked (a memfd: while its maker lives)
     path: str
     #: "shm", "file" or "memfd"
     kind: str
@@ -46,7 +47,7 @@ class Segment:
         os.close(self.fd)
 
     def unlink(self) -> None:
-        """Remove the name: the memory goes with the last process that has it mapped. Harmless when repeated."""
+        """Remove the name; the memory goes with the last process that has it mapped. May be repeated."""
         if self.kind != "memfd":
             try:
                 os.unlink(self.path)
@@ -64,7 +65,7 @@ def segment_name(session: str) -> str:
 def create_segment(
     session: str, size: int, fallback_dir: str | None = None, *, shm_dir: str = SHM_DIR
 ) -> Segment:
-    """Make the memory for an arena of `size` bytes: in /dev/shm if it has the room, else in `fallback_dir`, else a memfd.
+    """Make the memory for an arena of `size` bytes: in /dev/shm, else in `fallback_dir`, else a memfd.
 
     The segment is empty; Arena.create gives it its length. FileExistsError if the session has one already.
     """
@@ -73,12 +74,13 @@ def create_segment(
     trouble = _why_not(shm_dir, needed)
     if trouble is None:
         return _create_file(os.path.join(shm_dir, name), "shm")
-    advice = f"Give {shm_dir} more room (docker: --shm-size={_gigabytes(needed)}g), or ask for a smaller object store"
+    more = f"Give {shm_dir} more room (docker: --shm-size={_gigabytes(needed)}g)"
+    advice = f"{more}, or ask for a smaller object store"
     if fallback_dir is not None:
         no_fallback = _why_not(fallback_dir, needed)
         if no_fallback is None:
             segment = _create_file(os.path.join(fallback_dir, name), "file")
-            _warn(f"{trouble}: the object store is a file in {fallback_dir}, and large objects may be slow. {advice}")
+            _warn(f"{trouble}: the object store is a file in {fallback_dir}, which may be slow. {advice}")
             return segment
         trouble = f"{trouble}, and {no_fallback}"
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
@@ -93,7 +95,9 @@ def open_segment(path: str) -> Segment:
     info = os.fstat(fd)
     if info.st_uid != os.getuid() or not stat.S_ISREG(info.st_mode):
         os.close(fd)
-        raise PermissionError(f"{path} is not a file of user {os.getuid()}: it is no object store of this session")
+        raise PermissionError(
+            f"{path} is not a file of user {os.getuid()}: it is no object store of this session"
+        )
     kind = "memfd" if memfd else "shm" if os.path.dirname(path) == SHM_DIR else "file"
     return Segment(fd, path, kind)
 

@@ -55,11 +55,12 @@ cdef struct Header:
     uint64_t used_peak
     uint64_t pinned         # bytes of blocks with at least one pin
     uint64_t free_blocks
+    # What every call writes ends here, a few lines into the memory; the journal seldom gets far.
+    uint64_t journal_used
+    Undo journal[JOURNAL_ENTRIES]
     uint64_t rows           # bit i: row i of bins is not all empty
     uint64_t columns[BIN_ROWS]                  # bit j of word i: bin (i, j) is not empty
     uint64_t bins[BIN_ROWS * BIN_COLUMNS]       # first block of each bin's list; last freed, first out
-    uint64_t journal_used
-    Undo journal[JOURNAL_ENTRIES]
 
 cdef struct Slot:           # a process that has the arena open
     uint64_t pid            # 0: the row is free
@@ -127,12 +128,12 @@ cdef class Arena:
     cdef pid_t pid                  # the process that `slot` belongs to: differs from getpid() after a fork
     cdef uint64_t slot
     cdef uint8_t* touched           # a byte for each 64 KB of data: this process has mapped it writable
-    cdef Py_ssize_t handles         # Pinned and Writable objects alive in this process: they keep the mapping
+    cdef Py_ssize_t handles         # calls under way, Pinned and Writable objects alive: they keep the mapping
     cdef bint closed
     cdef dict making                # id -> address of its Writable (borrowed: a Writable removes itself)
 
     cdef int map(self, int fd, size_t length) except -1
-    cdef int enter(self) except -1
+    cdef Call enter(self)
     cdef int join(self) except -1
     cdef int leave(self) noexcept
     cdef int run(self, int (*op)(View*, Request*) noexcept nogil, Request* r) noexcept
@@ -143,8 +144,12 @@ cdef class Arena:
     cdef Writable writable(self, bytes object_id)
 
 
+cdef class Call:                    # a call under way: `close` in another thread must wait for its end
+    cdef Arena arena
+
+
 cdef class Pinned:
-    cdef Arena arena                # NULL-safe: None until the pin is taken
+    cdef Arena arena                # None until the pin is taken
     cdef pid_t pid
     cdef uint64_t slot, block
     cdef char* data

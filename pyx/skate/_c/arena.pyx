@@ -1,25 +1,29 @@
 # cython: cdivision=True
-"""The kernel of the object store: one shared-memory arena a node, with its allocator, object table and pins inside.
+"""The kernel of the object store: one shared-memory arena a node, with its allocator, object table and pins
+inside.
 
-State: all of it is in the arena (see arena.pxd for the layout); a process keeps only its mapping and its slot number.
+State: all of it is in the arena (see arena.pxd for the layout); a process keeps only its mapping and its
+slot number.
 Callers: skate.store. Create, seal, get, release, delete and abort are calls in the caller's own process.
 
 Why a process may be killed at any instruction
 ----------------------------------------------
-A call changes the arena only under the robust mutex, and only through `put()`: it writes the word's old value to the
-undo journal, counts the entry, and only then changes the word. The call commits by setting the journal's count to
-zero, and lets go of the mutex. So whoever gets the mutex with EOWNERDEAD finds either a count of zero (the call was
-complete, or had not begun) or exactly the old value of every word that the dead process may have changed; writing
-them back, newest first, gives the arena as it was before the call. Undoing twice is undoing once, so the repairer may
-be killed as well. Only the compiler's order of the stores matters (`barrier`): a killed process's stores all become
-visible, and the kernel hands the mutex over behind a full memory barrier.
+A call changes the arena only under the robust mutex, and only through `put()`: it writes the word's old
+value to the undo journal, counts the entry, and only then changes the word. The call commits by setting
+the journal's count to zero, and lets go of the mutex. So whoever gets the mutex with EOWNERDEAD finds
+either a count of zero (the call was complete, or had not begun) or exactly the old value of every word
+that the dead process may have changed; writing them back, newest first, gives the arena as it was before
+the call. Undoing twice is undoing once, so the repairer may be killed as well. Only the compiler's order
+of the stores matters (`barrier`): a killed process's stores all become visible, and the kernel hands the
+mutex over behind a full memory barrier.
 
-What a dead process had done before (its pins, its unsealed objects) is in its slot, and `bury` takes it back, one
-transaction an entry. Memory is reserved (fallocate) before a mark covers it and outside of the mutex: doing it twice
-is harmless, and nobody touches memory that is not reserved, so a full /dev/shm is an ArenaFull and never a SIGBUS.
+What a dead process had done before (its pins, its unsealed objects) is in its slot, and `bury` takes it
+back, one transaction an entry. Memory is reserved (fallocate) before a mark covers it and outside of the
+mutex: doing it twice is harmless, and nobody touches memory that is not reserved, so a full /dev/shm is
+an ArenaFull and never a SIGBUS.
 
-Why nothing waits long: no Python code runs and no system call is made under the mutex, the allocator is O(1) but for
-a bounded look through one bin, and walks (check, objects) work on a copy of the tables.
+Why nothing waits long: no Python code runs and no system call is made under the mutex, the allocator is
+O(1) but for a bounded look through one bin, and walks (check, objects) work on a copy of the tables.
 """
 cimport cython
 from cpython.buffer cimport (
@@ -134,7 +138,7 @@ cdef uint64_t LAYOUT = (<uint64_t>1 << 48) | (sizeof(Header) << 24) | (sizeof(Bl
 cdef uint64_t STEP = 32 << 20               # one fallocate call: short enough that a signal cannot starve it
 
 
-# ---- transactions ---------------------------------------------------------------------------------------------------
+# ---- transactions -------------------------------------------------------------------------------------
 
 cdef inline void put(View* v, uint64_t* where, uint64_t value) noexcept nogil:
     """The only way a shared word changes: old value to the journal, count it, change the word."""
@@ -213,7 +217,7 @@ cdef int finish(View* v, Op op, Request* r) noexcept nogil:
     return rc
 
 
-# ---- lists and tables -----------------------------------------------------------------------------------------------
+# ---- lists and tables ---------------------------------------------------------------------------------
 
 cdef inline uint64_t bin_of(uint64_t size) noexcept nogil:
     """Number of the bin for blocks of `size` bytes: 32 linear steps within each power of two."""
@@ -330,7 +334,7 @@ cdef void row_give(View* v, uint64_t b) noexcept nogil:
     put(v, &v.h.blocks_free, b)
 
 
-# ---- allocator ------------------------------------------------------------------------------------------------------
+# ---- allocator ----------------------------------------------------------------------------------------
 
 cdef void link_after(View* v, uint64_t before, uint64_t b) noexcept nogil:
     """Put block b behind `before` (0: at the very start) in the order of the data."""
@@ -461,7 +465,7 @@ cdef void free_block(View* v, uint64_t b) noexcept nogil:
     bin_insert(v, b)
 
 
-# ---- pins -----------------------------------------------------------------------------------------------------------
+# ---- pins ---------------------------------------------------------------------------------------------
 
 cdef void pin(View* v, uint64_t b, uint64_t slot) noexcept nogil:
     """One more pin of process `slot` on block b. The caller has made sure that a row is there."""
@@ -538,7 +542,7 @@ cdef bint rows_wanted(View* v, Request* r, uint64_t blocks) noexcept nogil:
     return r.want_blocks > h.blocks_reserved or r.want_pins > h.pins_reserved
 
 
-# ---- calls under the mutex ------------------------------------------------------------------------------------------
+# ---- calls under the mutex ----------------------------------------------------------------------------
 
 cdef int op_allocate(View* v, Request* r) noexcept nogil:
     cdef Header* h = v.h
@@ -727,7 +731,7 @@ cdef int op_snapshot(View* v, Request* r) noexcept nogil:
     return DONE
 
 
-# ---- processes ------------------------------------------------------------------------------------------------------
+# ---- processes ----------------------------------------------------------------------------------------
 
 cdef uint64_t start_time(pid_t pid, bint* dead) noexcept nogil:
     """Start time of a process in clock ticks since boot, 0 if it cannot be read; tells the dead and zombies apart."""
@@ -790,7 +794,7 @@ cdef bint is_dead(uint64_t pid, uint64_t start) noexcept nogil:
     return dead or (now and start and now != start)
 
 
-# ---- errors ---------------------------------------------------------------------------------------------------------
+# ---- errors -------------------------------------------------------------------------------------------
 
 FAULTS = bool(HAS_FAULTS)
 
@@ -886,7 +890,7 @@ cdef uint64_t room_behind(int fd) noexcept nogil:
     return <uint64_t>info.f_bavail * <uint64_t>info.f_bsize // PAGE * PAGE
 
 
-# ---- the classes ----------------------------------------------------------------------------------------------------
+# ---- the classes --------------------------------------------------------------------------------------
 
 @cython.final
 cdef class Arena:
@@ -1016,13 +1020,17 @@ cdef class Arena:
         self.making = {}
         return 0
 
-    cdef int enter(self) except -1:
-        """At the head of every method: refuse after close, register again after a fork."""
+    cdef Call enter(self):
+        """At the head of every method, kept to its end: refuse after close, register again after a fork."""
+        cdef Call call
         if self.closed or self.v.base == NULL:
             raise ArenaError("the arena is closed in this process")
         if getpid() != self.pid:
             self.join()
-        return 0
+        call = Call.__new__(Call)
+        call.arena = self
+        self.handles += 1
+        return call
 
     cdef int run(self, Op op, Request* r) noexcept:
         """One call under the mutex. Keeps the GIL if the mutex comes within microseconds, sleeps without it if not."""
@@ -1157,7 +1165,7 @@ cdef class Arena:
         cdef bint swept = False, short_of_memory = False
         if size < 0 or PyBytes_GET_SIZE(owner) > 8 * OWNER_WORDS:
             raise ValueError(f"size {size} must not be negative, owner {owner!r} at most {8 * OWNER_WORDS} bytes")
-        self.enter()
+        call = self.enter()
         read_id(object_id, &r)
         r.length = size
         r.limit = self.v.h.capacity
@@ -1199,7 +1207,7 @@ cdef class Arena:
         return w
 
     cdef Writable writable(self, bytes object_id):
-        self.enter()
+        call = self.enter()
         address = self.making.get(object_id)
         if address is None:
             raise NotMaking(f"this process is not making an object {object_id.hex()}: sealed or aborted already, "
@@ -1219,7 +1227,7 @@ cdef class Arena:
         cdef Request r
         cdef Pinned p
         cdef int rc
-        self.enter()
+        call = self.enter()
         read_id(object_id, &r)
         r.slot = self.slot
         p = Pinned.__new__(Pinned)
@@ -1245,7 +1253,7 @@ cdef class Arena:
     def contains(self, bytes object_id not None):
         """Whether get would find the object."""
         cdef Request r
-        self.enter()
+        call = self.enter()
         read_id(object_id, &r)
         return self.run(op_contains, &r) == DONE
 
@@ -1255,16 +1263,39 @@ cdef class Arena:
         An unsealed object is removed as well; its maker's seal then raises NotMaking.
         """
         cdef Request r
-        self.enter()
+        call = self.enter()
         read_id(object_id, &r)
         cdef int rc = self.run(op_delete, &r)
         if rc < 0:
             self.fail(rc)
         return rc == DONE
 
+    def warm(self, uint64_t nbytes):
+        """Reserve and touch memory beyond the mark, so that the next `nbytes` of fresh blocks cost no first touch.
+
+        For a process with time to spare: other processes then only map the pages. Returns the bytes that are warm
+        now, less than asked for where memory ends. Gives up the GIL; a few MB a call keep it short.
+        """
+        cdef Request r
+        cdef Header* h
+        cdef uint64_t top, stop
+        call = self.enter()
+        h = self.v.h
+        memset(&r, 0, sizeof(r))
+        top = h.top
+        stop = h.capacity if nbytes > h.capacity - top else top + nbytes
+        r.want_data = stop
+        if stop > h.data_reserved:
+            self.reserve(&r)
+        stop = min(stop, h.data_reserved)
+        if stop <= top:
+            return 0
+        self.touch(top, stop - top)
+        return stop - top
+
     def reap(self, pid):
         """Take back the pins and half-made objects of a dead process; returns how many. 0 if it lives."""
-        self.enter()
+        call = self.enter()
         return self.bury(pid) if pid > 0 else 0
 
     def victims(self, uint64_t nbytes):
@@ -1273,7 +1304,7 @@ cdef class Arena:
         cdef Block* rows
         cdef uint64_t i
         cdef int rc
-        self.enter()
+        call = self.enter()
         memset(&r, 0, sizeof(r))
         r.bytes = nbytes
         r.room_rows = min(self.v.h.objects, <uint64_t>VICTIMS_MAX)
@@ -1294,7 +1325,7 @@ cdef class Arena:
         cdef Request r
         cdef Header h
         cdef int rc
-        self.enter()
+        call = self.enter()
         memset(&r, 0, sizeof(r))
         r.room = &h
         rc = self.run(op_header, &r)
@@ -1319,15 +1350,23 @@ cdef class Arena:
 
     def objects(self):
         """A dictionary for each object, doomed ones included, in order of age (time of seal or last release)."""
-        self.enter()
+        call = self.enter()
         snapshot = Snapshot(self)
         return snapshot.objects()
 
     def check(self):
         """Walk every invariant on a copy of the tables; raises ArenaError with what does not hold."""
-        self.enter()
+        call = self.enter()
         snapshot = Snapshot(self)
         snapshot.check()
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(16)
+cdef class Call:
+    def __dealloc__(self):
+        drop_handle(self.arena)
 
 
 @cython.final
@@ -1423,13 +1462,13 @@ cdef class Writable:
         if self.exports:
             raise BufferError(f"object {self.object_id.hex()} cannot be sealed: {self.exports} writable views of it are "
                               f"alive. Release or delete them first")
+        self.forget()  # first: the mutex may take a while, and another thread may come here meanwhile
         memset(&r, 0, sizeof(r))
         r.block = self.block
         r.slot = self.slot
         rc = self.arena.run(op_seal, &r)
         if rc < 0:
             self.arena.fail(rc)
-        self.forget()
         self.block = 0
         drop_handle(self.arena)
         if rc == GONE:
@@ -1492,7 +1531,7 @@ def copy_into(dest, Py_ssize_t offset, source):
         PyBuffer_Release(&data)
 
 
-# ---- looking at a copy ----------------------------------------------------------------------------------------------
+# ---- looking at a copy --------------------------------------------------------------------------------
 
 @cython.final
 cdef class Snapshot:

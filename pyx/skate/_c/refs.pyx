@@ -137,6 +137,32 @@ cdef class ObjectRef:
     def __await__(self):
         return self.entry.home.await_ref(self).__await__()
 
+    # What asyncio.wait asks of the things it waits for; it does not await them.
+
+    def done(self):
+        """Whether the value, or the error, is there."""
+        return self.entry.state != _PENDING
+
+    def cancelled(self):
+        """False: refs are not cancelled by an event loop."""
+        return False
+
+    def exception(self):
+        """The error of a ref that is done, or None."""
+        try:
+            self.entry.home.objects.value(self.entry)
+        except BaseException as error:
+            return error
+        return None
+
+    def add_done_callback(self, callback, *, context=None):
+        """Has the running event loop call `callback(ref)` once the value is there."""
+        self.entry.home.objects.add_done_callback(self, callback, context)
+
+    def remove_done_callback(self, callback):
+        """Forgets a callback of `add_done_callback`; gives how many there were."""
+        return self.entry.home.objects.remove_done_callback(self, callback)
+
     def __hash__(self):
         return hash(self.entry.id)
 
