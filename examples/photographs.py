@@ -370,7 +370,9 @@ def draw(
 
 def tint(labels: np.ndarray) -> np.ndarray:
     """A see-through colour for each thing, and a firm line around it."""
-    hues = np.random.default_rng(7).permutation(labels.max() + 1) / (labels.max() + 1)
+    by_size = np.argsort(np.bincount(labels.ravel())[1:])[::-1] + 1
+    hues = np.zeros(labels.max() + 1)
+    hues[by_size] = (0.5 + 0.618 * np.arange(len(by_size))) % 1  # neighbours in size lie far apart in hue
     colours = color.hsv2rgb(np.stack([hues, np.full_like(hues, 0.75), np.ones_like(hues)], axis=-1))
     alpha = np.where(segmentation.find_boundaries(labels, mode="inner"), 0.9, 0.35)
     return np.dstack([colours[labels], np.where(labels > 0, alpha, 0.0)])

@@ -186,7 +186,7 @@ class TestTimeLimits:
 
 class TestPut:
     def test_refuses_a_ref(self) -> None:
-        with pytest.raises(TypeError, match="list"):
+        with pytest.raises(TypeError, match=r"list|\[ref\]"):
             skate.put(skate.put(1))
 
     def test_takes_a_ref_in_a_list(self) -> None:

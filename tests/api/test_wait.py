@@ -144,7 +144,7 @@ class TestRefuses:
 
     def test_duplicates(self) -> None:
         ref = skate.put(1)
-        with pytest.raises(ValueError, match=r"unique|duplicate"):
+        with pytest.raises(ValueError, match=r"unique|more than once"):
             skate.wait([ref, skate.put(2), ref])
 
     def test_more_than_there_are(self) -> None:

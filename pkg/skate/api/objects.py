@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from skate._c import refs as _refs
@@ -17,12 +16,12 @@ def put(value: Any) -> ObjectRef:
     """
     if type(value) is ObjectRef:
         raise TypeError(
-            "put() got an ObjectRef. A ref can be passed on as it is; to store it inside a value, put [ref]."
+            "put() got an ObjectRef. A ref can be passed on as it is; to store it inside a value, put a list: put([ref])."
         )
     return require_runtime().objects.put(value)
 
 
-def get(refs: ObjectRef | Sequence[ObjectRef], *, timeout: float | None = None) -> Any:
+def get(refs: ObjectRef | list[ObjectRef], *, timeout: float | None = None) -> Any:
     """The value of a ref, or a list of values for a list of refs. Blocks until they are there.
 
     Arrays come back read-only, without a copy: `array.copy()` is writable. Raises what the task raised, as soon as one
@@ -43,7 +42,7 @@ def get(refs: ObjectRef | Sequence[ObjectRef], *, timeout: float | None = None) 
 
 
 def wait(
-    refs: Sequence[ObjectRef],
+    refs: list[ObjectRef],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
@@ -73,11 +72,11 @@ def wait(
 
 
 def _ref_list(function: str, refs: Any) -> list[ObjectRef]:
-    if not isinstance(refs, (list, tuple)):
+    if not isinstance(refs, list):
         raise TypeError(
             f"{function}() takes an ObjectRef or a list of them, got {type(refs).__name__}: {refs!r:.100}"
         )
-    wanted = refs if type(refs) is list else list(refs)
+    wanted = refs if type(refs) is list else list(refs)  # the kernels take exact lists
     wrong = _refs.all_refs(wanted)
     if wrong >= 0:
         item = wanted[wrong]

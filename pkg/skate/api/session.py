@@ -115,7 +115,7 @@ def init(
                 "namespace": namespace or secrets.token_hex(16),
                 "cwd": os.getcwd(),
                 "main_file": getattr(sys.modules.get("__main__"), "__file__", None),
-                "logging_level": logging_level,
+                "logging_level": _level(logging_level),
             },
         }
         _check_resources(config)
@@ -124,6 +124,14 @@ def init(
         _session = Session(config)
         atexit.register(shutdown)
         return RuntimeInfo(_session.facts | {"hostname": socket.gethostname()})
+
+
+def _level(level: int | str) -> int:
+    """A logging level as a number; names in any case. ValueError for what is none."""
+    number = level if isinstance(level, int) else logging.getLevelNamesMapping().get(str(level).upper())
+    if number is None:
+        raise ValueError(f"logging_level must be a level of the logging module, got {level!r}")
+    return number
 
 
 def _check_resources(config: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ from typing import Final, NamedTuple
 from skate.core.resources import Allocation, NodeResources, ResourceSet
 from skate.ids import ProcessId
 
+#: workers in a row that may die before they are ready, until those who wait for them are told
+START_ATTEMPTS: Final = 3
 #: seconds that an idle worker beyond `keep_idle` is kept
 IDLE_SECONDS: Final = 1.0
 
@@ -74,7 +76,13 @@ class WarnInfeasible(NamedTuple):
     request: LeaseRequest
 
 
-Effect = StartWorker | Grant | Reclaim | ResumeWorker | KillWorker | RetireWorker | WarnInfeasible
+class FailRequest(NamedTuple):
+    """Effect: tell the owner that no worker for its request can be started."""
+
+    request: LeaseRequest
+
+
+Effect = FailRequest | StartWorker | Grant | Reclaim | ResumeWorker | KillWorker | RetireWorker | WarnInfeasible
 
 
 class LeaseRequest:
@@ -143,6 +151,8 @@ class Admission:
         self._idle: dict[Hashable, list[PoolWorker]] = {}
         self._waiting: dict[Hashable, deque[NodeLease]] = {}
         self._starting: dict[Hashable, int] = {}
+        #: environment -> workers that died before they were ready, since one was
+        self._failures: dict[Hashable, int] = {}
         self._resuming: deque[NodeLease] = deque()
         self._effects: list[Effect] = []
         self._next_lease = 0
@@ -178,12 +188,24 @@ class Admission:
 
     def worker_ready(self, worker_id: ProcessId, environment: Hashable, now: float) -> None:
         self._starting[environment] = self._starting.get(environment, 1) - 1
+        self._failures.pop(environment, None)
         worker = self.workers[worker_id] = PoolWorker(worker_id, environment, now)
         self._set_idle(worker, now)
 
     def worker_start_failed(self, environment: Hashable) -> None:
-        """A worker died before it was ready; `decide` starts another where one is still needed."""
+        """A worker died before it was ready; `decide` starts another where one is still needed, a few times."""
         self._starting[environment] = self._starting.get(environment, 1) - 1
+        failures = self._failures[environment] = self._failures.get(environment, 0) + 1
+        if failures < START_ATTEMPTS:
+            return
+        del self._failures[environment]
+        for lease in list(self._waiting.get(environment, ())):
+            self._end(lease)
+            lease.request.wanted += 1
+        for key, request in list(self.requests.items()):
+            if request.environment == environment and request.wanted:
+                del self.requests[key]
+                self._effects.append(FailRequest(request))
 
     def worker_died(self, worker_id: ProcessId) -> None:
         worker = self.workers.pop(worker_id, None)

@@ -180,6 +180,13 @@ class Dispatcher:
         self._feed(queue, now)
         return lease
 
+    def leases_failed(self, queue: Queue) -> list[OwnedTask]:
+        """No worker for the queue can be started: gives the tasks that waited for one."""
+        queue.told = 0
+        tasks = list(queue.tasks)
+        queue.tasks.clear()
+        return tasks
+
     def lease_reclaimed(self, lease_id: int) -> None:
         """Others wait for what the lease holds."""
         lease = self.leases.get(lease_id)

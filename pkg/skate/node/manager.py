@@ -20,6 +20,7 @@ from typing import Any
 from skate.core.admission import (
     Admission,
     Effect,
+    FailRequest,
     Grant,
     KillWorker,
     Reclaim,
@@ -82,6 +83,8 @@ class NodeManager:
         self._by_pid: dict[int, Process] = {}
         self._serial = 0
         self._running = True
+        #: how the last worker died that never became ready
+        self._last_failure = ""
         self._oom_kills = _oom_kills()
         self._handlers = {
             m.Register.code: self._register,  # type: ignore[attr-defined]
@@ -224,6 +227,8 @@ class NodeManager:
             self._post(effect.worker, m.ExitIfUnused("idle"))
         elif type(effect) is KillWorker:
             self._kill(self._processes[effect.worker], effect.why)
+        elif type(effect) is FailRequest:
+            self._post(effect.request.owner, m.LeasesFailed(effect.request.class_id, self._last_failure))
         else:
             request = effect.request
             text = (
@@ -327,6 +332,7 @@ class NodeManager:
             self._admission.worker_died(worker.id)
         else:
             log.error("worker %d ended with status %d before it was ready: %s", worker.pid, status, stderr_tail)
+            self._last_failure = cause
             self._admission.worker_start_failed(worker.environment)
         self._admission.process_left(worker.id)
         notice = m.ProcessDied(worker.id, cause, b"" if running == NO_TASK else running)

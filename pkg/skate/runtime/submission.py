@@ -48,6 +48,7 @@ class Submission:
         runtime.handle(m.LeaseGranted, self._lease_granted)
         runtime.handle(m.ReclaimLease, self._lease_reclaimed)
         runtime.handle(m.Infeasible, self._infeasible)
+        runtime.handle(m.LeasesFailed, self._leases_failed)
 
     # --------------------------------------------------------------------------------------------------- submit
 
@@ -205,10 +206,17 @@ class Submission:
         self._dispatcher.tasks_returned(lease, tasks, monotonic())
 
     def _lease_granted(self, _: ProcessId, class_id: int, lease_id: int, worker: ProcessId, allocation: Any) -> None:
-        queue = next(queue for queue in self._dispatcher.queues.values() if queue.class_id == class_id)
+        queue = self._queue(class_id)
         self._exported.setdefault(worker, set())
         self._runtime.post(worker, m.StartLease(lease_id, self._runtime.depth + 1, allocation))
         self._dispatcher.lease_granted(queue, lease_id, worker, monotonic())
+
+    def _queue(self, class_id: int) -> Queue:
+        return next(queue for queue in self._dispatcher.queues.values() if queue.class_id == class_id)
+
+    def _leases_failed(self, _: ProcessId, class_id: int, cause: str) -> None:
+        for task in self._dispatcher.leases_failed(self._queue(class_id)):
+            self._finish(task, FAILED, pack_error(crash_of(f"no task yet (it was to run {task.display_name})", cause)))
 
     def _lease_reclaimed(self, _: ProcessId, lease_id: int) -> None:
         self._dispatcher.lease_reclaimed(lease_id)

@@ -7,7 +7,7 @@ Who says what:
 
     process -> node      Register, RequestLeases, ReturnLease, Blocked, Unblocked, StateQuery, Leave,
                          StillUsed
-    node -> process      Registered, LeaseGranted, ReclaimLease, Infeasible, Resume, ProcessDied, Log, StateReply,
+    node -> process      Registered, LeaseGranted, LeasesFailed, ReclaimLease, Infeasible, Resume, ProcessDied, Log, StateReply,
                          Left, ExitIfUnused
     owner -> worker      ExportFunction, StartLease, PushTask, RecallTasks
     worker -> owner      TaskDone, TasksReturned
@@ -191,6 +191,14 @@ class StillUsed(NamedTuple):
     """The answer of a worker that stays."""
 
     reason: str
+
+
+@_message(19)
+class LeasesFailed(NamedTuple):
+    """No worker for the class can be started: what waits for one fails."""
+
+    class_id: int
+    cause: str
 
 
 # ------------------------------------------------------------------------------------------------ owner and worker
