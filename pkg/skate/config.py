@@ -6,7 +6,7 @@ import os
 from typing import Final
 
 #: packed values up to this size live with their owner and travel inside messages; larger ones go to the store
-INLINE_BYTES: Final = 100 * 1024
+INLINE_BYTES: Final = 100_000
 #: seconds of silence after which what waits for a peer leaves at once
 CORK_SECONDS: Final = 0.0001
 #: seconds between two looks into the inbox by a thread that is busy submitting or running short tasks

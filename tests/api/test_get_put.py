@@ -249,7 +249,7 @@ class TestArrays:
         assert np.shares_memory(one["right"][0], two["right"][0])
 
     def test_are_aligned_for_vector_instructions(self) -> None:
-        for size in (100_001, 1_000_003):
+        for size in (200_001, 1_000_003):
             array = skate.get(skate.put(np.zeros(size, np.uint8)))
             assert array.ctypes.data % 64 == 0
 

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import skate
 
@@ -115,7 +116,7 @@ class TestShutdown:
 
     def test_old_refs_do_not(self, skate_start) -> None:
         skate_start(num_cpus=1)
-        old = skate.put(bytes(1_000_000))
+        old = skate.put(np.zeros(1_000_000))
         skate.shutdown()
         skate_start(num_cpus=1)
         with pytest.raises(Exception, match=old.hex()):

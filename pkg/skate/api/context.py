@@ -33,11 +33,11 @@ class RuntimeContext:
 
     def get_task_name(self) -> str | None:
         executor = _facts().executor
-        return None if executor is None or executor.current is None else executor.task_name()
+        return None if executor is None or executor.current is None else executor.current_names()[0]
 
     def get_task_function_name(self) -> str | None:
         executor = _facts().executor
-        return None if executor is None or executor.current is None else executor.function_name()
+        return None if executor is None or executor.current is None else executor.current_names()[1]
 
     def get_actor_id(self) -> str | None:
         return None

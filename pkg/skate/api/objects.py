@@ -30,7 +30,7 @@ def get(refs: ObjectRef | list[ObjectRef], *, timeout: float | None = None) -> A
     runtime = require_runtime()
     if type(refs) is ObjectRef:
         literal = refs.entry.literal
-        if literal is not _refs.NOTHING:
+        if literal is not _refs.NOTHING and refs.entry.home is runtime:
             return literal
         _check_session(runtime, [refs])
         return runtime.objects.get([refs], timeout)[0]

@@ -157,6 +157,6 @@ def make_remote(target: Any, options: dict[str, Any]) -> Any:
         raise TypeError(
             f"{target.__name__} is a class: actors are not there yet. Functions can be remote: @skate.remote on a def."
         )
-    if not callable(target):
+    if not callable(target) or isinstance(target, RemoteFunction):
         raise TypeError(f"@skate.remote goes on a function or a class, not on {target!r}")
     return RemoteFunction(target, validate_task_options(**options))

@@ -123,7 +123,7 @@ def init(
 
         _session = Session(config)
         atexit.register(shutdown)
-        return RuntimeInfo(_session.facts | {"hostname": socket.gethostname()})
+        return RuntimeInfo(_session.facts | {"hostname": socket.gethostname(), "node_id": _session.facts["node"]})
 
 
 def _level(level: int | str) -> int:

@@ -189,7 +189,10 @@ class NodeManager:
         if what == "total":
             return resources.total_dict()
         if what == "available":
-            return resources.available_dict()
+            free = self._store.usage()
+            available = resources.available_dict()
+            available["object_store_memory"] = float(free["capacity"] - free["used"])
+            return available
         if what == "demands":
             return self._admission.demands()
         if what == "store":

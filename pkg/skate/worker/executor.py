@@ -279,6 +279,15 @@ class Executor:
             for state, stored, inner in values
         ]
 
+    def current_names(self) -> tuple[str, str]:
+        """(name, function as module.qualname) of the task that runs."""
+        pushed = self.current
+        assert pushed is not None
+        function = self._functions[pushed.function]
+        call = function.call
+        full = f"{getattr(call, '__module__', '?')}.{getattr(call, '__qualname__', function.name)}"
+        return pushed.name or function.name, full
+
     # -------------------------------------------------------------------------------------------------- blocking
 
     @contextmanager
