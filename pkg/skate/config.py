@@ -8,7 +8,7 @@ from typing import Final
 #: packed values up to this size live with their owner and travel inside messages; larger ones go to the store
 INLINE_BYTES: Final = 100_000
 #: seconds of silence after which what waits for a peer leaves at once
-CORK_SECONDS: Final = 0.0001
+CORK_SECONDS: Final = 0.0002
 #: seconds between two looks into the inbox by a thread that is busy submitting or running short tasks
 GLANCE_SECONDS: Final = 0.0003
 #: the parent folder of all sessions' folders: sockets, logs, records of who runs

@@ -189,9 +189,8 @@ class NodeManager:
         if what == "total":
             return resources.total_dict()
         if what == "available":
-            free = self._store.usage()
             available = resources.available_dict()
-            available["object_store_memory"] = float(free["capacity"] - free["used"])
+            available["object_store_memory"] -= self._store.usage()["used"]
             return available
         if what == "demands":
             return self._admission.demands()

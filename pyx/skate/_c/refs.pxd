@@ -1,3 +1,5 @@
+cimport cython
+
 # refs: what a process knows of an object (ObjectEntry), the handles that programs hold (ObjectRef), and those who
 # wait for it (Waiter).
 #
@@ -34,7 +36,9 @@ cdef class ObjectEntry(Guard):
     cdef public bint asked              # borrowed: the owner was asked for its value
     cdef public bint abandoned          # owned and PENDING: nobody holds it any more; drop the value when it comes
     cdef unsigned long stamp            # the last `distinct` call that saw it
+    cdef bint is_private(self)
 
+@cython.no_gc
 cdef class ObjectRef:
     cdef readonly ObjectEntry entry
     cdef object __weakref__

@@ -5,6 +5,7 @@ State: the ObjectEntry of each object this process knows, found through the dict
 entry that is PENDING has its waiters registered, any other has none.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.string cimport memcmp
@@ -80,12 +81,23 @@ cdef class ObjectEntry(Guard):
         guard.guarded[self.id] = self
         self.guard = guard
 
+    cdef bint is_private(self):
+        """Nobody outside this process ever heard of it, and its value stands here: when it goes, nothing follows."""
+        return (
+            self.owned
+            and (self.state == _INLINE or self.state == _FAILED)
+            and not self.borrowers
+            and self.contents is None
+        )
+
     @property
     def held(self):
         """Something in this process needs it."""
         return self.handles > 0 or self.pins > 0
 
 
+@cython.no_gc  # it holds an entry, which never leads back to it
+@cython.freelist(4096)
 cdef class ObjectRef:
     """A handle to an object that may not exist yet: what `.remote()` and `put` return.
 
@@ -108,7 +120,12 @@ cdef class ObjectRef:
             return
         entry.handles -= 1
         if entry.handles == 0 and entry.pins == 0:
-            entry.home.on_dropped(entry)
+            if entry.home is not _home:
+                return  # its runtime has ended
+            if entry.is_private():
+                _entries.pop(entry.id, None)  # what References would decide, without a lock
+            else:
+                entry.home.on_dropped(entry)
 
     def binary(self):
         """The object's id: 20 bytes."""
