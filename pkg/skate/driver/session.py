@@ -10,8 +10,10 @@ import json
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
+import threading
 import warnings
 from time import monotonic
 from typing import Any, TextIO
@@ -68,6 +70,7 @@ class Session:
         finally:
             runtime.release()
         runtime.start()
+        self._defer_interrupts()
 
     def end(self) -> None:
         """Ends the node and all workers; what they printed is shown first. Blocks until the node's process is gone."""
@@ -81,6 +84,7 @@ class Session:
                 runtime.release()
             runtime.pump.wait(self._left, runtime.lock, monotonic() + END_SECONDS)
         current.set_runtime(None, None)
+        self._restore_interrupts()
         runtime.mailbox.unwatch(self._pidfd)
         os.close(self._pidfd)
         runtime.close()
@@ -90,6 +94,17 @@ class Session:
             log.error("the node manager (pid %d) does not end; it is killed", self._process.pid)
             self._process.kill()
             self._process.wait()
+
+    def _defer_interrupts(self) -> None:
+        """Ctrl-C waits until the runtime's state is whole, unless the program has a handler of its own."""
+        if threading.current_thread() is threading.main_thread():
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, self.runtime.on_interrupt)
+
+    def _restore_interrupts(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            if signal.getsignal(signal.SIGINT) == self.runtime.on_interrupt:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _node_died(self) -> None:
         self.runtime.mailbox.unwatch(self._pidfd)

@@ -73,6 +73,8 @@ class Mailbox:
         self._watched: dict[int, Callable[[], None]] = {self._doorbell: self._answer_doorbell}
         self._epoll.register(self._inbox.fileno(), select.EPOLLIN)
         self._epoll.register(self._doorbell, select.EPOLLIN)
+        #: messages are being taken off the inbox: an exception in between would tear one
+        self.taking_in = False
         self.closed = False
 
     def _address(self, process: ProcessId) -> str:
@@ -166,11 +168,15 @@ class Mailbox:
     def _take_in(self) -> bool:
         inbox = self._inbox
         taken = 0
-        # The descriptor of a ZeroMQ socket tells of changes only: look at the socket before sleeping on it.
-        while taken < READ_FRAMES and inbox.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            message = inbox.recv_multipart(zmq.NOBLOCK)
-            taken += 1
-            self._receive(message)
+        self.taking_in = True
+        try:
+            # The descriptor of a ZeroMQ socket tells of changes only: look at the socket before sleeping on it.
+            while taken < READ_FRAMES and inbox.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                message = inbox.recv_multipart(zmq.NOBLOCK)
+                taken += 1
+                self._receive(message)
+        finally:
+            self.taking_in = False
         return taken > 0
 
     def _receive(self, message: list[bytes]) -> None:

@@ -6,11 +6,15 @@ store. `Objects` and `Submission` (the other modules of this package) do the wor
 The lock is held for short steps that call no code of the user's. What must not happen under it (callbacks of futures,
 printing) is put into `later` and runs when it is released. Refs can be dropped anywhere, by the garbage collector, in
 the middle of a locked step: `on_dropped` only notes them, and whoever releases the lock next deals with them.
+
+Ctrl-C may come at any moment, too. A KeyboardInterrupt in the middle of a locked step, or of a message being read, would
+leave the machines half changed, so in a driver's main thread it waits until that is over (`on_interrupt`).
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -51,6 +55,8 @@ class Runtime:
         self.depth = 0
         #: why the runtime cannot go on: the node manager died. Raised by whatever waits
         self.broken: BaseException | None = None
+        #: Ctrl-C was pressed while it could not be raised
+        self._interrupted = False
         self._dropped: deque[ObjectEntry] = deque()
         self._later: list[Callable[[], None]] = []
         self._handlers: list[Handler | None] = [None] * 256
@@ -79,8 +85,18 @@ class Runtime:
             self.lock.release()
             for call in later:
                 call()
+            if self._interrupted:
+                self._interrupted = False
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             if not self._dropped or not self.lock.acquire(blocking=False):
                 return  # whoever holds it now drains
+
+    def on_interrupt(self, number: int, frame: Any) -> None:
+        """The handler of SIGINT: raises KeyboardInterrupt, now or as soon as nothing can be torn."""
+        if self.lock.locked() or self.mailbox.taking_in:
+            self._interrupted = True  # whoever holds the lock, or takes the lock next, raises the signal again
+            return
+        raise KeyboardInterrupt
 
     def later(self, call: Callable[[], None]) -> None:
         """Runs `call` once the lock is released. Under the lock."""
@@ -151,8 +167,14 @@ class Runtime:
                 self.act(now)
                 due = self.dispatcher.next_tick()
             self.mailbox.flush()
+            # A signal that is only noted would not wake the sleep that follows.
+            interrupted = self._interrupted and threading.current_thread() is threading.main_thread()
+            if interrupted:
+                self._interrupted = False
         finally:
             self.release()
+        if interrupted:
+            raise KeyboardInterrupt
         return None if due is None else max(0.0, due - now)
 
     def send_soon(self, now: float) -> None:
