@@ -283,6 +283,7 @@ class Admission:
             lease = self._resuming[0]
             if self.leases.get(lease.id) is lease:
                 if not self.resources.reacquire_cpus(lease.allocation):
+                    self._reclaim_for(lease)
                     return
                 lease.blocked = False
                 self._effects.append(ResumeWorker(lease))
@@ -331,6 +332,21 @@ class Admission:
                 lease.reclaimed = True
                 need -= 1
                 self._effects.append(Reclaim(lease))
+
+    def _reclaim_for(self, resuming: NodeLease) -> None:
+        """Asks for a lease whose CPUs a worker needs to go on: one that this worker holds itself, if there is one."""
+        assert resuming.worker is not None
+        holds_cpu = [
+            lease
+            for lease in self.leases.values()
+            if lease.worker is not None and not lease.blocked and lease.request.demand.get("CPU")
+        ]
+        if any(lease.reclaimed for lease in holds_cpu):
+            return  # one is on its way
+        own = [lease for lease in holds_cpu if lease.request.owner == resuming.worker.id]
+        for lease in (own or holds_cpu)[:1]:
+            lease.reclaimed = True
+            self._effects.append(Reclaim(lease))
 
     def _match_workers(self) -> None:
         for environment, waiting in self._waiting.items():

@@ -91,6 +91,11 @@ class Pump:
             finally:
                 self._leave()
 
+    @property
+    def program_reads(self) -> bool:
+        """A thread of the program, not the pump, has the right to read."""
+        return self._reading.locked() and not self._pump_reads
+
     def _read_until(self, waiter: Waiter, deadline: float | None) -> None:
         """With the right to read: reads until the waiter is done or the deadline has passed; gives the right up."""
         try:

@@ -179,7 +179,8 @@ class Runtime:
 
     def send_soon(self, now: float) -> None:
         """After a step of a busy thread: a first message leaves at once, what follows closely leaves together."""
-        self.mailbox.flush_due(now, CORK_SECONDS)
+        if self.mailbox.flush_due(now, CORK_SECONDS) and self.pump.program_reads:
+            self.mailbox.flush()  # the pump rests while another thread sleeps in the inbox: nobody else would
 
     def glance(self) -> None:
         """Lets a busy thread take in what has come, so that no other thread has to. Not under the lock."""
