@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, NamedTuple
-
-from skate._c import refs
 
 from skate.ids import NodeId
 
@@ -31,12 +28,3 @@ def set_runtime(new: Runtime | None, new_facts: Facts | None) -> None:
     """Makes `new` the runtime of this process; None where it has ended."""
     global runtime, facts
     runtime, facts = new, new_facts
-
-
-def _forget_after_fork() -> None:
-    """A fork of a driver or worker has no threads and no business with its parent's sockets: it runs no skate."""
-    set_runtime(None, None)
-    refs.set_home(None, {}, b"")
-
-
-os.register_at_fork(after_in_child=_forget_after_fork)
