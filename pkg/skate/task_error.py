@@ -330,8 +330,8 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 def _is_ours(filename: str) -> bool:
-    """Whether a frame is skate's own; its extensions' frames carry paths relative to the source tree."""
-    return filename.startswith((_PACKAGE, "pyx/skate/"))
+    """Whether a frame is skate's own; compiled modules' frames carry paths relative to the source tree."""
+    return filename.startswith((_PACKAGE, "pyx/skate/", "pkg/skate/"))
 
 
 def _leave_out_our_frames(report: traceback.TracebackException, seen: set[int]) -> None:

@@ -38,48 +38,54 @@ register_plain_type(ObjectRef)
 Packed = tuple[bytes, list[ObjectEntry] | None, list[ObjectEntry], list[ObjectRef]]
 
 
+class _StandIns:
+    """The refs of one call that are arguments themselves, in the order of their ArgRefs.
+
+    (A class and no closures: compiled, a closure that knows another one is a cycle, and would keep the refs.)
+    """
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self.entries: dict[ObjectEntry, int] = {}
+        #: refs made here, to be kept until their entries are pinned
+        self.made: list[ObjectRef] = []
+
+    def for_ref(self, value: Any) -> Any:
+        """An ArgRef for a ref, anything else itself."""
+        if type(value) is not ObjectRef:
+            return value
+        return ArgRef(self.entries.setdefault(value.entry, len(self.entries)))
+
+    def for_large(self, value: Any) -> Any:
+        """An ArgRef for a large value, which goes to the store; anything else itself."""
+        if type(value) is ArgRef or plain.serialize(value).total_bytes <= INLINE_BYTES:
+            return value
+        ref = self._objects.put(value)
+        self.made.append(ref)
+        return self.for_ref(ref)
+
+
 def pack_arguments(objects: Objects, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
     """(packed arguments, entries that ArgRefs stand for, entries of the refs inside, refs to keep until those are pinned).
 
     Raises SerializationError, ObjectStoreFullError.
     """
-    dependencies: dict[ObjectEntry, int] = {}
-
-    def stand_in(value: Any) -> Any:
-        if type(value) is not ObjectRef:
-            return value
-        return ArgRef(dependencies.setdefault(value.entry, len(dependencies)))
-
-    for value in args:
-        if type(value) is ObjectRef:
-            args = tuple([stand_in(each) for each in args])
-            break
-    if kwargs:
-        kwargs = {key: stand_in(value) for key, value in kwargs.items()}
+    stand_ins = _StandIns(objects)
+    args = tuple([stand_ins.for_ref(value) for value in args])
+    kwargs = {key: stand_ins.for_ref(value) for key, value in kwargs.items()}
     try:
         packed = plain.serialize((args, kwargs))
-        made: list[ObjectRef] = []
         if packed.total_bytes > INLINE_BYTES:
-            # Large arguments go to the store; small ones stay.
-            def put_large(value: Any) -> Any:
-                if type(value) is ArgRef or plain.serialize(value).total_bytes <= INLINE_BYTES:
-                    return value
-                ref = objects.put(value)
-                made.append(ref)
-                return stand_in(ref)
-
-            args = tuple([put_large(value) for value in args])
-            kwargs = {key: put_large(value) for key, value in kwargs.items()}
+            args = tuple([stand_ins.for_large(value) for value in args])
+            kwargs = {key: stand_ins.for_large(value) for key, value in kwargs.items()}
             packed = plain.serialize((args, kwargs))
-    except MemoryError:
+    except (MemoryError, SkateError):
         raise
     except Exception as error:
-        if isinstance(error, SkateError):
-            raise
         arguments = {f"args[{i}]": value for i, value in enumerate(args)} | kwargs
         raise arguments_error(arguments, name, error) from error
     nested = [ref.entry for ref in packed.refs]
-    return to_bytes(packed), list(dependencies) or None, nested, made
+    return to_bytes(packed), list(stand_ins.entries) or None, nested, stand_ins.made
 
 
 def unpack_arguments(packed: bytes, values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -219,23 +220,27 @@ class Objects:
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
 
-        def resolve() -> None:
-            try:
-                value = self.value(ref.entry)
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(value)
-
         runtime = self._runtime
         runtime.lock.acquire()
         try:
-            if self.when_ready([ref.entry], lambda _: runtime.later(resolve)):
-                runtime.later(resolve)
+            ready = partial(self._do_later, partial(self._resolve, future, ref))
+            if self.when_ready([ref.entry], ready):
+                ready()
             runtime.mailbox.flush()
         finally:
             runtime.release()
         return future
+
+    def _resolve(self, future: Future[Any], ref: ObjectRef) -> None:
+        try:
+            value = self.value(ref.entry)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+    def _do_later(self, call: Callable[[], None], _: Waiter | None = None) -> None:
+        self._runtime.later(call)
 
     async def await_ref(self, ref: ObjectRef) -> Any:
         """The object's value, in any event loop."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,7 @@ class Submission:
                 self._references.pin(nested)
             if dependencies:
                 self._references.pin(dependencies)
-                if runtime.objects.when_ready(dependencies, lambda _: self._arguments_ready(task)):
+                if runtime.objects.when_ready(dependencies, partial(self._arguments_ready, task)):
                     self._arguments_ready(task)
             else:
                 self._dispatcher.task_queued(task, now)
@@ -97,7 +98,7 @@ class Submission:
         runtime.glance()
         return handles
 
-    def _arguments_ready(self, task: OwnedTask) -> None:
+    def _arguments_ready(self, task: OwnedTask, _: Any = None) -> None:
         for entry in task.dependencies or ():
             if entry.state == FAILED:
                 self._finish(task, FAILED, entry.value)
