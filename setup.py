@@ -3,7 +3,7 @@
 SKATE_DEBUG=1     bounds checks everywhere, line tracing, annotated HTML beside each .pyx
 SKATE_SANITIZE=1  address and undefined-behaviour sanitizers in the kernels
 SKATE_FAULTS=1    fault points inside the arena's allocator (the crash tests' build)
-SKATE_PURE=1      leaves the modules of COMPILED as Python, as every build in place does
+SKATE_PURE=1      leaves the modules of COMPILED as Python; so do DEBUG, SANITIZE and builds in place
 """
 
 import os
@@ -40,9 +40,9 @@ COMPILED = [
     "skate.runtime.submission",
     "skate.worker.executor",
 ]
-PURE = os.environ.get("SKATE_PURE") == "1" or DEBUG or "--inplace" in sys.argv
+PURE = os.environ.get("SKATE_PURE") == "1" or DEBUG or SANITIZE or "--inplace" in sys.argv
 
-cflags = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O3"]
+cflags = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O3", "-g0"]
 ldflags = []
 if SANITIZE:
     cflags += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
@@ -64,7 +64,9 @@ extensions = [
     for name, libraries in EXTENSIONS.items()
 ]
 if not PURE:
-    extensions += [Extension(name, [f"pkg/{name.replace('.', '/')}.py"], extra_compile_args=cflags) for name in COMPILED]
+    extensions += [
+        Extension(name, [f"pkg/{name.replace('.', '/')}.py"], extra_compile_args=cflags) for name in COMPILED
+    ]
 
 setup(
     ext_modules=cythonize(
@@ -78,5 +80,6 @@ setup(
             "freethreading_compatible": False,
             "linetrace": DEBUG,
         },
-    )
+    ),
+    options={"build_ext": {"parallel": os.cpu_count()}},
 )

@@ -76,6 +76,11 @@ BARS: list[Bar] = [
     Ahead("tasks.in_flight", "executor", 5),
     Ahead("objects.put_large", "objects.memcpy_touched", 0.8),
     Ahead("objects.put_large_first", "objects.memcpy_fresh", 1),
+    Below("store.get_large", 20, "µs"),
+    Ahead("store.spill", "store.file_write", 0.5),
+    Ahead("store.restore", "store.file_read", 0.5),
+    # One copy for all of them, and what ten processes need themselves.
+    Below("store.readers_memory", 1.3, "GB"),
     Below("session.first_result", 0.5),
     # A short task that sat behind the long one would take these 5 s.
     Below("pipeline.behind_a_long_one", 2.5),

@@ -37,6 +37,8 @@ class Inside(Protocol):
 
     def put(self, value: Any) -> Any: ...
 
+    def get(self, handle: Any) -> Any: ...
+
 
 class Contender:
     """The base of all adapters: what is not overridden raises NotImplementedError, which skips the row."""
@@ -52,7 +54,8 @@ class Contender:
         """Import the system; its version. Raises what the import raises."""
         return str(getattr(importlib.import_module(self.import_name), "__version__", "?"))
 
-    def start(self, num_cpus: int) -> None:
+    def start(self, num_cpus: int, store_bytes: int | None = None) -> None:
+        """Begin a session; `store_bytes` is the size of its object store, where it has one."""
         self._lacks("sessions")
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ class Dask(Contender):
     import_name = "distributed"
     can = frozenset({"session", "tasks", "refs", "objects", "nesting", "actors"})
 
-    def start(self, num_cpus: int) -> None:
+    def start(self, num_cpus: int, store_bytes: int | None = None) -> None:
         from distributed import Client, LocalCluster
 
         self.cluster = LocalCluster(

@@ -14,7 +14,7 @@ class ProcessPool(Pool):
     def version(self) -> str:
         return f"Python {platform.python_version()}"
 
-    def start(self, num_cpus: int) -> None:
+    def start(self, num_cpus: int, store_bytes: int | None = None) -> None:
         from concurrent.futures import ProcessPoolExecutor
 
         self.pool = ProcessPoolExecutor(num_cpus)

@@ -9,7 +9,7 @@ class Loky(Pool):
     name = "loky"
     import_name = "loky"
 
-    def start(self, num_cpus: int) -> None:
+    def start(self, num_cpus: int, store_bytes: int | None = None) -> None:
         import loky
 
         self.pool = loky.ProcessPoolExecutor(num_cpus)

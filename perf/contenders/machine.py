@@ -15,7 +15,7 @@ class Machine(Contender):
     def version(self) -> str:
         return platform.release()
 
-    def start(self, num_cpus: int) -> None:
+    def start(self, num_cpus: int, store_bytes: int | None = None) -> None:
         """Nothing to start."""
 
 

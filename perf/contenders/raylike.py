@@ -32,10 +32,11 @@ class RayLike(Contender):
             raise ImportError(f"{self.import_name} has no {', '.join(missing)}")
         return version
 
-    def start(self, num_cpus: int) -> None:
+    def start(self, num_cpus: int, store_bytes: int | None = None) -> None:
         module = self.module
         module.init(
             num_cpus=num_cpus,
+            object_store_memory=store_bytes,
             resources={"custom": 100},  # what Ray's own row on placement groups asks for
             include_dashboard=False,
             log_to_driver=False,
@@ -106,6 +107,9 @@ class RayLikeInside:
 
     def put(self, value: Any) -> Any:
         return importlib.import_module(self.import_name).put(value)
+
+    def get(self, handle: Any) -> Any:
+        return importlib.import_module(self.import_name).get(handle)
 
 
 _submitters: dict[Callable[..., Any], Submit] = {}

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from skate import exceptions
+from skate import exceptions, util
 from skate._c.refs import ObjectRef
 from skate.api.context import (
     RuntimeContext,
@@ -65,5 +65,6 @@ __all__ = [
     "put",
     "remote",
     "shutdown",
+    "util",
     "wait",
 ]

@@ -13,3 +13,5 @@ CORK_SECONDS: Final = 0.0002
 GLANCE_SECONDS: Final = 0.0003
 #: the parent folder of all sessions' folders: sockets, logs, records of who runs
 SESSIONS_FOLDER: Final = os.path.join(os.environ.get("SKATE_TMPDIR", "/tmp"), f"skate-{os.getuid()}")
+#: what full stores spill to, in a session's folder: a folder, or a link to the one that was asked for
+SPILL_FOLDER: Final = "spill"

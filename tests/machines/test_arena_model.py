@@ -125,6 +125,16 @@ class ArenaMachine(RuleBasedStateMachine):
         if self.sealed.get(object_id) is contents_ and not self.pinned_contents(object_id):
             self.order.append(object_id)
 
+    @precondition(lambda self: self.pins)
+    @rule(data=st.data())
+    def evict(self, data: st.DataObject) -> None:
+        object_id, pin, contents_ = self.pins[data.draw(st.integers(0, len(self.pins) - 1))]
+        alone = sum(1 for _, _, other in self.pins if other is contents_) == 1
+        assert pin.evict() == (alone and self.sealed.get(object_id) is contents_)
+        if alone and self.sealed.get(object_id) is contents_:
+            del self.sealed[object_id]
+        assert bytes(memoryview(pin)) == contents_
+
     @rule(who=st.integers(0, 1), object_id=ids)
     def delete(self, who: int, object_id: bytes) -> None:
         known = object_id in self.sealed or object_id in self.making

@@ -166,6 +166,8 @@ def calls(world: World) -> dict[str, Callable[[], object]]:
         "delete between holes": lambda: arena.delete(oid(2)),
         "delete at the mark": lambda: arena.delete(oid(7)),
         "delete what is pinned": lambda: arena.delete(oid(5)),
+        "evict": lambda: arena.get(oid(7)).evict(),
+        "evict what others pin": lambda: arena.get(oid(5)).evict(),
         "delete under a pin": pinned_and_deleted,
         "attach and close": lambda: world.module.Arena.attach(world.fd).close(),
         "full": full,
@@ -176,7 +178,7 @@ def calls(world: World) -> dict[str, Callable[[], object]]:
 CALLS = [
     "into a hole that fits", "into a part of a hole", "beyond the mark", "dropped", "get and release",
     "get what is pinned", "delete between holes", "delete at the mark", "delete what is pinned",
-    "delete under a pin", "attach and close", "full", "look",
+    "evict", "evict what others pin", "delete under a pin", "attach and close", "full", "look",
 ]  # fmt: skip
 
 

@@ -212,6 +212,26 @@ def test_deleted_while_being_made(arena: Arena) -> None:
     assert arena.objects()[0]["size"] == 2
 
 
+def test_evict(arena: Arena) -> None:
+    """Whoever has the only pin may delete the object, and no other that has come to its id."""
+    store(arena, 1, b"old")
+    ours, theirs = arena.get(oid(1)), arena.get(oid(1))
+    assert ours.creator == os.getpid()
+    assert not ours.evict()
+    assert arena.contains(oid(1))
+    del theirs
+    assert ours.evict()
+    assert not arena.contains(oid(1))
+    assert not arena.delete(oid(1))
+    assert bytes(ours) == b"old"
+    assert not ours.evict()
+    store(arena, 1, b"new")
+    assert not ours.evict()
+    assert bytes(arena.get(oid(1))) == b"new"
+    del ours
+    assert arena.stats()["objects"] == 1
+
+
 def test_id_of_a_doomed_object_is_free(arena: Arena) -> None:
     store(arena, 1, b"old")
     old = arena.get(oid(1))

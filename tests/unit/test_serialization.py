@@ -663,3 +663,25 @@ def test_a_missing_module_comes_with_a_note():
     with pytest.raises(ModuleNotFoundError) as caught:
         load_function(data)
     assert "runtime_env" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.arange(1000.0), b"x" * 50_000, [np.zeros(100), "text"], {"a": 1}, 7, np.ones((30, 40)).T],
+    ids=["array", "bytes", "list", "dict", "int", "transposed"],
+)
+def test_same_bytes(value):
+    """True for what pack_into() writes; false for any other byte, length or layout."""
+    serialized = serialize(value)
+    block = bytearray(packed_size(serialized))
+    pack_into(serialized, block)
+    assert plain.same_bytes(serialized, bytes(block))
+    assert plain.same_bytes(serialize(value), block)
+    assert not plain.same_bytes(serialized, bytes(block) + b"x")
+    assert not plain.same_bytes(serialized, bytes(block)[:-1])
+    for at in {0, len(block) // 2, len(block) - 1}:
+        if block[at] == 0 and serialized.buffers and at < len(block) // 2:
+            continue  # padding
+        block[at] ^= 1
+        assert not plain.same_bytes(serialized, bytes(block))
+        block[at] ^= 1

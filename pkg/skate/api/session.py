@@ -72,6 +72,8 @@ def init(
     resources: Mapping[str, float] | None = None,
     memory: float | None = None,
     object_store_memory: int | None = None,
+    object_spilling_directory: str | None = None,
+    object_spilling_limit: int | None = None,
     namespace: str | None = None,
     ignore_reinit_error: bool = False,
     log_to_driver: bool = True,
@@ -82,6 +84,8 @@ def init(
 
     num_cpus, num_gpus, resources, memory (bytes) are what tasks may use together; by default what the machine has,
     and 70% of the available memory. object_store_memory is the size of the store in bytes (30% of it).
+    A full store spills objects to files in object_spilling_directory (else SKATE_SPILL_DIR, else the session's folder),
+    object_spilling_limit bytes at most, and never the last 5% of the disk.
     log_to_driver: whether what tasks print appears here.
 
     Other arguments of Ray's `init` are accepted, with a warning that says what to do instead. Raises RuntimeError when
@@ -108,6 +112,8 @@ def init(
             "resources": dict(resources or {}),
             "memory": memory,
             "object_store_memory": object_store_memory,
+            "spill_directory": _spill_directory(object_spilling_directory),
+            "spill_limit": _spill_limit(object_spilling_limit),
             "node_ip": "127.0.0.1",
             "log_to_driver": bool(log_to_driver),
             "job": {
@@ -132,6 +138,17 @@ def _level(level: int | str) -> int:
     if number is None:
         raise ValueError(f"logging_level must be a level of the logging module, got {level!r}")
     return number
+
+
+def _spill_directory(directory: str | os.PathLike[str] | None) -> str | None:
+    chosen = os.fspath(directory) if directory is not None else os.environ.get("SKATE_SPILL_DIR") or None
+    return None if chosen is None else os.path.abspath(chosen)
+
+
+def _spill_limit(limit: int | None) -> int | None:
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+        raise ValueError(f"object_spilling_limit must be a number of bytes, or None; got {limit!r}")
+    return limit
 
 
 def _check_resources(config: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ Rules:
 * A worker whose wait is over gets its CPUs back before anything new is granted.
 * Among requests the more deeply nested go first, so that what blocked workers wait for can finish; equals take turns.
 * A request that must wait has leases of other classes and owners reclaimed: a thousand owners get their turns.
+* What others were preferred to PASSED_OVER times, because it needs more at once than was ever free, has what it lacks
+  kept for it; only owners that are blocked themselves, and so may hold what it waits for, still go first.
 * A worker blocked in `get` or `wait` lends its CPUs, not its GPUs.
 * Workers are started only for leases whose resources are reserved, so there are never more than the resources allow
   plus those that are blocked. Idle ones beyond `keep_idle` are asked to leave.
@@ -29,6 +31,8 @@ from skate.ids import ProcessId
 
 #: workers in a row that may die before they are ready, until those who wait for them are told
 START_ATTEMPTS: Final = 3
+#: grants to others behind it in the line, until what a request lacks is kept for it
+PASSED_OVER: Final = 10
 #: seconds that an idle worker beyond `keep_idle` is kept
 IDLE_SECONDS: Final = 1.0
 
@@ -88,7 +92,7 @@ Effect = FailRequest | StartWorker | Grant | Reclaim | ResumeWorker | KillWorker
 class LeaseRequest:
     """How many leases of one class an owner could still use."""
 
-    __slots__ = ("class_id", "demand", "depth", "environment", "feasible", "owner", "turn", "wanted")
+    __slots__ = ("class_id", "demand", "depth", "environment", "feasible", "owner", "passed", "turn", "wanted")
 
     def __init__(
         self, owner: ProcessId, class_id: int, demand: ResourceSet, depth: int, environment: Hashable, feasible: bool
@@ -102,6 +106,8 @@ class LeaseRequest:
         self.wanted = 0
         #: requests with the lowest number go first among equally deep ones
         self.turn = 0
+        #: grants to requests behind it since it was served last
+        self.passed = 0
 
 
 class NodeLease:
@@ -171,6 +177,7 @@ class Admission:
             request = self.requests[key] = LeaseRequest(owner, class_id, demand, depth, environment, feasible)
             if not feasible:
                 self._effects.append(WarnInfeasible(request))
+        request.depth = depth  # a worker asks for the same class from tasks of any depth
         if wanted and not request.wanted:
             self._turn += 1
             request.turn = self._turn
@@ -187,14 +194,16 @@ class Admission:
             self._set_idle(worker, now)
 
     def worker_ready(self, worker_id: ProcessId, environment: Hashable, now: float) -> None:
-        self._starting[environment] = self._starting.get(environment, 1) - 1
+        if worker_id in self.workers:
+            return  # it said so before
+        self._started(environment)
         self._failures.pop(environment, None)
         worker = self.workers[worker_id] = PoolWorker(worker_id, environment, now)
         self._set_idle(worker, now)
 
     def worker_start_failed(self, environment: Hashable) -> None:
         """A worker died before it was ready; `decide` starts another where one is still needed, a few times."""
-        self._starting[environment] = self._starting.get(environment, 1) - 1
+        self._started(environment)
         failures = self._failures[environment] = self._failures.get(environment, 0) + 1
         if failures < START_ATTEMPTS:
             return
@@ -203,7 +212,7 @@ class Admission:
             self._end(lease)
             lease.request.wanted += 1
         for key, request in list(self.requests.items()):
-            if request.environment == environment and request.wanted:
+            if request.environment == environment and request.wanted and request.feasible:
                 del self.requests[key]
                 self._effects.append(FailRequest(request))
 
@@ -294,16 +303,28 @@ class Admission:
         if not open_requests:
             return
         short: set[ResourceSet] = set()
+        waiting: list[LeaseRequest] = []
+        #: names of resources that are kept for a request that was passed over too often
+        kept: set[str] = set()
+        blocked = {lease.worker.id for lease in self.leases.values() if lease.blocked and lease.worker is not None}
         order = sorted(open_requests, key=lambda request: (-request.depth, request.turn))
         queue = deque(order)
         while queue:
             request = queue.popleft()
             if request.demand in short:
                 continue
+            if request.owner not in blocked and not kept.isdisjoint(request.demand):
+                continue
             allocation = self.resources.allocate(request.demand)
             if allocation is None:
                 short.add(request.demand)
+                waiting.append(request)
+                if request.passed >= PASSED_OVER:
+                    kept |= self._lacking(request.demand)
                 continue
+            for other in waiting:
+                other.passed += 1
+            request.passed = 0
             request.wanted -= 1
             self._turn += 1
             request.turn = self._turn
@@ -316,6 +337,11 @@ class Admission:
                 at = next((i for i, other in enumerate(queue) if other.depth < request.depth), len(queue))
                 queue.insert(at, request)
         self._reclaim([request for request in order if request.wanted])
+
+    def _lacking(self, demand: ResourceSet) -> set[str]:
+        """Names of what is too little for `demand`; only GPUs can be too little where there seem to be enough."""
+        free = self.resources.available_dict()
+        return {name for name, amount in demand.to_dict().items() if free.get(name, 0.0) < amount} or {"GPU"}
 
     def _reclaim(self, unmet: list[LeaseRequest]) -> None:
         """Asks for as many leases of others as there are requests that must wait."""
@@ -367,6 +393,10 @@ class Admission:
                 self._starting[environment] = self._starting.get(environment, 0) + 1
                 starting += 1
                 need -= 1
+
+    def _started(self, environment: Hashable) -> None:
+        """One of the workers that were starting is ready, or has failed."""
+        self._starting[environment] = max(0, self._starting.get(environment, 0) - 1)
 
     def _set_idle(self, worker: PoolWorker, now: float) -> None:
         worker.idle_since = now

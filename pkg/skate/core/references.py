@@ -11,6 +11,9 @@ Pure: events in (`on_…`, `pin`, `unpin`), effects out through `take_effects`. 
 * A ref that came inside something (a task's arguments, another object's value) is not registered at all while that
   *guard* lasts. When the guard ends, what is still held is named (`kept`), and whoever held the guard's contents
   registers it. A thousand refs read and dropped inside a task cost no message.
+* A guard may itself live by another guard: a box that came with a task's arguments guards what was found inside. What
+  is said to the box's owner about its contents must not be overtaken by somebody else's letting go of the box; so
+  before anything is said, this process borrows the box in its own right (`_borrow_directly`).
 * An object that contains refs pins their entries at its owner.
 
 Invariants (`check`): an owned entry in the table is held or has a borrower; a borrowed entry in the table is held, or
@@ -20,10 +23,13 @@ its drop is still to be drained; the pins of an object's contents are counted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from skate._c.refs import PENDING, Guard, ObjectEntry, forget_if_unheld
 from skate.ids import ObjectId, ProcessId, owner_of
+
+#: dead processes that are remembered, for as long as mail about them may be under way
+DEAD_REMEMBERED: Final = 1024
 
 
 class FreeValue(NamedTuple):
@@ -61,6 +67,8 @@ class References:
         self.home = home
         #: every object this process owns and keeps, or borrows and holds
         self.entries: dict[bytes, ObjectEntry] = {}
+        #: processes that died lately: what is still said about them is not counted
+        self._dead: dict[ProcessId, None] = {}
         self._effects: list[Effect] = []
 
     def take_effects(self) -> Sequence[Effect]:
@@ -102,9 +110,16 @@ class References:
             self._free_if_unused(entry)
         elif forget_if_unheld(self.entries, entry):
             kept = self.end_guard(entry)
-            if entry.owed or kept:
+            if kept and entry.owed == 0 and entry.guard is not None:
+                self._tell_voucher(entry.guard, entry.id, self.me)
+                entry.owed = 1
+            owner = owner_of(entry.id)
+            if owner in self._dead:
+                for object_id, _ in kept:
+                    self._tell(owner, object_id, self.me)
+            elif entry.owed or kept:
                 kept_ids = [item for item, _ in kept] or None
-                self._effects.append(TellRelease(owner_of(entry.id), ObjectId(entry.id), entry.owed, kept_ids))
+                self._effects.append(TellRelease(owner, ObjectId(entry.id), entry.owed, kept_ids))
 
     def _free_if_unused(self, entry: ObjectEntry) -> None:
         if entry.borrowers and any(count > 0 for count in entry.borrowers.values()):
@@ -152,18 +167,32 @@ class References:
         """Registers `to` as borrower of refs about to be sent inside a value; gives [(object id, via), …] to send.
 
         What `to` itself lent through a guard needs no registration: it holds that until this process says it is done.
+        The effects go out before the value does.
         """
         sent: list[tuple[bytes, bytes | None]] = []
         for entry in contents:
             via: bytes | None = None
+            guard = entry.guard if entry.owed == 0 else None
+            lent = guard is not None and self._lent_by(guard, to)
             if owner_of(entry.id) == to:
                 via = b""
-            elif not entry.owned and entry.owed == 0 and entry.guard is not None and entry.guard.voucher == to:
-                via = entry.guard.container
+                if not lent:
+                    self._borrow_directly(entry)
+            elif lent:
+                assert guard is not None
+                via = guard.container
             else:
                 self._register(entry, to)
             sent.append((entry.id, via))
         return sent
+
+    def _lent_by(self, guard: Guard, process: ProcessId) -> bool:
+        """Whether nobody but `process`, told by nobody but this process, can end the guard."""
+        while guard.voucher == process:
+            if not isinstance(guard, ObjectEntry) or guard.owed or guard.guard is None:
+                return True
+            guard = guard.guard
+        return False
 
     def _register(self, entry: ObjectEntry, borrower: ProcessId, container: bytes = b"") -> None:
         """Counts `borrower` in at the owner, or asks whoever keeps the object alive for us to have it counted in."""
@@ -172,16 +201,44 @@ class References:
                 entry.borrowers = {}
             self._count(entry, borrower, 1)
         elif entry.owed > 0 or entry.guard is None:
-            owner = owner_of(entry.id)
-            if owner != borrower:
-                self._effects.append(TellBorrower(owner, ObjectId(entry.id), borrower, container))
+            self._tell(owner_of(entry.id), entry.id, borrower, container)
         else:
-            guard = entry.guard
-            self._effects.append(
-                TellBorrower(ProcessId(guard.voucher), ObjectId(entry.id), borrower, guard.container)
-            )
+            self._tell_voucher(entry.guard, entry.id, borrower)
+
+    def _tell_voucher(self, guard: Guard, object_id: bytes, borrower: ProcessId) -> None:
+        """Has whoever stands behind `guard` count `borrower` in for an object that lives by it."""
+        if isinstance(guard, ObjectEntry):
+            self._borrow_directly(guard)
+        self._tell(ProcessId(guard.voucher), object_id, borrower, guard.container)
+
+    def _tell(self, to: ProcessId, object_id: bytes, borrower: ProcessId, container: bytes = b"") -> None:
+        if to in self._dead:  # what it vouched for may still be saved by its owner
+            to, container = owner_of(object_id), b""
+        if to not in self._dead:
+            self._effects.append(TellBorrower(to, ObjectId(object_id), borrower, container))
+
+    def _borrow_directly(self, entry: ObjectEntry) -> None:
+        """From now on this process is counted for `entry` at its owner, and for all guards that it lived by."""
+        while not entry.owned and entry.owed == 0 and entry.guard is not None:
+            guard = self._leave_guard(entry)
+            entry.owed = 1
+            self._tell(ProcessId(guard.voucher), entry.id, self.me, guard.container)
+            if not isinstance(guard, ObjectEntry):
+                return
+            entry = guard
+
+    @staticmethod
+    def _leave_guard(entry: ObjectEntry) -> Guard:
+        guard = entry.guard
+        assert guard is not None
+        if guard.guarded is not None:
+            guard.guarded.pop(entry.id, None)
+        entry.guard = None
+        return guard
 
     def _count(self, entry: ObjectEntry, borrower: ProcessId, change: int) -> None:
+        if borrower in self._dead:
+            return
         if entry.borrowers is None:
             entry.borrowers = {}
         count = entry.borrowers.get(borrower, 0) + change
@@ -192,13 +249,16 @@ class References:
 
     def on_borrower_added(self, object_id: bytes, borrower: ProcessId, container: bytes) -> None:
         """Somebody says that `borrower` holds an object which this process owns, or keeps alive for the sender."""
-        if borrower == self.me:
-            return  # it came home: an owned object is never borrowed by its owner, a borrowed one is held already
+        if owner_of(object_id) == borrower:
+            return  # it came home: an owned object is never borrowed by its owner
         entry = self.entries.get(object_id)
-        if entry is not None:
+        if entry is not None and (entry.owned or entry.owed or entry.guard is not None):
             self._register(entry, borrower)
         elif container and owner_of(container) != self.me:
-            self._effects.append(TellBorrower(owner_of(container), ObjectId(object_id), borrower, container))
+            box = self.entries.get(container)
+            if box is not None:
+                self._borrow_directly(box)
+            self._tell(owner_of(container), object_id, borrower, container)
 
     def on_borrow_released(self, object_id: bytes, borrower: ProcessId, owed: int, kept: Iterable[bytes]) -> None:
         """A borrower lets go of an owned object; of what it found inside it still holds `kept`."""
@@ -224,7 +284,7 @@ class References:
         kept = []
         for entry in list(guarded.values()):
             entry.guard = None
-            if entry.held and entry.owed == 0:
+            if entry.owed == 0 and (entry.held or entry.guarded):  # what guards others is let go of after them
                 entry.owed = 1
                 kept.append((entry.id, guard.container))
         guarded.clear()
@@ -233,13 +293,15 @@ class References:
     def on_kept(self, kept: Iterable[tuple[bytes, bytes]], borrower: ProcessId) -> None:
         """A task of ours is done, and its worker still holds refs that came with the arguments."""
         for object_id, container in kept:
-            if owner_of(object_id) != borrower:
-                self.on_borrower_added(object_id, borrower, container)
+            self.on_borrower_added(object_id, borrower, container)
 
     # -------------------------------------------------------------------------------------------------- deaths
 
     def on_process_died(self, process: ProcessId) -> list[ObjectEntry]:
-        """Its borrows end. Gives the entries of objects that it owned and whose value is not here."""
+        """Its borrows end. Gives the entries of objects that it owned."""
+        self._dead[process] = None
+        if len(self._dead) > DEAD_REMEMBERED:
+            del self._dead[next(iter(self._dead))]
         lost = []
         for entry in list(self.entries.values()):
             if entry.owned:
@@ -249,7 +311,17 @@ class References:
                         self._free_if_unused(entry)
             elif owner_of(entry.id) == process:
                 lost.append(entry)
+            elif entry.owed == 0 and entry.guard is not None and entry.guard.voucher == process:
+                # Nobody vouches for it any more: this may come too late, and cannot harm.
+                self._leave_guard(entry)
+                if entry.held:
+                    entry.owed = 1
+                    self._tell(process, entry.id, self.me)
         return lost
+
+    def has_died(self, process: ProcessId) -> bool:
+        """Whether the process is known to be dead: what it owned will never come."""
+        return process in self._dead
 
     # --------------------------------------------------------------------------------------------------- checks
 
@@ -263,9 +335,9 @@ class References:
                 raise AssertionError(f"{entry} has a negative count")
             for inner in entry.contents or ():
                 pinned[inner.id] = pinned.get(inner.id, 0) + 1
-            if entry.guard is not None and entry.guard.guarded.get(object_id) is not entry:
+            if entry.guard is not None and (entry.guard.guarded or {}).get(object_id) is not entry:
                 raise AssertionError(f"{entry} names a guard that does not know it")
         for object_id, count in pinned.items():
-            inner = self.entries.get(object_id)
-            if inner is None or inner.pins < count:
-                raise AssertionError(f"{object_id.hex()} is inside {count} objects, but {inner} is not pinned by them")
+            found = self.entries.get(object_id)
+            if found is None or found.pins < count:
+                raise AssertionError(f"{object_id.hex()} is inside {count} objects, but {found} is not pinned by them")

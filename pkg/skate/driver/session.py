@@ -15,13 +15,16 @@ import subprocess
 import sys
 import threading
 import warnings
-from time import monotonic
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic, sleep
 from typing import Any, TextIO
 
 from skate._c.refs import Waiter
 from skate.exceptions import LocalNodeManagerDiedError
 from skate.ids import NodeId, ProcessId, process_id
-from skate.runtime import current
+from skate.node.zygote import NO_WORKER, WORKER_VARIABLE
+from skate.runtime import current, forks  # noqa: F401  (a fork forgets the runtime)
 from skate.runtime.runtime import Runtime
 from skate.store.local import LocalStore
 from skate.wire import messages as m
@@ -43,9 +46,22 @@ class Session:
     def __init__(self, config: dict[str, Any]) -> None:
         """Starts a node manager; blocks until it is ready. RuntimeError, with what it said, where it does not start."""
         self._process = _spawn(config)
-        self.facts = _read_facts(self._process) | {"owner_pid": os.getpid()}
+        try:
+            self.facts = _read_facts(self._process) | {"owner_pid": os.getpid()}
+            with _uninterrupted():
+                self._connect(config)
+            self._defer_interrupts()
+        except BaseException:
+            self._process.kill()  # its zygote clears up
+            self._process.wait()
+            if hasattr(self, "runtime"):
+                current.set_runtime(None, None)
+                self.runtime.close()
+            raise
+
+    def _connect(self, config: dict[str, Any]) -> None:
         for text in self.facts["warnings"]:
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warnings.warn(text, RuntimeWarning, stacklevel=5)
         node = NodeId(bytes.fromhex(self.facts["node"]))
         me = ProcessId(bytes.fromhex(self.facts["driver"]))
         self.node = process_id(node, 0)
@@ -53,12 +69,14 @@ class Session:
         self.runtime = Runtime(me, self.node, self.facts["folder"], store, "skate-pump")
         self._left = Waiter()
         self._left.missing = 1
+        self._left_because = ""
         self._pidfd = os.pidfd_open(self._process.pid)
         self._ending = False
         runtime = self.runtime
         runtime.handle(m.Registered, lambda *_: None)
         runtime.handle(m.Log, self._print)
-        runtime.handle(m.Left, lambda *_: runtime.finish(self._left))
+        runtime.handle(m.Left, self._node_left)
+        runtime.handle(m.StoreWarning, lambda _, text: runtime.later(lambda: log.warning("%s", text)))
         runtime.mailbox.watch(self._pidfd, self._node_died)
         current.set_runtime(
             runtime, current.Facts(node=node, job=config["job"]["id"], namespace=config["job"]["namespace"])
@@ -70,63 +88,119 @@ class Session:
         finally:
             runtime.release()
         runtime.start()
-        self._defer_interrupts()
 
     def end(self) -> None:
-        """Ends the node and all workers; what they printed is shown first. Blocks until the node's process is gone."""
+        """Ends the node and all workers; what they printed is shown first. Blocks until the node's process is gone.
+
+        Threads that wait for something get RuntimeError. Ctrl-C ends the node at once; all is cleared up even so.
+        """
         self._ending = True
-        runtime = self.runtime
-        if runtime.broken is None:
-            runtime.lock.acquire()
+        try:
+            if self.runtime.broken is None:
+                self._take_leave()
+        finally:
             try:
-                runtime.post(self.node, m.Leave("shutdown"))
+                with _uninterrupted():
+                    self._close()
             finally:
-                runtime.release()
-            runtime.pump.wait(self._left, runtime.lock, monotonic() + END_SECONDS)
+                self._restore_interrupts()
+
+    def _take_leave(self) -> None:
+        runtime = self.runtime
+        runtime.lock.acquire()
+        try:
+            runtime.post(self.node, m.Leave("its driver has called shutdown()"))
+            runtime.mailbox.flush()  # another thread may be asleep in the inbox: it sends nothing
+        finally:
+            runtime.release()
+        runtime.pump.wait(self._left, runtime.lock, monotonic() + END_SECONDS)
+
+    def _close(self) -> None:
+        runtime = self.runtime
+        runtime.fail_everything(RuntimeError("skate was shut down: what was not ready by then never will be"))
         current.set_runtime(None, None)
-        self._restore_interrupts()
         runtime.mailbox.unwatch(self._pidfd)
         os.close(self._pidfd)
         runtime.close()
+        if not self._left.done:
+            log.error("the node manager (pid %d) does not end; it is killed", self._process.pid)
+            self._process.kill()
         try:
-            self._process.wait(END_SECONDS)
+            status = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             log.error("the node manager (pid %d) does not end; it is killed", self._process.pid)
             self._process.kill()
-            self._process.wait()
+            status = self._process.wait()
+        if status:
+            self._clear_up()
+
+    def _clear_up(self) -> None:
+        """The node manager was killed: its zygote clears up; where that died too, this process does."""
+        from skate.node import sessions
+
+        deadline = monotonic() + END_SECONDS
+        while os.path.exists(self.facts["folder"]) and monotonic() < deadline:
+            sessions.sweep()
+            sleep(0.01)
 
     def _defer_interrupts(self) -> None:
         """Ctrl-C waits until the runtime's state is whole, unless the program has a handler of its own."""
-        if threading.current_thread() is threading.main_thread():
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                signal.signal(signal.SIGINT, self.runtime.on_interrupt)
+        if _takes_signals() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self.runtime.on_interrupt)
 
     def _restore_interrupts(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            if signal.getsignal(signal.SIGINT) == self.runtime.on_interrupt:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+        if _takes_signals() and signal.getsignal(signal.SIGINT) == self.runtime.on_interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _node_left(self, _: ProcessId, reason: str) -> None:
+        self._left_because = reason
+        self.runtime.finish(self._left)
 
     def _node_died(self) -> None:
         self.runtime.mailbox.unwatch(self._pidfd)
         status = self._process.poll()
         if not self._ending:
+            why = f"ended: {self._left_because}" if self._left_because else f"died with status {status}"
             self.runtime.fail_everything(
                 LocalNodeManagerDiedError(
-                    f"The node manager (pid {self._process.pid}) died with status {status}; all workers and objects "
-                    "went with it. Call skate.shutdown() and skate.init() to start again."
+                    f"The node manager (pid {self._process.pid}) {why}. All workers and objects went with it. "
+                    "Call skate.shutdown() and skate.init() to start again."
                 )
             )
         self.runtime.finish(self._left)
 
     def _print(self, _: ProcessId, source: str, name: str, pid: int, text: str) -> None:
-        stream = sys.stderr if source == "stderr" else sys.stdout
         prefix = f"({name} pid={pid})" if name else f"(pid={pid})"
-        self.runtime.later(lambda: _print_lines(stream, prefix, text))
+        self.runtime.later(lambda: _print_lines(source, prefix, text))
 
 
-def _print_lines(stream: TextIO, prefix: str, text: str) -> None:
-    stream.write("".join([f"{prefix} {line}\n" for line in text.split("\n")]))
-    stream.flush()
+def _print_lines(source: str, prefix: str, text: str) -> None:
+    stream: TextIO = sys.stderr if source == "stderr" else sys.stdout
+    try:
+        stream.write("".join([f"{prefix} {line}\n" for line in text.split("\n")]))
+        stream.flush()
+    except (OSError, ValueError, AttributeError):
+        pass  # the program has closed its output, or nobody reads it: no reason to fail a get()
+
+
+def _takes_signals() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C meanwhile counts at the end. For steps that take no longer than a few seconds."""
+    if not _takes_signals() or signal.getsignal(signal.SIGINT) is None:
+        yield  # no signal comes here; or its handler is not Python's
+        return
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _spawn(config: dict[str, Any]) -> subprocess.Popen[bytes]:
@@ -136,6 +210,7 @@ def _spawn(config: dict[str, Any]) -> subprocess.Popen[bytes]:
     config["job"]["sys_path"] = path
     for name in THREAD_VARIABLES:
         environment[name] = "1"
+    environment[WORKER_VARIABLE] = NO_WORKER
     process = subprocess.Popen(
         [sys.executable, "-c", _BOOT, json.dumps(path)],
         stdin=subprocess.PIPE,
@@ -144,8 +219,11 @@ def _spawn(config: dict[str, Any]) -> subprocess.Popen[bytes]:
         env=environment,
     )
     assert process.stdin is not None
-    process.stdin.write(json.dumps(config).encode())
-    process.stdin.close()
+    try:
+        process.stdin.write(json.dumps(config).encode())
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it has ended; _read_facts says so
     return process
 
 

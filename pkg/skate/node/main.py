@@ -45,44 +45,38 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
     from skate.node import sessions
     from skate.node.detect import default_resources
     from skate.node.manager import NodeManager
-    from skate.node.zygote import fork_zygote, remove_session
+    from skate.node.spiller import Spiller
+    from skate.node.zygote import adopt_orphans, end_children, fork_zygote, remove_session
     from skate.store.local import LocalStore
     from skate.store.segment import create_segment
 
-    sessions.sweep()
-    session = sessions.create()
-    log_path = os.path.join(session.folder, "node.log")
-    log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(log_fd, 2)
-    os.close(log_fd)
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.close(null)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-
-    totals, gpu_ids, store_bytes = default_resources(
-        num_cpus=config["num_cpus"],
-        num_gpus=config["num_gpus"],
-        memory=config["memory"],
-        object_store_memory=config["object_store_memory"],
-        resources=config["resources"],
-    )
     node = new_node_id()
-    units = {name: to_units(amount, name) for name, amount in totals.items()}
-    units["node:" + config["node_ip"]] = to_units(1, "node")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        segment = create_segment(session.name, store_bytes, session.folder)
-    sessions.note_segment(session, segment.path)
-    worker_config = {
-        "folder": session.folder,
-        "segment": segment.path,
-        "node": node.hex(),
-        "lock_fd": session.lock_fd,
-        "job": config["job"],
-    }
+    sessions.sweep()
+    session = sessions.create(node.hex())
+    segment = None
     try:
+        _write_log_to(os.path.join(session.folder, "node.log"))
+        totals, gpu_ids, store_bytes = default_resources(
+            num_cpus=config["num_cpus"],
+            num_gpus=config["num_gpus"],
+            memory=config["memory"],
+            object_store_memory=config["object_store_memory"],
+            resources=config["resources"],
+        )
+        units = {name: to_units(amount, name) for name, amount in totals.items()}
+        units["node:" + config["node_ip"]] = to_units(1, "node")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            segment = create_segment(session.name, store_bytes, session.folder)
+        sessions.make_spill_folder(session, config["spill_directory"])
+        worker_config = {
+            "folder": session.folder,
+            "segment": segment.path,
+            "node": node.hex(),
+            "lock_fd": session.lock_fd,
+            "job": config["job"],
+        }
+        adopt_orphans()  # those of the zygote, should it be killed
         zygote_pid, channel = fork_zygote(worker_config, [out, terminal, segment.fd])
         arena = Arena.create(segment.fd, store_bytes)
         facts = {
@@ -100,12 +94,26 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
         admission = Admission(
             NodeResources(units, gpu_ids), keep_idle=max(1, cpus), start_at_once=max(4, 2 * (os.cpu_count() or 1))
         )
-        manager = NodeManager(node, session.folder, LocalStore(arena), admission, channel, facts)
+        store = LocalStore(arena)
+        spiller = Spiller(session.folder, store, arena, config["spill_limit"])
+        manager = NodeManager(node, session.folder, store, spiller, admission, channel, facts)
         driver = manager.adopt_driver(config["driver_pid"], config["log_to_driver"])
         manager.prestart(max(1, min(cpus, os.cpu_count() or 1)))
         os.write(out, json.dumps(facts | {"driver": driver.hex()}).encode() + b"\n")
         os.close(out)
         manager.run()
     finally:
-        segment.unlink()
-        remove_session(session.folder, segment.path)
+        end_children()
+        remove_session(session.folder, segment.path if segment else None)
+
+
+def _write_log_to(path: str) -> None:
+    """Standard error becomes the file, standard input and output nothing."""
+    log_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)

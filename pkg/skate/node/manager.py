@@ -32,7 +32,8 @@ from skate.core.resources import ResourceSet
 from skate.ids import NodeId, ProcessId, process_id
 from skate.net.mailbox import Mailbox
 from skate.node.logs import LineReader
-from skate.node.zygote import receive, send
+from skate.node.spiller import Spiller
+from skate.node.zygote import end_children, receive, send
 from skate.store.local import LocalStore
 from skate.wire import messages as m
 from skate.wire.messages import encode
@@ -68,6 +69,7 @@ class NodeManager:
         node: NodeId,
         folder: str,
         store: LocalStore,
+        spiller: Spiller,
         admission: Admission,
         zygote: socket.socket,
         session: dict[str, Any],
@@ -76,6 +78,7 @@ class NodeManager:
         self.me = process_id(node, 0)
         self._folder = folder
         self._store = store
+        self._spiller = spiller
         self._admission = admission
         self._zygote = zygote
         self._session = session
@@ -83,6 +86,8 @@ class NodeManager:
         self._by_pid: dict[int, Process] = {}
         self._serial = 0
         self._running = True
+        #: why the node ends
+        self._why = ""
         #: how the last worker died that never became ready
         self._last_failure = ""
         self._oom_kills = _oom_kills()
@@ -94,10 +99,14 @@ class NodeManager:
             m.Unblocked.code: self._unblocked,  # type: ignore[attr-defined]
             m.StateQuery.code: self._state_query,  # type: ignore[attr-defined]
             m.StillUsed.code: self._still_used,  # type: ignore[attr-defined]
+            m.MakeRoom.code: spiller.make_room,  # type: ignore[attr-defined]
+            m.Restore.code: spiller.restore,  # type: ignore[attr-defined]
+            m.ForgetSpilled.code: spiller.forget,  # type: ignore[attr-defined]
             m.Leave.code: self._leave,  # type: ignore[attr-defined]
         }
         self._mailbox = Mailbox(self.me, folder, self._deliver)
         self._mailbox.watch(zygote.fileno(), self._zygote_speaks)
+        spiller.join(self._mailbox, self.warn_drivers)
 
     # ----------------------------------------------------------------------------------------------------- loop
 
@@ -108,8 +117,10 @@ class NodeManager:
             due = self._admission.tick(now)
             for effect in self._admission.decide(now):
                 self._carry_out(effect)
+            times = [time for time in (due, self._spiller.step(now)) if time is not None]
             self._mailbox.flush()
-            self._mailbox.read(None if due is None else max(0.0, due - now))
+            self._mailbox.read(max(0.0, min(times) - now) if times else None)
+        self._spiller.close()
         self._end_workers()
         self._mailbox.close()
 
@@ -134,8 +145,7 @@ class NodeManager:
         return process
 
     def _driver_died(self) -> None:
-        log.info("the driver is gone; the node ends")
-        self._running = False
+        self._end("the driver is gone")
 
     # ------------------------------------------------------------------------------------------------- messages
 
@@ -196,6 +206,10 @@ class NodeManager:
             return self._admission.demands()
         if what == "store":
             return self._store.usage()
+        if what == "spilled":
+            return self._spiller.machine.stats()
+        if what == "spilled objects":
+            return self._spiller.listing()
         if what == "workers":
             return [
                 (process.id, process.pid, process.kind, process.registered)
@@ -204,7 +218,7 @@ class NodeManager:
         return None
 
     def _leave(self, process: Process, reason: str) -> None:
-        self._running = False
+        self._end(reason)
 
     # -------------------------------------------------------------------------------------------------- decisions
 
@@ -282,6 +296,13 @@ class NodeManager:
             if process.kind == "driver" and process.registered and process.log_to_driver:
                 self._post(process.id, m.Log(source, name, worker.pid, text))
 
+    def warn_drivers(self, text: str) -> None:
+        """Has drivers show their users a warning about the store."""
+        log.warning("%s", text)
+        for process in self._processes.values():
+            if process.kind == "driver" and process.registered:
+                self._post(process.id, m.StoreWarning(text))
+
     # --------------------------------------------------------------------------------------------------- deaths
 
     def _zygote_speaks(self) -> None:
@@ -290,9 +311,8 @@ class NodeManager:
         except ConnectionError:
             message = None
         if message is None:
-            log.error("the zygote is gone, and all workers with it; the node ends")
             self._mailbox.unwatch(self._zygote.fileno())
-            self._running = False
+            self._end(f"its zygote (pid {self._session['zygote_pid']}) died, and all workers with it")
         elif "forked" in message:
             process = self._processes[ProcessId(bytes.fromhex(message["forked"]))]
             process.pid = message["pid"]
@@ -301,10 +321,19 @@ class NodeManager:
                 self._kill(process, process.killed_because)
         elif "exited" in message:
             self._bury(self._by_pid.pop(message["exited"]), message["status"])
+        elif "unforked" in message:
+            worker = self._processes[ProcessId(bytes.fromhex(message["unforked"]))]
+            log.error("a worker could not be forked: %s", message["why"])
+            self._bury(worker, 1, f"no process could be forked: {message['why']}")
 
-    def _bury(self, worker: Process, status: int) -> None:
+    def _end(self, why: str) -> None:
+        log.info("the node ends: %s", why)
+        self._why = self._why or why
+        self._running = False
+
+    def _bury(self, worker: Process, status: int, why: str = "") -> None:
         """A worker has ended: everybody hears of it, and what it held is taken back."""
-        stderr_tail = ""
+        stderr_tail = why
         for reader in worker.readers:
             reader.read()
             self._close(reader)
@@ -329,7 +358,8 @@ class NodeManager:
         )
         del self._processes[worker.id]
         self._mailbox.forget(worker.id)
-        self._store.bury(worker.id, worker.pid)
+        self._store.bury(worker.pid, self._processes)
+        self._spiller.process_left(worker.id, self._processes)
         if worker.registered:
             self._admission.worker_died(worker.id)
         else:
@@ -357,14 +387,17 @@ class NodeManager:
                 if message is None or "ended" in message:
                     break
         except ConnectionError:
-            log.error("the zygote is gone already")
+            pass  # it is gone already
+        end_children()  # what a killed zygote has left us
         for process in list(self._processes.values()):
             for reader in process.readers:
                 reader.read()
                 self._close(reader)
         for process in self._processes.values():
-            if process.kind == "driver" and process.registered:
-                self._post(process.id, m.Left("the node has ended"))
+            if process.kind == "worker":
+                self._mailbox.forget(process.id)  # else closing would wait for somebody to read it
+            elif process.registered:
+                self._post(process.id, m.Left(self._why))
         self._mailbox.flush()
 
 

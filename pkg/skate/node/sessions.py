@@ -1,7 +1,9 @@
-"""The folder of a session: sockets, the lock that says it is alive, the name of its segment.
+"""The folder of a session: sockets, logs, and the lock that says it is alive.
 
 State is on disk, under SESSIONS_FOLDER, which only its user can enter. A session's node manager (and its zygote) hold a
-lock on its file `alive`; whoever finds a folder whose lock is free removes what a crashed session left.
+lock on its file `alive`, in which the node's id stands; whoever finds a folder whose lock is free removes what a
+crashed session left. A session's name begins with PLACE, which stands for SESSIONS_FOLDER, so that a segment tells
+where its session's folder should be. Folders are made and swept under a lock on SESSIONS_FOLDER itself.
 """
 
 from __future__ import annotations
@@ -9,14 +11,21 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import signal
 import stat
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import Final, NamedTuple
 
-from skate.config import SESSIONS_FOLDER
-from skate.node.zygote import remove_session
+from skate.config import SESSIONS_FOLDER, SPILL_FOLDER
+from skate.node.zygote import WORKER_VARIABLE, remove_session
+from skate.store.segment import SHM_DIR, segment_name
+
+#: begins the names of all sessions of this SESSIONS_FOLDER
+PLACE: Final = blake2b(os.path.realpath(SESSIONS_FOLDER).encode(), digest_size=2).hexdigest()
 
 _LOCK = "alive"
-_SEGMENT = "segment"
 
 
 class Session(NamedTuple):
@@ -27,59 +36,102 @@ class Session(NamedTuple):
     lock_fd: int
 
 
-def create() -> Session:
-    """Makes a folder for a new session and takes its lock. PermissionError where others could get in."""
+def create(node: str) -> Session:
+    """Makes a folder for the session of `node` and takes its lock. PermissionError where others could get in."""
     os.makedirs(SESSIONS_FOLDER, mode=0o700, exist_ok=True)
-    status = os.lstat(SESSIONS_FOLDER)
-    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077:
-        raise PermissionError(
-            f"{SESSIONS_FOLDER} must be a folder that only this user can enter (mode 0700): sockets lie in it. "
-            "Remove it, or set SKATE_TMPDIR to another place."
-        )
-    while True:
-        name = secrets.token_hex(4)
+    with _all_sessions():
+        name = PLACE + secrets.token_hex(4)
         folder = os.path.join(SESSIONS_FOLDER, name)
-        try:
-            os.mkdir(folder, 0o700)
-        except FileExistsError:
-            continue
+        os.mkdir(folder, 0o700)
         lock_fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Session(name, folder, lock_fd)
+        os.write(lock_fd, node.encode())
+    return Session(name, folder, lock_fd)
 
 
-def note_segment(session: Session, path: str) -> None:
-    """Writes down which segment goes with the session."""
-    with open(os.path.join(session.folder, _SEGMENT), "w") as file:
-        file.write(path)
+def make_spill_folder(session: Session, directory: str | None) -> None:
+    """Makes the folder that full stores spill to: in the session's folder, or in `directory` with a link to it there.
+
+    OSError where it cannot be made.
+    """
+    inside = os.path.join(session.folder, SPILL_FOLDER)
+    if directory is None:
+        os.mkdir(inside, 0o700)
+        return
+    outside = os.path.join(os.path.abspath(directory), segment_name(session.name))
+    os.makedirs(directory, exist_ok=True)
+    os.symlink(outside, inside)  # first: whoever removes the session follows it
+    os.mkdir(outside, 0o700)
 
 
 def sweep() -> list[str]:
-    """Removes what sessions left that nobody runs any more; gives their names."""
+    """Removes what sessions left that nobody runs any more, their processes included; gives their names."""
     swept: list[str] = []
     if not os.path.isdir(SESSIONS_FOLDER):
         return swept
-    for name in os.listdir(SESSIONS_FOLDER):
-        folder = os.path.join(SESSIONS_FOLDER, name)
-        try:
-            lock_fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            continue  # being made, or being removed
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
-            remove_session(folder, _segment_of(folder))
-            swept.append(name)
-        finally:
-            os.close(lock_fd)
+    with _all_sessions():
+        for name in os.listdir(SESSIONS_FOLDER):
+            if _sweep_one(name):
+                swept.append(name)
+        prefix = segment_name(PLACE)
+        for segment in os.listdir(SHM_DIR) if os.path.isdir(SHM_DIR) else ():
+            name = PLACE + segment.removeprefix(prefix)
+            if segment.startswith(prefix) and not os.path.exists(os.path.join(SESSIONS_FOLDER, name)):
+                remove_session(None, os.path.join(SHM_DIR, segment))  # somebody has cleared the folder away
+                swept.append(name)
     return swept
 
 
-def _segment_of(folder: str) -> str | None:
+@contextmanager
+def _all_sessions() -> Iterator[None]:
+    """Nobody else makes or sweeps sessions meanwhile. PermissionError where others could get in."""
+    fd = os.open(SESSIONS_FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        with open(os.path.join(folder, _SEGMENT)) as file:
-            return file.read()
+        status = os.fstat(fd)
+        if status.st_uid != os.getuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise PermissionError(
+                f"{SESSIONS_FOLDER} must be a folder that only this user can enter (mode 0700): sockets lie in it. "
+                "Remove it, or set SKATE_TMPDIR to another place."
+            )
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _sweep_one(name: str) -> bool:
+    """Removes a session that nobody holds the lock of."""
+    folder = os.path.join(SESSIONS_FOLDER, name)
+    try:
+        lock_fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CLOEXEC)
+    except NotADirectoryError:
+        return False  # no session's
     except FileNotFoundError:
-        return None
+        remove_session(folder, None)  # it died while it was made, or while it was removed
+        return True
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        node = os.read(lock_fd, 64).decode()
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock_fd)
+    if node:
+        _end_processes(node)
+    remove_session(folder, os.path.join(SHM_DIR, segment_name(name)))
+    return True
+
+
+def _end_processes(node: str) -> None:
+    """Ends what the workers of a node had started, where neither the node manager nor its zygote could."""
+    mark = f"{WORKER_VARIABLE}={node}".encode()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{entry}/environ", "rb") as environ:
+                marked = any(variable.startswith(mark) for variable in environ.read().split(b"\0"))
+            if marked:
+                os.kill(int(entry), signal.SIGKILL)
+        except OSError:
+            continue  # somebody else's, or it has ended meanwhile

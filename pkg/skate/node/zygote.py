@@ -4,10 +4,16 @@ State: its children. It holds no ZeroMQ context and no thread, so a fork of it i
 reaps the workers (so their exit status is exact), ends what a dead worker has started, and when the node manager dies
 it ends everything and removes the session's folder and segment.
 
+What a worker has started is known by its process group; and, where it has left that group, by the worker's id in the
+environment that the kernel shows of it (children inherit it, with and without exec). Orphans come to the zygote,
+since it is a subreaper.
+
 It talks to the node manager over a socket pair that keeps message borders:
 
-    node -> zygote   {"fork": process id, "environment": {...}} with the write ends of two pipes; {"kill": pid}; {"end": 1}
-    zygote -> node   {"forked": process id, "pid": pid}; {"exited": pid, "status": n}; {"ended": 1}
+    node -> zygote   {"fork": process id, "environment": {...}} with the write ends of two pipes; {"kill": pid};
+                     {"end": 1}
+    zygote -> node   {"forked": process id, "pid": pid}; {"exited": pid, "status": n}; {"ended": 1};
+                     {"unforked": process id, "why": text}
 
 The end of that stream is the death notice, in both directions.
 """
@@ -27,14 +33,19 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
+from skate.config import SPILL_FOLDER
+
 #: bytes of the longest message
 MESSAGE_BYTES = 1 << 17
 #: names the worker that a process descends from
 WORKER_VARIABLE = "SKATE_WORKER_ID"
+#: what stands there in the zygote, to be written over in a worker
+NO_WORKER = "0" * 16
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.getenv.restype = ctypes.c_void_p
 
 
 def die_with_parent(parent: int) -> None:
@@ -66,52 +77,61 @@ class Zygote:
         self._channel = channel
         self._config = config
         self._workers: dict[int, str] = {}  # pid -> process id
+        self._node_lives = True
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
 
     def run(self) -> NoReturn:
         """Serves until the node manager says `end` or dies."""
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        adopt_orphans()
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
-        node_lives = True
-        while True:
-            ready = {fd for fd, _ in poll.poll()}
-            if self._wake_read in ready:
-                os.read(self._wake_read, 4096)
-                self._reap()
-            if self._channel.fileno() in ready:
-                try:
-                    message, fds = receive(self._channel)
-                except ConnectionError:
-                    message, fds = None, []
-                if message is None:
-                    node_lives = False
-                    break
-                if "end" in message:
-                    break
-                self._serve(message, fds)
-        self._end_everything()
-        if node_lives:
+        try:
+            while self._step(poll):
+                pass
+        except ConnectionError:
+            self._node_lives = False
+        end_children()
+        if self._node_lives:
             send(self._channel, {"ended": 1})
         else:
             remove_session(self._config["folder"], self._config["segment"])
         os._exit(0)
 
+    def _step(self, poll: select.poll) -> bool:
+        """One round; False where the end has come. ConnectionError where the node manager is gone."""
+        ready = {fd for fd, _ in poll.poll()}
+        if self._wake_read in ready:
+            os.read(self._wake_read, 4096)
+            self._reap()
+        if self._channel.fileno() in ready:
+            message, fds = receive(self._channel)
+            if message is None:
+                raise ConnectionError("the node manager is gone")
+            if "end" in message:
+                return False
+            self._serve(message, fds)
+        return True
+
     def _serve(self, message: dict[str, Any], fds: list[int]) -> None:
         if "fork" in message:
-            pid = os.fork()
-            if pid == 0:
-                self._become_worker(message, fds)
-            self._workers[pid] = message["fork"]
+            try:
+                pid = os.fork()
+            except OSError as error:
+                answer = {"unforked": message["fork"], "why": str(error)}
+            else:
+                if pid == 0:
+                    self._become_worker(message, fds)
+                self._workers[pid] = message["fork"]
+                answer = {"forked": message["fork"], "pid": pid}
             for fd in fds:
                 os.close(fd)
-            send(self._channel, {"forked": message["fork"], "pid": pid})
+            send(self._channel, answer)
         elif "kill" in message and message["kill"] in self._workers:
             os.kill(message["kill"], signal.SIGKILL)
 
@@ -130,7 +150,7 @@ class Zygote:
             self._channel.close()
             for fd in (self._wake_read, self._wake_write, self._config["lock_fd"]):
                 os.close(fd)
-            os.environ[WORKER_VARIABLE] = message["fork"]
+            _mark_descendants(message["fork"])
             os.environ.update(message["environment"] or {})
             sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
             sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
@@ -150,42 +170,50 @@ class Zygote:
                 os._exit(status)
 
     def _reap(self) -> None:
+        """Buries who has ended. Each death may leave us orphans, so each round looks for those of dead workers."""
+        reaped = False
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                break
             if pid == 0:
-                return
-            worker = self._workers.pop(pid, None)
-            if worker is not None:
-                self._end_descendants(pid, worker)
+                break
+            reaped = True
+            if self._workers.pop(pid, None) is not None:
+                _kill_group(pid)
                 send(self._channel, {"exited": pid, "status": os.waitstatus_to_exitcode(status)})
+        if reaped:
+            self._end_orphans()
 
-    def _end_descendants(self, pid: int, worker: str) -> None:
-        """Ends what a dead worker has started: its process group, and orphans that carry its name."""
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it had started nothing that still runs
-        mark = f"{WORKER_VARIABLE}={worker}".encode()
+    def _end_orphans(self) -> None:
+        """Ends orphans whose worker is dead; those of living workers (daemons) live on."""
+        alive = set(self._workers.values())
         for child in _children():
-            if child not in self._workers and mark in _environment(child):
-                _kill(child)
+            if child not in self._workers:
+                worker = _worker_of(child)
+                if worker not in alive and worker.startswith(self._config["node"]):
+                    _kill(child)
 
-    def _end_everything(self) -> None:
-        """Ends all descendants. An orphan of a killed process becomes our child, so it takes a few rounds."""
-        while True:
-            children = _children()
-            if not children:
-                return
-            for child in children:
-                _kill(child)
-            for child in children:
-                try:
-                    os.waitpid(child, 0)
-                except ChildProcessError:
-                    continue  # the signal handler's round had it
+
+def adopt_orphans() -> None:
+    """From now on descendants whose parent dies become children of this process."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_children() -> None:
+    """Ends all descendants. An orphan of a killed process becomes our child, so it takes a few rounds."""
+    while True:
+        children = _children()
+        if not children:
+            return
+        for child in children:
+            _kill(child)
+        for child in children:
+            try:
+                os.waitpid(child, 0)
+            except ChildProcessError:
+                continue  # somebody else's round had it
 
 
 def exit_status_of(request: SystemExit) -> int:
@@ -204,12 +232,35 @@ def _children() -> list[int]:
         return [int(pid) for pid in children.read().split()]
 
 
-def _environment(pid: int) -> list[bytes]:
+def _mark_descendants(worker: str) -> None:
+    """Writes the worker's id into this process's environment: the copy that exec passes on, and the one /proc shows.
+
+    The latter is a piece of memory that fork copies, and that nobody but exec writes. The variable stood in the
+    environment that this process began with (see driver.session), so its text can be written over there.
+    """
+    if WORKER_VARIABLE in os.environ and len(os.environ[WORKER_VARIABLE]) == len(worker):
+        ctypes.memmove(_libc.getenv(WORKER_VARIABLE.encode()), worker.encode(), len(worker))
+    os.environ[WORKER_VARIABLE] = worker
+
+
+def _worker_of(pid: int) -> str:
+    """The id of the worker that a process descends from; empty where it does not say."""
+    mark = f"{WORKER_VARIABLE}=".encode()
     try:
         with open(f"/proc/{pid}/environ", "rb") as environ:
-            return environ.read().split(b"\0")
+            for variable in environ.read().split(b"\0"):
+                if variable.startswith(mark):
+                    return variable.removeprefix(mark).decode("ascii", "replace")
     except OSError:
-        return []  # it has ended meanwhile
+        pass  # it has ended meanwhile
+    return ""
+
+
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has no members left
 
 
 def _kill(pid: int) -> None:
@@ -219,14 +270,18 @@ def _kill(pid: int) -> None:
         pass  # it has ended meanwhile
 
 
-def remove_session(folder: str, segment: str | None) -> None:
+def remove_session(folder: str | None, segment: str | None) -> None:
     """Removes what a session leaves in the file system. Harmless when repeated."""
     if segment and not segment.startswith("/proc/"):
         try:
             os.unlink(segment)
         except FileNotFoundError:
             pass
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder:
+        spilled = os.path.join(folder, SPILL_FOLDER)
+        if os.path.islink(spilled):
+            shutil.rmtree(os.readlink(spilled), ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def fork_zygote(config: dict[str, Any], close_fds: list[int]) -> tuple[int, socket.socket]:

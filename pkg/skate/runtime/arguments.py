@@ -2,7 +2,7 @@
 
 A ref that is an argument itself is replaced by its value before the task runs: an ArgRef stands for it in the packed
 arguments, and the value travels beside them once it is there. Refs inside containers and objects stay refs. An argument
-that is large is put into the store, as if the program had called `put`.
+that is large is put into the store, as if the program had called `put`; once, if many calls get it (large_arguments).
 """
 
 from __future__ import annotations
@@ -58,9 +58,12 @@ class _StandIns:
 
     def for_large(self, value: Any) -> Any:
         """An ArgRef for a large value, which goes to the store; anything else itself."""
-        if type(value) is ArgRef or plain.serialize(value).total_bytes <= INLINE_BYTES:
+        if type(value) is ArgRef:
             return value
-        ref = self._objects.put(value)
+        packed = plain.serialize(value)
+        if packed.total_bytes <= INLINE_BYTES:
+            return value
+        ref = self._objects.large_arguments.ref_for(value, packed)
         self.made.append(ref)
         return self.for_ref(ref)
 

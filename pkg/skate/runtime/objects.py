@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -22,6 +23,8 @@ from skate.config import INLINE_BYTES
 from skate.core.references import Effect, FreeValue, TellBorrower
 from skate.exceptions import GetTimeoutError, ObjectLostError, OwnerDiedError, ReferenceCountingAssertionError, TaskError
 from skate.ids import ObjectId, ProcessId, object_id, owner_of
+from skate.runtime.large_arguments import LargeArguments
+from skate.store.local import NotHere
 from skate.store.serialization import from_bytes, serialize
 from skate.wire import messages as m
 
@@ -45,6 +48,7 @@ class Objects:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._references = runtime.references
+        self.large_arguments = LargeArguments(runtime, self)
         self._callbacks: dict[tuple[bytes, Any], Any] = {}
         #: called around a wait that really blocks; workers lend their CPUs meanwhile
         self.blocking: Any = None
@@ -56,9 +60,15 @@ class Objects:
     # ------------------------------------------------------------------------------------------------------ put
 
     def put(self, value: Any) -> ObjectRef:
-        """Stores a value; copies it once. Raises SerializationError, ObjectStoreFullError."""
+        """Stores a value; copies it once. Raises SerializationError, ObjectStoreFullError, OutOfDiskError.
+
+        Blocks for as long as a full store makes room.
+        """
+        return self.put_packed(value, serialize(value))
+
+    def put_packed(self, value: Any, packed: Serialized) -> ObjectRef:
+        """As `put`, of a value that is serialized already."""
         runtime = self._runtime
-        packed = serialize(value)
         identifier = object_id(runtime.next_task_id(), 0)
         state, stored = self.keep(identifier, packed)
         runtime.lock.acquire()
@@ -75,11 +85,11 @@ class Objects:
         finally:
             runtime.release()
 
-    def keep(self, identifier: bytes, packed: Serialized) -> tuple[int, Any]:
-        """Puts a packed value where its size says: (state, what the entry's `value` is then)."""
+    def keep(self, identifier: bytes, packed: Serialized, again: bool = False) -> tuple[int, Any]:
+        """Puts a packed value where its size says: (state, what the entry's `value` is then). See LocalStore.put."""
         if packed.total_bytes <= INLINE_BYTES:
             return INLINE, to_bytes(packed)
-        return STORED, self._runtime.store.put(identifier, packed)
+        return STORED, self._runtime.store.put(identifier, packed, again=again)
 
     # ------------------------------------------------------------------------------------------------------ get
 
@@ -145,26 +155,33 @@ class Objects:
         finally:
             self._runtime.release()
 
-    def value(self, entry: ObjectEntry) -> Any:
-        """The value of an entry that is not PENDING; raises what it failed with."""
+    def value(self, entry: ObjectEntry, block: bool = True) -> Any:
+        """The value of an entry that is not PENDING; raises what it failed with.
+
+        Blocks while a spilled object is brought back; without `block`, raises NotHere where it would.
+        """
         if entry.literal is not NOTHING:
             return entry.literal
         if entry.state == FAILED:
             self.raise_error(entry)
         if entry.owned:
-            return self._load(entry)
+            return self._load(entry, block)
         before = refs.unpickling_under(entry)
         try:
-            return self._load(entry)
+            return self._load(entry, block)
         finally:
             refs.unpickling_under(before)
 
-    def _load(self, entry: ObjectEntry) -> Any:
+    def stored(self, identifier: bytes) -> Any:
+        """A value out of the store, or back from disk. ObjectLostError where it is in neither."""
+        try:
+            return self._runtime.store.get(identifier)
+        except KeyError:
+            raise ObjectLostError(identifier, why="its bytes are not in the store any more.") from None
+
+    def _load(self, entry: ObjectEntry, block: bool) -> Any:
         if entry.state == STORED:
-            try:
-                return self._runtime.store.get(entry.id)
-            except KeyError:
-                raise ObjectLostError(entry.id, why="its bytes are not in the store any more.") from None
+            return self.stored(entry.id) if block else self._runtime.store.get_here(entry.id)
         value = from_bytes(entry.value)
         if type(value) in IMMUTABLE:
             entry.literal = value
@@ -231,9 +248,11 @@ class Objects:
             runtime.release()
         return future
 
-    def _resolve(self, future: Future[Any], ref: ObjectRef) -> None:
+    def _resolve(self, future: Future[Any], ref: ObjectRef, block: bool = False) -> None:
         try:
-            value = self.value(ref.entry)
+            value = self.value(ref.entry, block)
+        except NotHere:  # this may be the thread that reads the answer: another one waits for it
+            threading.Thread(target=self._resolve, args=(future, ref, True), name="skate-restore", daemon=True).start()
         except BaseException as error:
             future.set_exception(error)
         else:
@@ -253,7 +272,10 @@ class Objects:
 
             self._ring_loop(ref, wake)
             await ready
-        return self.value(ref.entry)
+        try:
+            return self.value(ref.entry, False)
+        except NotHere:
+            return await asyncio.get_running_loop().run_in_executor(None, self.value, ref.entry)
 
     def add_done_callback(self, ref: ObjectRef, callback: Any, context: Any) -> None:
         """Has the running event loop call `callback(ref)` once the object is there."""
@@ -335,7 +357,7 @@ class Objects:
         if type(effect) is FreeValue:
             entry = effect.entry
             if entry.state == STORED:
-                self._runtime.store.delete(entry.id)
+                self._runtime.free(entry.id)
             entry.value = None
             entry.literal = NOTHING
         elif type(effect) is TellBorrower:

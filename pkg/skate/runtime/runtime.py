@@ -13,6 +13,7 @@ leave the machines half changed, so in a driver's main thread it waits until tha
 
 from __future__ import annotations
 
+import itertools
 import logging
 import signal
 import threading
@@ -26,9 +27,10 @@ from skate._c.refs import ObjectEntry, ObjectRef
 from skate.config import CORK_SECONDS, GLANCE_SECONDS
 from skate.core.dispatch import Dispatcher
 from skate.core.references import References
-from skate.ids import ProcessId, task_id_source
+from skate.ids import ObjectId, ProcessId, task_id_source
 from skate.net.mailbox import Mailbox
 from skate.net.pump import Pump
+from skate.runtime.keeper import NodeKeeper
 from skate.store.local import LocalStore
 from skate.wire import messages as m
 from skate.wire.messages import encode
@@ -66,9 +68,13 @@ class Runtime:
         self.pump = Pump(self.mailbox, self.before_sleep, name)
         self.objects = Objects(self)
         self.submission = Submission(self)
+        #: token of a question to the node manager -> Waiter, then the answer
         self._queries: dict[int, Any] = {}
+        self._next_token = itertools.count(1).__next__
+        store.keeper = NodeKeeper(self, folder)
         self.handle(m.ProcessDied, self._process_died)
-        self.handle(m.StateReply, self._state_reply)
+        self.handle(m.StateReply, self._replied)
+        self.handle(m.StoreReply, self._replied)
         refs.set_home(self, self.references.entries, me)
 
     def start(self) -> None:
@@ -199,32 +205,56 @@ class Runtime:
         try:
             self.broken = error
             self.objects.fail_pending(error)
+            for waiter in self._queries.values():
+                if type(waiter) is refs.Waiter:
+                    self.finish(waiter)
         finally:
             self.release()
 
     def query(self, what: str, timeout: float = 30.0) -> Any:
         """Asks the node manager about its state; blocks until it answers."""
+        try:
+            return self.ask(lambda token: m.StateQuery(token, what), timeout)
+        except TimeoutError:
+            raise TimeoutError(f"the node manager did not answer the question for {what!r} within {timeout} s") from None
+
+    def ask(self, question: Callable[[int], Any], timeout: float | None = None) -> Any:
+        """Sends the node manager `question(token)` and blocks until it answers that token, or is gone. Not under the lock.
+
+        TimeoutError after `timeout` seconds.
+        """
         waiter = refs.Waiter()
         waiter.missing = 1
+        token = self._next_token()
         self.lock.acquire()
         try:
-            token = id(waiter)
+            if self.broken is not None:
+                raise self.broken
             self._queries[token] = waiter
-            self.post(self.node, m.StateQuery(token, what))
+            self.post(self.node, question(token))
             self.mailbox.flush()
         finally:
             self.release()
-        if not self.pump.wait(waiter, self.lock, monotonic() + timeout):
-            self._queries.pop(token, None)
-            raise TimeoutError(f"the node manager did not answer the question for {what!r} within {timeout} s")
-        return self._queries.pop(token)
+        answer: Any = waiter
+        try:
+            self.pump.wait(waiter, self.lock, None if timeout is None else monotonic() + timeout)
+        finally:
+            answer = self._queries.pop(token)
+        if answer is waiter:
+            raise self.broken or TimeoutError("the node manager did not answer")
+        return answer
 
-    def _state_reply(self, _: ProcessId, token: int, value: Any) -> None:
+    def _replied(self, _: ProcessId, token: int, value: Any) -> None:
         waiter = self._queries.get(token)
         if waiter is None:
             return  # it stopped waiting
         self._queries[token] = value
         self.finish(waiter)
+
+    def free(self, identifier: bytes) -> None:
+        """Drops a stored object of this process, from the store or from disk. Under the lock."""
+        if not self.store.delete(identifier):
+            self.post(self.node, m.ForgetSpilled(0, ObjectId(identifier)))
 
     def finish(self, waiter: refs.Waiter) -> None:
         """A waiter is done for a reason other than its entries. Under the lock."""

@@ -172,7 +172,7 @@ class Submission:
         """An answer that comes too late: the task was tried again elsewhere, or given up."""
         for index, (state, _, _) in enumerate(values):
             if state == STORED and task_id not in self.tasks:
-                self._runtime.store.delete(object_id(TaskId(task_id), index))
+                self._runtime.free(object_id(TaskId(task_id), index))
 
     def _wants_retry(self, task: OwnedTask, packed: bytes) -> bool:
         wanted = task.options.retry_exceptions
@@ -237,7 +237,7 @@ class Submission:
                     self._dispatcher.task_queued(task, now)
                 else:
                     for entry in task.returns:
-                        self._runtime.store.delete(entry.id)  # where it had put its result already
+                        self._runtime.free(entry.id)  # where it had put its result already
                     self._finish(task, FAILED, pack_error(crash_of(task.display_name, cause)))
 
 

@@ -6,9 +6,9 @@ what is decoded has the right types or is refused with FrameError. Nothing here 
 Who says what:
 
     process -> node      Register, RequestLeases, ReturnLease, Blocked, Unblocked, StateQuery, Leave,
-                         StillUsed
-    node -> process      Registered, LeaseGranted, LeasesFailed, ReclaimLease, Infeasible, Resume, ProcessDied, Log, StateReply,
-                         Left, ExitIfUnused
+                         StillUsed, MakeRoom, Restore, ForgetSpilled
+    node -> process      Registered, LeaseGranted, LeasesFailed, ReclaimLease, Infeasible, Resume, ProcessDied, Log,
+                         StateReply, Left, ExitIfUnused, StoreReply, StoreWarning
     owner -> worker      ExportFunction, StartLease, PushTask, RecallTasks
     worker -> owner      TaskDone, TasksReturned
     borrower <-> owner   AskObject, ObjectReady, AddBorrower, ReleaseBorrow
@@ -199,6 +199,48 @@ class LeasesFailed(NamedTuple):
 
     class_id: int
     cause: str
+
+
+# ----------------------------------------------------------------------------------------- the store and its node
+
+
+@_message(40)
+class MakeRoom(NamedTuple):
+    """A put found no room for `nbytes`, `attempt` times after it was told that there is some; see core.spilling."""
+
+    token: int
+    nbytes: int
+    attempt: int
+
+
+@_message(41)
+class Restore(NamedTuple):
+    """A get did not find the object in the store, `attempt` times after it was told that it is there."""
+
+    token: int
+    object: ObjectId
+    attempt: int
+
+
+@_message(42)
+class ForgetSpilled(NamedTuple):
+    """Nobody wants the spilled copy of the object any more, if there is one. Answered where the token is not 0."""
+
+    token: int
+    object: ObjectId
+
+
+@_message(43)
+class StoreReply(NamedTuple):
+    token: int
+    value: Plain  # core.spilling's answer: a word and what belongs to it
+
+
+@_message(44)
+class StoreWarning(NamedTuple):
+    """The store is nearly full: what a driver should show its user."""
+
+    text: str
 
 
 # ------------------------------------------------------------------------------------------------ owner and worker

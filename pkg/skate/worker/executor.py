@@ -12,7 +12,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -239,7 +238,7 @@ class Executor:
         guards.append(guard)
         refs.unpickling_under(guard)
         try:
-            return self._runtime.store.get(identifier) if state == STORED else from_bytes(value)
+            return self._runtime.objects.stored(identifier) if state == STORED else from_bytes(value)
         finally:
             refs.unpickling_under(None)
 
@@ -261,15 +260,31 @@ class Executor:
                 raise ValueError(
                     f"{name}() was called with num_returns={number}, but it returned {len(results)} values"
                 )
-        packed = []
-        for index, value in enumerate(results):
-            if inspect.iscoroutine(value):
-                value.close()
-                raise SerializationError(f"{name}() returned a coroutine: await it inside the task, say with asyncio.run")
-            serialized = serialize(value, f"the result of {name}()", "result")
-            state, stored = self._runtime.objects.keep(object_id(pushed.task, index), serialized)
-            packed.append((state, stored, serialized.refs))
+        packed: list[Any] = []
+        try:
+            for index, value in enumerate(results):
+                if inspect.iscoroutine(value):
+                    value.close()
+                    raise SerializationError(f"{name}() returned a coroutine: await it inside the task, say with asyncio.run")
+                serialized = serialize(value, f"the result of {name}()", "result")
+                identifier = object_id(pushed.task, index)
+                state, stored = self._runtime.objects.keep(identifier, serialized, pushed.attempt > 0)
+                packed.append((state, stored, serialized.refs))
+        except BaseException:
+            self._take_back(pushed.task, packed)
+            raise
         return packed
+
+    def _take_back(self, task: TaskId, packed: list[Any]) -> None:
+        """The call fails after all: those of its values that are in the store already are nobody's."""
+        runtime = self._runtime
+        runtime.lock.acquire()
+        try:
+            for index, (state, _, _) in enumerate(packed):
+                if state == STORED:
+                    runtime.free(object_id(task, index))
+        finally:
+            runtime.release()
 
     def _answer(self, pushed: Pushed, values: list[Any]) -> list[Any]:
         """The values as TaskDone carries them; the owner is registered with the refs inside. Under the lock."""

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from skate.ids import NodeId, ProcessId, process_id
-from skate.runtime import current
+from skate.runtime import current, forks  # noqa: F401  (a fork forgets the runtime)
 from skate.runtime.runtime import Runtime
 from skate.store.local import LocalStore
 from skate.wire import messages as m

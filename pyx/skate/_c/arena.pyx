@@ -658,6 +658,15 @@ cdef int op_delete(View* v, Request* r) noexcept nogil:
     return DONE
 
 
+cdef int op_evict(View* v, Request* r) noexcept nogil:
+    """Delete block r.block, of which the caller has a pin, unless it was deleted already or others have pins too."""
+    cdef Block* block = &v.blocks[r.block]
+    if block.state != SEALED or block.pins != 1:
+        return ABSENT
+    doom(v, r.block)
+    return DONE
+
+
 cdef int op_join(View* v, Request* r) noexcept nogil:
     cdef Header* h = v.h
     cdef uint64_t s = 1
@@ -1393,6 +1402,26 @@ cdef class Pinned:
         if self.block == 0 or self.pid != getpid():
             raise BufferError("this pin belongs to the process that forked this one: get the object again here")
         PyBuffer_FillInfo(buffer, self, self.data, self.length, 1, flags)
+
+    def evict(self):
+        """Delete this very object if this is its only pin; False, and no change, where others pin it or it is deleted.
+
+        Its id is free at once, its memory with this pin. For whoever has just written a copy of it elsewhere.
+        """
+        cdef Request r
+        if self.block == 0 or self.pid != getpid():
+            raise BufferError("this pin belongs to the process that forked this one: get the object again here")
+        memset(&r, 0, sizeof(r))
+        r.block = self.block
+        cdef int rc = self.arena.run(op_evict, &r)
+        if rc < 0:
+            self.arena.fail(rc)
+        return rc == DONE
+
+    @property
+    def creator(self):
+        """Pid of the process that made the object."""
+        return self.arena.v.blocks[self.block].creator
 
     def __len__(self):
         return self.length

@@ -446,6 +446,43 @@ cdef int _pack(Serialized serialized, char *dest, Py_ssize_t size) except -1:
     return 0
 
 
+def same_bytes(Serialized serialized, object block) -> bool:
+    """Whether pack_into() would write what `block` holds. Compares until the first difference; no copy."""
+    cdef Py_buffer there, view
+    cdef const char *at
+    cdef Py_ssize_t end = 0, start, count = len(serialized.buffers), i
+    cdef bytes head
+    cdef bint same = True
+    PyObject_GetBuffer(block, &there, PyBUF_SIMPLE)
+    try:
+        if there.len != packed_size(serialized):
+            return False
+        at = <const char *>there.buf
+        if count:
+            head = MAGIC + b"".join([
+                (<Py_ssize_t>count).to_bytes(4, "little"), len(serialized.inband).to_bytes(8, "little"),
+                *[_length(buffer).to_bytes(8, "little") for buffer in serialized.buffers],
+            ])
+            if memcmp(at, PyBytes_AS_STRING(head), len(head)):
+                return False
+            end = len(head)
+        if memcmp(at + end, PyBytes_AS_STRING(serialized.inband), len(serialized.inband)):
+            return False
+        end += len(serialized.inband)
+        for i in range(count):
+            start = _aligned(end)
+            PyObject_GetBuffer(serialized.buffers[i], &view, PyBUF_ANY_CONTIGUOUS)
+            with nogil:
+                same = start + view.len <= there.len and memcmp(at + start, view.buf, view.len) == 0
+            end = start + view.len
+            PyBuffer_Release(&view)
+            if not same:
+                return False
+        return True
+    finally:
+        PyBuffer_Release(&there)
+
+
 cpdef object unpack(object buffer):
     """The value in a block. Arrays are read-only views of `buffer` and keep it alive.
 

@@ -269,8 +269,9 @@ def forget_if_unheld(dict entries, ObjectEntry entry):
     """
     if entry.handles > 0 or entry.pins > 0:
         return False
-    if entries.pop(entry.id, None) is None:
-        return False
+    if entries.get(entry.id) is not entry:
+        return False  # it was forgotten before; another entry may stand there by now
+    del entries[entry.id]
     if entry.guard is not None:
         entry.guard.guarded.pop(entry.id, None)
     return True

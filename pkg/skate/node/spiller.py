@@ -1,0 +1,152 @@
+"""The node manager's part in spilling: between the machine that decides, the thread that writes, and the inbox.
+
+State: core.spilling's machine, store.spill's thread. `step` is called in each round of the node manager's loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Collection
+from typing import Any
+
+from skate._c.arena import Arena
+from skate.config import SPILL_FOLDER
+from skate.core.spilling import (
+    BATCH_BYTES,
+    GONE,
+    THERE,
+    WRITING,
+    Answer,
+    DeleteObject,
+    Effect,
+    LookFor,
+    Spilling,
+    View,
+    WarnNearlyFull,
+)
+from skate.ids import ObjectId, ProcessId
+from skate.net.mailbox import Mailbox
+from skate.store.local import LocalStore
+from skate.store.report import report
+from skate.store.spill import SpillThread, WriteEnded
+from skate.wire import messages as m
+from skate.wire.messages import encode
+
+log = logging.getLogger("skate.node")
+
+#: a job writes no more than this share of the store, so that who waits for a little room need not wait for long
+BATCH_SHARE = 8
+
+
+class Spiller:
+    """Serves what processes ask about room and spilled objects."""
+
+    def __init__(self, folder: str, store: LocalStore, arena: Arena, max_bytes: int | None) -> None:
+        """`folder` is the session's, with the folder to spill to inside (see node.sessions.make_spill_folder)."""
+        self._folder = os.path.join(folder, SPILL_FOLDER)
+        self._store = store
+        batch = max(1, min(BATCH_BYTES, store.usage()["capacity"] // BATCH_SHARE))
+        self.machine = Spilling(max_bytes=max_bytes, batch_bytes=batch)
+        self._thread = SpillThread(folder, arena)
+        self._mailbox: Mailbox | None = None
+        self._warn: Callable[[str], None] | None = None
+
+    def join(self, mailbox: Mailbox, warn: Callable[[str], None]) -> None:
+        """Results of the thread wake the mailbox's reader; answers leave through it.
+
+        `warn` is called once at most, when the store is nearly full and cannot spill.
+        """
+        self._mailbox = mailbox
+        self._warn = warn
+        mailbox.watch(self._thread.fd, self._ended)
+
+    # ------------------------------------------------------------------------------------------------- messages
+
+    def make_room(self, process: Any, token: int, nbytes: int, attempt: int) -> None:
+        self.machine.room_requested(process.id, token, nbytes, attempt)
+
+    def restore(self, process: Any, token: int, object_id: ObjectId, attempt: int) -> None:
+        self.machine.restore_requested(process.id, token, object_id, attempt)
+
+    def forget(self, process: Any, token: int, object_id: ObjectId) -> None:
+        self.machine.forget_requested(object_id)
+        if token:
+            self._answer(process.id, token, (THERE,))
+
+    def process_left(self, process: ProcessId, living: Collection[ProcessId]) -> None:
+        self.machine.process_left(process)
+        self.machine.owners_left(living)
+
+    def _ended(self) -> None:
+        for ended in self._thread.results():
+            if type(ended) is WriteEnded:
+                self.machine.write_ended(ended.evicted, ended.size, ended.trouble)
+            else:
+                self.machine.read_ended(ended.object, ended.outcome)  # type: ignore[union-attr]
+
+    # -------------------------------------------------------------------------------------------------- decisions
+
+    def step(self, now: float) -> float | None:
+        """Does what is to be done; gives the time of the next look, or None."""
+        bytes_wanted = self.machine.wants_view(now)
+        view = None if bytes_wanted is None else self._look(bytes_wanted)
+        for effect in self.machine.decide(now, view):
+            self._carry_out(effect)
+        return self.machine.next_look()
+
+    def _look(self, bytes_wanted: int) -> View:
+        usage = self._store.usage()
+        try:
+            disk = os.statvfs(self._folder)
+            disk_free, disk_total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+        except OSError as error:
+            log.error("%s cannot be looked at: %s", self._folder, error)  # somebody has cleared it away
+            disk_free = disk_total = 0
+        return View(
+            capacity=usage["capacity"],
+            used=usage["used"],
+            largest_free=usage["largest_free"],
+            victims=self._store.victims(bytes_wanted),
+            disk_free=disk_free,
+            disk_total=disk_total,
+        )
+
+    def _carry_out(self, effect: Effect) -> None:
+        if type(effect) is Answer:
+            self._answer(effect.process, effect.token, effect.value)
+        elif type(effect) is LookFor:
+            word = THERE if self._store.contains(effect.object) else GONE
+            self._answer(effect.process, effect.token, (word,))
+        elif type(effect) is DeleteObject:
+            self._store.delete(effect.object)
+        elif not isinstance(effect, WarnNearlyFull):
+            self._thread.submit(effect)
+        else:
+            assert self._warn is not None
+            summary = report(self._store.usage(), self.machine.stats(), self._store.objects())
+            self._warn(
+                f"The object store is nearly full, and nothing more can be spilled: {effect.why}. Puts fail when that "
+                "lasts. Drop refs and arrays you are done with, or init() with a larger object_store_memory.\n"
+                f"{summary}"
+            )
+
+    def _answer(self, to: ProcessId, token: int, value: tuple[Any, ...]) -> None:
+        assert self._mailbox is not None
+        self._mailbox.post(to, encode(m.StoreReply(token, value)))
+
+    # --------------------------------------------------------------------------------------------------- reports
+
+    def listing(self) -> list[tuple[bytes, int, int]]:
+        """(object id, size in bytes, creator's pid) of what is on disk and wanted."""
+        return [
+            (object_id, known.span.size, known.creator)
+            for object_id, known in self.machine.objects.items()
+            if known.state != WRITING and known.wanted
+        ]
+
+    def close(self) -> None:
+        """Ends the thread; blocks for as long as it takes to write a few megabytes."""
+        if self._mailbox is not None:
+            self._mailbox.unwatch(self._thread.fd)
+        self._thread.close()

@@ -1,0 +1,214 @@
+"""The files of spilled objects, and the thread that writes and reads them.
+
+State: the folder, a queue of jobs for the thread, the results that nobody has fetched. The thread belongs to the node
+manager, which goes on serving meanwhile; what is to be written and read is decided by core.spilling. Results are
+fetched when `fd` is readable.
+
+An object leaves the store in four steps: pin it, write it, evict it if ours is the only pin, unpin it. Whoever looks
+for it in between finds it in the store; from the eviction on it is on disk. Whoever reads a file by himself (`read_file`)
+may find it gone: then the object is back in the store, or freed.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import threading
+from collections import deque
+from queue import SimpleQueue
+
+from skate._c.arena import Arena, ArenaFull, NotMaking, ObjectExists
+from skate.config import SPILL_FOLDER
+from skate.core.spilling import DELETED, FULL, RESTORED, DeleteFile, ReadObject, WriteObjects
+from skate.ids import ObjectId, owner_of
+
+log = logging.getLogger("skate.store")
+
+#: bytes read or written between two looks whether the thread should end
+CHUNK_BYTES = 8 << 20
+
+Job = WriteObjects | ReadObject | DeleteFile
+
+
+class WriteEnded:
+    """A WriteObjects is over; see core.spilling.Spilling.write_ended."""
+
+    def __init__(self, evicted: dict[bytes, int], size: int, trouble: str) -> None:
+        self.evicted = evicted
+        self.size = size
+        self.trouble = trouble
+
+
+class ReadEnded:
+    """A ReadObject is over; see core.spilling.Spilling.read_ended."""
+
+    def __init__(self, object_id: ObjectId, outcome: str) -> None:
+        self.object = object_id
+        self.outcome = outcome
+
+
+def path_of(folder: str, number: int) -> str:
+    return os.path.join(folder, SPILL_FOLDER, str(number))
+
+
+def read_file(folder: str, number: int, offset: int, size: int) -> memoryview | None:
+    """A spilled object in memory of this process, where the store has no room for it; None if the file is gone."""
+    try:
+        fd = os.open(path_of(folder, number), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        room = memoryview(mmap.mmap(-1, max(1, size)))[:size]
+        _read(fd, room, offset)
+    finally:
+        os.close(fd)
+    return room.toreadonly()
+
+
+def _read(fd: int, room: memoryview, offset: int, go_on: threading.Event | None = None) -> None:
+    """Fills `room` from the file. OSError where the file is too short, InterruptedError where the thread should end."""
+    at = 0
+    while at < len(room):
+        if go_on is not None and not go_on.is_set():
+            raise InterruptedError
+        count = os.preadv(fd, [room[at : at + CHUNK_BYTES]], offset + at)
+        if count == 0:
+            raise OSError(f"the spill file ends {len(room) - at} bytes too early")
+        at += count
+
+
+class SpillThread:
+    """Does the jobs one after the other."""
+
+    def __init__(self, folder: str, arena: Arena) -> None:
+        self._folder = folder
+        self._arena = arena
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._results: deque[WriteEnded | ReadEnded] = deque()
+        self._go_on = threading.Event()
+        self._go_on.set()
+        #: readable when there are results
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="skate-spill", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queues a job. Does not block."""
+        self._jobs.put(job)
+
+    def results(self) -> list[WriteEnded | ReadEnded]:
+        """What has ended since the last call."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            pass  # they were fetched already
+        ended = []
+        while self._results:
+            ended.append(self._results.popleft())
+        return ended
+
+    def close(self) -> None:
+        """Ends the thread, in the middle of a job if need be. Blocks for one chunk at most."""
+        self._go_on.clear()
+        self._jobs.put(None)
+        self._thread.join()
+        os.close(self.fd)
+
+    def _run(self) -> None:
+        while True:
+            job = self._jobs.get()
+            if job is None or not self._go_on.is_set():
+                return
+            if type(job) is WriteObjects:
+                self._report(self._write_all(job))
+            elif type(job) is ReadObject:
+                self._report(ReadEnded(job.span.object, self._bring_back(job)))
+            else:
+                self._delete(path_of(self._folder, job.file))
+
+    def _delete(self, path: str) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass  # it could not be made, or somebody has cleared the folder
+        except OSError:
+            log.exception("%s cannot be removed", path)
+
+    def _report(self, ended: WriteEnded | ReadEnded) -> None:
+        self._results.append(ended)
+        os.eventfd_write(self.fd, 1)
+
+    # --------------------------------------------------------------------------------------------------- writing
+
+    def _write_all(self, job: WriteObjects) -> WriteEnded:
+        evicted: dict[bytes, int] = {}
+        size = job.spans[0].offset
+        try:
+            fd = os.open(path_of(self._folder, job.file), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            return WriteEnded(evicted, size, self._trouble(error))
+        trouble = ""
+        try:
+            for span in job.spans:
+                creator = self._write(fd, span.object, span.offset, span.size)
+                if creator is not None:
+                    evicted[span.object] = creator
+                    size = span.offset + span.size
+        except InterruptedError:
+            trouble = "the node ends"
+        except OSError as error:
+            trouble = self._trouble(error)
+        except Exception as error:
+            log.exception("objects could not be spilled")
+            trouble = f"spilling failed with {type(error).__name__}: {error}"
+        try:
+            os.ftruncate(fd, size)  # gives back what the last object had begun
+        except OSError as error:
+            trouble = trouble or self._trouble(error)
+        os.close(fd)
+        return WriteEnded(evicted, size, trouble)
+
+    def _trouble(self, error: OSError) -> str:
+        text = f"{os.path.realpath(os.path.join(self._folder, SPILL_FOLDER))} refused a write: {error.strerror}"
+        log.error("%s", text)
+        return text
+
+    def _write(self, fd: int, object_id: bytes, offset: int, size: int) -> int | None:
+        """Writes one object and evicts it; its creator. None where it stays, or was freed."""
+        pinned = self._arena.get(object_id)
+        if pinned is None or pinned.nbytes != size:  # freed since it was chosen, and perhaps made anew
+            return None
+        with memoryview(pinned) as data:
+            at = 0
+            while at < size:
+                if not self._go_on.is_set():
+                    raise InterruptedError
+                with data[at : at + CHUNK_BYTES] as chunk:
+                    at += os.pwrite(fd, chunk, offset + at)
+        creator = pinned.creator
+        return creator if pinned.evict() else None
+
+    # --------------------------------------------------------------------------------------------------- reading
+
+    def _bring_back(self, job: ReadObject) -> str:
+        object_id, offset, size = job.span
+        try:
+            place = self._arena.allocate(object_id, size, owner_of(object_id))
+            fd = os.open(path_of(self._folder, job.file), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                with memoryview(place) as room:
+                    _read(fd, room, offset, self._go_on)
+            finally:
+                os.close(fd)
+            place.seal()
+        except ArenaFull:
+            return FULL
+        except ObjectExists:  # a new attempt of its task has made it again
+            return RESTORED
+        except NotMaking:
+            return DELETED
+        except Exception as error:
+            log.exception("object %s could not be read back", object_id.hex())
+            return f"its spilled copy could not be read: {error}"
+        return RESTORED

@@ -1,0 +1,106 @@
+"""What the store of this machine holds: for programs (`list_objects`) and for people (`store_report`). No state.
+
+Only objects in the store are listed: values up to 100,000 bytes live with their owners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from skate.api.session import require_runtime
+from skate.ids import owner_of
+from skate.store.report import report
+
+__all__ = ["ObjectState", "list_objects", "store_report"]
+
+
+@dataclass(frozen=True)
+class ObjectState:
+    """One object in the store. Its fields can be read as attributes, or as keys, as in Ray."""
+
+    object_id: str
+    #: bytes
+    object_size: int
+    #: id of the process that owns it
+    owner: str
+    #: pid of that process; None where it has ended
+    pid: int | None
+    #: pids of the processes that use it now: it cannot be spilled meanwhile
+    pinned_by: tuple[int, ...]
+    #: False while it is being made
+    sealed: bool
+    #: its bytes are on disk, not in memory
+    spilled: bool
+    #: no ref to it is left; its memory goes when `pinned_by` let go
+    freed: bool
+    #: pid of the process that put it there: the owner, a worker, or the node manager where it was on disk before
+    creator_pid: int
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return getattr(self, name, default)
+
+
+def list_objects(*, filters: Iterable[tuple[str, str, Any]] | None = None, limit: int = 100) -> list[ObjectState]:
+    """The largest objects in the store, at most `limit`, largest first. Blocks for one question to the node manager.
+
+    filters: (field, "=" or "!=", value), all of which must hold.
+    """
+    wanted = [_check(condition) for condition in filters or ()]
+    if limit < 0:
+        raise ValueError(f"list_objects(): limit must not be negative, got {limit}")
+    runtime = require_runtime()
+    pids = {bytes(identity): pid for identity, pid, _, _ in runtime.query("workers")}
+    states = [
+        ObjectState(
+            object_id=row["id"].hex(),
+            object_size=row["size"],
+            owner=row["owner"].hex(),
+            pid=pids.get(row["owner"]),
+            pinned_by=tuple(sorted(row["pins"])),
+            sealed=row["sealed"],
+            spilled=False,
+            freed=row["doomed"],
+            creator_pid=row["creator"],
+        )
+        for row in runtime.store.objects()
+    ]
+    here = {state.object_id for state in states if not state.freed}
+    for object_id, size, creator in runtime.query("spilled objects"):
+        if object_id.hex() not in here:  # else it has come back between the two looks
+            owner = owner_of(object_id)
+            states.append(
+                ObjectState(
+                    object_id=object_id.hex(),
+                    object_size=size,
+                    owner=owner.hex(),
+                    pid=pids.get(owner),
+                    pinned_by=(),
+                    sealed=True,
+                    spilled=True,
+                    freed=False,
+                    creator_pid=creator,
+                )
+            )
+    chosen = [s for s in states if all((s[field] == value) == equal for field, equal, value in wanted)]
+    return sorted(chosen, key=lambda state: -state.object_size)[:limit]
+
+
+def _check(condition: tuple[str, str, Any]) -> tuple[str, bool, Any]:
+    field, predicate, value = condition
+    fields = list(ObjectState.__dataclass_fields__)
+    if field not in fields or predicate not in ("=", "!="):
+        raise ValueError(
+            f"list_objects(): a filter is (field, '=' or '!=', value), with a field of {fields}; got {condition!r}"
+        )
+    return field, predicate == "=", value
+
+
+def store_report() -> str:
+    """How full the store is and what takes most of it, in a few lines."""
+    runtime = require_runtime()
+    return report(runtime.store.usage(), runtime.query("spilled"), runtime.store.objects())

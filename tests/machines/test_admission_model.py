@@ -1,0 +1,522 @@
+"""A node's admission under owners, workers and blocked tasks in any order: never over capacity, nobody forgotten.
+
+The model counts with plain dictionaries what the leases that were granted hold, from the effects alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from skate._c.resources import UNITS_PER_ONE as ONE
+from skate.core.admission import (
+    IDLE_SECONDS,
+    START_ATTEMPTS,
+    Admission,
+    FailRequest,
+    Grant,
+    KillWorker,
+    NodeLease,
+    Reclaim,
+    ResumeWorker,
+    RetireWorker,
+    StartWorker,
+    WarnInfeasible,
+)
+from skate.core.resources import NodeResources, ResourceSet
+from skate.ids import NodeId, ProcessId, process_id
+
+OWNERS = [process_id(NodeId(b"node"), number) for number in (1, 2, 3)]
+CAPACITY = {"CPU": 2 * ONE, "GPU": ONE, "x": 3 * ONE}
+DEMANDS = [
+    {"CPU": ONE},
+    {"CPU": ONE // 2},
+    {"CPU": 2 * ONE},
+    {"CPU": ONE, "x": ONE},
+    {"GPU": ONE, "CPU": ONE},
+    {"GPU": ONE // 2},
+    {},
+    {"CPU": 3 * ONE},  # more than there is
+    {"nothing has this": 1},
+]
+ENVIRONMENTS = (None, (("MODE", "1"),))
+
+
+class Node:
+    """Admission, and what its effects make of the world."""
+
+    def __init__(self, *, keep_idle: int = 2, start_at_once: int = 4) -> None:
+        resources = NodeResources(CAPACITY, ["GPU-0"])
+        self.admission = Admission(resources, keep_idle=keep_idle, start_at_once=start_at_once)
+        self.now = 0.0
+        self.serial = 100
+        #: (owner, class) -> what was asked for and not granted
+        self.wanted: dict[tuple[ProcessId, int], int] = {}
+        self.demand: dict[tuple[ProcessId, int], dict[str, int]] = {}
+        self.starting: list[Any] = []
+        self.workers: dict[ProcessId, Any] = {}
+        self.granted: dict[int, NodeLease] = {}
+        #: leases whose workers wait in `get`, and those whose wait is over
+        self.blocked: set[int] = set()
+        self.resuming: set[int] = set()
+        self.reclaimed: set[int] = set()
+        self.retiring: set[ProcessId] = set()
+        self.warned: list[tuple[ProcessId, int]] = []
+        self.failed: list[tuple[ProcessId, int]] = []
+
+    # -- effects
+
+    def decide(self) -> list[Any]:
+        effects = self.admission.decide(self.now)
+        for effect in effects:
+            getattr(self, f"do_{type(effect).__name__}")(effect)
+        self.admission.check()
+        return effects
+
+    def do_StartWorker(self, effect: StartWorker) -> None:
+        self.starting.append(effect.environment)
+
+    def do_Grant(self, effect: Grant) -> None:
+        lease = effect.lease
+        key = (lease.request.owner, lease.request.class_id)
+        assert lease.id not in self.granted, "granted twice"
+        assert lease.worker is not None
+        assert lease.worker.id in self.workers, "granted a worker that is gone"
+        assert lease.worker.id not in self.retiring
+        assert self.workers[lease.worker.id] == lease.request.environment
+        assert lease.worker.id not in {other.worker.id for other in self.granted.values() if other.worker}
+        self.wanted[key] -= 1
+        self.granted[lease.id] = lease
+
+    def do_Reclaim(self, effect: Reclaim) -> None:
+        assert effect.lease.id in self.granted
+        assert effect.lease.id not in self.reclaimed, "reclaimed twice"
+        self.reclaimed.add(effect.lease.id)
+
+    def do_ResumeWorker(self, effect: ResumeWorker) -> None:
+        assert effect.lease.id in self.resuming, "a worker is resumed that does not wait for it"
+        self.resuming.remove(effect.lease.id)
+        self.blocked.remove(effect.lease.id)
+
+    def do_KillWorker(self, effect: KillWorker) -> None:
+        self.lose(effect.worker)
+
+    def do_RetireWorker(self, effect: RetireWorker) -> None:
+        assert effect.worker not in self.retiring
+        self.retiring.add(effect.worker)
+
+    def do_WarnInfeasible(self, effect: WarnInfeasible) -> None:
+        key = (effect.request.owner, effect.request.class_id)
+        assert key not in self.warned, "warned twice"
+        self.warned.append(key)
+
+    def do_FailRequest(self, effect: FailRequest) -> None:
+        key = (effect.request.owner, effect.request.class_id)
+        self.failed.append(key)
+        self.forget(key)
+
+    # -- events
+
+    def request(
+        self,
+        owner: ProcessId,
+        class_id: int,
+        units: dict[str, int],
+        wanted: int,
+        depth: int = 0,
+        environment: Any = None,
+    ) -> None:
+        key = (owner, class_id)
+        self.wanted[key] = wanted
+        self.demand[key] = units
+        self.admission.leases_requested(owner, class_id, ResourceSet(units), depth, wanted, environment)
+
+    def forget(self, key: tuple[ProcessId, int]) -> None:
+        self.wanted.pop(key, None)
+        if key in self.warned:
+            self.warned.remove(key)
+
+    def ready(self, environment: Any) -> ProcessId:
+        self.starting.remove(environment)
+        self.serial += 1
+        worker = process_id(NodeId(b"node"), self.serial)
+        self.workers[worker] = environment
+        self.admission.worker_ready(worker, environment, self.now)
+        return worker
+
+    def give_back(self, lease_id: int) -> None:
+        self.drop(lease_id)
+        self.admission.lease_returned(lease_id, self.now)
+
+    def drop(self, lease_id: int) -> None:
+        self.granted.pop(lease_id, None)
+        for known in (self.blocked, self.resuming, self.reclaimed):
+            known.discard(lease_id)
+
+    def lose(self, worker: ProcessId) -> None:
+        self.workers.pop(worker, None)
+        self.retiring.discard(worker)
+        for lease in [lease for lease in self.granted.values() if lease.worker and lease.worker.id == worker]:
+            self.drop(lease.id)
+
+    def leaves(self, owner: ProcessId) -> None:
+        for key in [key for key in self.wanted if key[0] == owner]:
+            self.forget(key)
+        self.admission.process_left(owner)
+
+    # -- what must hold
+
+    def used(self, name: str) -> int:
+        return sum(
+            lease.request.demand.get(name)
+            for lease in self.granted.values()
+            if not (name == "CPU" and lease.id in self.blocked)
+        )
+
+    def check(self) -> None:
+        self.admission.check()
+        for name, capacity in CAPACITY.items():
+            assert self.used(name) <= capacity, f"{name}: {self.used(name)} of {capacity} are in use"
+        for key, request in self.admission.requests.items():
+            assert request.wanted <= self.wanted[key]
+
+    # -- the end
+
+    def serve_everybody(self) -> None:
+        """Workers start, tasks end, leases go back; until nobody wants anything."""
+        for _ in range(200):
+            self.decide()
+            for environment in list(self.starting):
+                self.ready(environment)
+            self.decide()
+            for lease_id in self.blocked - self.resuming:
+                self.resuming.add(lease_id)
+                self.admission.worker_unblocked(lease_id)
+            self.decide()
+            for lease_id in list(self.granted):
+                if lease_id not in self.blocked:
+                    self.give_back(lease_id)
+            self.check()
+            open_keys = [key for key, wanted in self.wanted.items() if wanted and self.admission.requests[key].feasible]
+            if not open_keys and not self.granted:
+                return
+        raise AssertionError(f"never granted: {open_keys}; never resumed: {self.resuming}")
+
+
+class AdmissionModel(RuleBasedStateMachine):
+    """Owners that want, use, lend, return and die; workers that start, fail, idle and die."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node = Node()
+
+    def granted(self, pick: int) -> int | None:
+        ids = list(self.node.granted)
+        return ids[pick % len(ids)] if ids else None
+
+    picks = st.integers(0, 9)
+
+    @rule(
+        owner=st.sampled_from(OWNERS),
+        demand=st.integers(0, len(DEMANDS) - 1),
+        environment=st.sampled_from(ENVIRONMENTS),
+        wanted=st.integers(0, 5),
+        depth=st.integers(0, 2),
+    )
+    def request(self, owner: ProcessId, demand: int, environment: Any, wanted: int, depth: int) -> None:
+        class_id = 1 + demand * len(ENVIRONMENTS) + ENVIRONMENTS.index(environment)
+        self.node.request(owner, class_id, DEMANDS[demand], wanted, depth, environment)
+
+    @rule()
+    def decide(self) -> None:
+        self.node.decide()
+
+    @rule(pick=picks)
+    def worker_ready(self, pick: int) -> None:
+        if self.node.starting:
+            self.node.ready(self.node.starting[pick % len(self.node.starting)])
+
+    @rule(pick=picks)
+    def worker_start_failed(self, pick: int) -> None:
+        node = self.node
+        if node.starting:
+            environment = node.starting.pop(pick % len(node.starting))
+            node.admission.worker_start_failed(environment)
+
+    @rule(pick=picks)
+    def lease_returned(self, pick: int) -> None:
+        lease = self.granted(pick)
+        if lease is not None and lease not in self.node.blocked:
+            self.node.give_back(lease)
+
+    @rule(pick=picks)
+    def blocks(self, pick: int) -> None:
+        lease = self.granted(pick)
+        if lease is not None and lease not in self.node.blocked:
+            self.node.blocked.add(lease)
+            self.node.admission.worker_blocked(lease)
+
+    @rule(pick=picks)
+    def unblocks(self, pick: int) -> None:
+        waiting = sorted(self.node.blocked - self.node.resuming)
+        if waiting:
+            lease = waiting[pick % len(waiting)]
+            self.node.resuming.add(lease)
+            self.node.admission.worker_unblocked(lease)
+
+    @rule(pick=picks)
+    def worker_dies(self, pick: int) -> None:
+        workers = list(self.node.workers)
+        if workers:
+            worker = workers[pick % len(workers)]
+            self.node.lose(worker)
+            self.node.admission.worker_died(worker)
+
+    @rule(owner=st.sampled_from(OWNERS))
+    def owner_leaves(self, owner: ProcessId) -> None:
+        self.node.leaves(owner)
+        self.node.decide()
+        assert not [lease for lease in self.node.granted.values() if lease.request.owner == owner]
+        assert not [key for key in self.node.admission.requests if key[0] == owner]
+
+    @rule(seconds=st.sampled_from([0.1, IDLE_SECONDS, 10.0]))
+    def time_passes(self, seconds: float) -> None:
+        node = self.node
+        node.now += seconds
+        due = node.admission.tick(node.now)
+        assert due is None or due > node.now
+        node.decide()
+
+    @rule(pick=picks, declines=st.booleans())
+    def retiring_worker_answers(self, pick: int, declines: bool) -> None:
+        node = self.node
+        if not node.retiring:
+            return
+        worker = sorted(node.retiring)[pick % len(node.retiring)]
+        if declines:
+            node.retiring.discard(worker)
+            node.admission.retirement_declined(worker, node.now)
+        else:
+            node.lose(worker)
+            node.admission.worker_died(worker)
+
+    @rule(number=st.integers(0, 20), data=st.sampled_from(["lease", "block", "unblock", "death", "decline", "leave"]))
+    def news_that_make_no_sense(self, number: int, data: str) -> None:
+        """Unknown ids, and things said twice: refused in silence."""
+        admission, lease, process = self.node.admission, 1000 + number, process_id(NodeId(b"none"), number)
+        {
+            "lease": lambda: admission.lease_returned(lease, self.node.now),
+            "block": lambda: admission.worker_blocked(lease),
+            "unblock": lambda: admission.worker_unblocked(lease),
+            "death": lambda: admission.worker_died(process),
+            "decline": lambda: admission.retirement_declined(process, self.node.now),
+            "leave": lambda: admission.process_left(process),
+        }[data]()
+
+    @rule(pick=picks)
+    def said_twice(self, pick: int) -> None:
+        admission = self.node.admission
+        for lease in sorted(self.node.blocked):
+            admission.worker_blocked(lease)
+        for lease in self.node.admission.leases.values():
+            if not lease.blocked:
+                admission.worker_unblocked(lease.id)
+        workers = list(self.node.workers)
+        if workers:
+            worker = workers[pick % len(workers)]
+            admission.worker_ready(worker, self.node.workers[worker], self.node.now)
+
+    @invariant()
+    def within_capacity(self) -> None:
+        self.node.check()
+
+    def teardown(self) -> None:
+        node = self.node
+        node.serve_everybody()
+        for owner in OWNERS:
+            node.leaves(owner)
+        node.decide()
+        assert not node.admission.requests
+        assert not node.admission.leases
+        assert node.admission.resources.available_dict() == node.admission.resources.total_dict()
+
+
+# -------------------------------------------------------------------------------------------------- by example
+
+FIRST, SECOND, THIRD = OWNERS
+CPU = {"CPU": ONE}
+
+
+def node_with_workers(number: int) -> Node:
+    node = Node(start_at_once=number)
+    for effect in node.admission.prestart(number):
+        node.do_StartWorker(effect)
+    for environment in list(node.starting):
+        node.ready(environment)
+    return node
+
+
+def owners_of(effects: list[Any]) -> list[ProcessId]:
+    return [effect.lease.request.owner for effect in effects if isinstance(effect, Grant)]
+
+
+def test_the_more_deeply_nested_go_first() -> None:
+    node = node_with_workers(3)
+    node.request(FIRST, 1, CPU, 2, depth=0)
+    node.request(SECOND, 1, CPU, 1, depth=2)
+    node.request(THIRD, 1, CPU, 1, depth=1)
+    assert sorted(owners_of(node.decide())) == sorted([SECOND, THIRD])
+
+
+def test_an_owner_that_is_nested_deeper_by_now_is_served_as_such() -> None:
+    """A worker that serves another lease asks again for a class that it asked for before."""
+    node = node_with_workers(3)
+    node.request(FIRST, 1, CPU, 0, depth=1)
+    node.request(SECOND, 1, CPU, 2, depth=2)
+    node.request(FIRST, 1, CPU, 2, depth=3)
+    assert owners_of(node.decide()) == [FIRST, FIRST]
+
+
+def test_equals_take_turns() -> None:
+    node = node_with_workers(2)
+    for owner in OWNERS:
+        node.request(owner, 1, CPU, 6)
+    served = owners_of(node.decide())
+    while any(node.wanted.values()):
+        node.give_back(next(iter(node.granted)))
+        served += owners_of(node.decide())
+    for turn in range(0, 18, 3):
+        assert sorted(served[turn : turn + 3]) == sorted(OWNERS)
+
+
+def test_what_is_in_use_is_reclaimed_for_those_who_wait() -> None:
+    node = node_with_workers(2)
+    node.request(FIRST, 1, CPU, 10)
+    node.decide()
+    assert len(node.granted) == 2
+    node.request(SECOND, 1, CPU, 1)
+    (reclaim,) = [effect for effect in node.decide() if isinstance(effect, Reclaim)]
+    assert not [effect for effect in node.decide() if isinstance(effect, Reclaim)], "one is enough"
+    served: list[ProcessId] = []
+    while SECOND not in served:
+        node.give_back(reclaim.lease.id)
+        effects = node.decide()
+        served += owners_of(effects)
+        assert len(served) <= 2, "it is the second's turn at last"
+        (reclaim,) = [effect for effect in effects if isinstance(effect, Reclaim)] or [reclaim]
+
+
+def test_a_large_request_is_not_starved_by_a_stream_of_small_ones() -> None:
+    node = node_with_workers(2)
+    for owner in (FIRST, SECOND):
+        node.request(owner, 1, CPU, 1)
+    node.decide()
+    node.request(THIRD, 1, {"CPU": 2 * ONE}, 1)
+    for _ in range(200):
+        for owner in (FIRST, SECOND):
+            if not node.wanted[owner, 1]:
+                node.request(owner, 1, CPU, 1)
+        lease = min(node.granted)
+        node.give_back(lease)
+        if THIRD in owners_of(node.decide()):
+            return
+    raise AssertionError("whoever wants both CPUs never gets them while others take one at a time")
+
+
+def test_a_blocked_worker_lends_its_cpus_and_not_its_gpus() -> None:
+    node = node_with_workers(3)
+    node.request(FIRST, 1, {"CPU": 2 * ONE, "GPU": ONE}, 1)
+    node.decide()
+    (lease,) = node.granted
+    node.request(SECOND, 1, {"GPU": ONE // 2}, 1)
+    node.request(THIRD, 1, CPU, 2, depth=1)
+    assert not owners_of(node.decide())
+    node.blocked.add(lease)
+    node.admission.worker_blocked(lease)
+    assert owners_of(node.decide()) == [THIRD, THIRD]
+    node.check()
+
+
+def test_a_worker_goes_on_before_anything_new_is_granted() -> None:
+    node = node_with_workers(4)
+    node.request(FIRST, 1, {"CPU": 2 * ONE}, 1)
+    node.decide()
+    (lease,) = node.granted
+    node.blocked.add(lease)
+    node.admission.worker_blocked(lease)
+    node.request(SECOND, 1, CPU, 10, depth=5)
+    node.decide()
+    node.resuming.add(lease)
+    node.admission.worker_unblocked(lease)
+    assert any(isinstance(effect, Reclaim) for effect in node.decide()), "nobody is asked for the CPUs it waits for"
+    for other in [other for other in node.granted if other != lease]:
+        assert lease in node.resuming
+        node.give_back(other)
+        assert not owners_of(node.decide())
+    assert lease not in node.resuming
+
+
+def test_an_infeasible_request_is_warned_about_once_and_waits() -> None:
+    node = node_with_workers(1)
+    node.request(FIRST, 1, {"CPU": 3 * ONE}, 1)
+    assert node.decide() == [WarnInfeasible(node.admission.requests[FIRST, 1])]
+    node.request(FIRST, 1, {"CPU": 3 * ONE}, 5)
+    assert not node.decide()
+    assert node.admission.demands() == [({"CPU": 3.0}, 5, False)]
+
+
+def test_workers_that_never_start_end_in_an_error() -> None:
+    node = Node(start_at_once=1)
+    node.request(FIRST, 1, CPU, 2)
+    node.request(SECOND, 1, CPU, 1, environment=ENVIRONMENTS[1])
+    node.request(THIRD, 1, {"CPU": 3 * ONE}, 1)
+    failed = []
+    for _ in range(START_ATTEMPTS * 3):
+        failed += [effect.request.owner for effect in node.decide() if isinstance(effect, FailRequest)]
+        if None in node.starting:
+            node.starting.remove(None)
+            node.admission.worker_start_failed(None)
+        elif node.starting:
+            node.ready(node.starting[0])
+    assert failed == [FIRST], "and those of other environments, and what could not start anyway, are not concerned"
+    assert owners_of([Grant(lease) for lease in node.granted.values()]) == [SECOND]
+    node.check()
+
+
+def test_a_worker_that_starts_makes_the_failures_before_it_forgotten() -> None:
+    node = Node(start_at_once=1)
+    node.request(FIRST, 1, {"CPU": ONE // 10}, 10)
+    for _ in range(5):
+        for _ in range(START_ATTEMPTS - 1):
+            node.decide()
+            node.starting.remove(None)
+            node.admission.worker_start_failed(None)
+        node.decide()
+        node.ready(None)
+    assert not node.failed
+
+
+def test_idle_workers_beyond_those_kept_are_asked_to_leave() -> None:
+    node = node_with_workers(5)
+    assert node.admission.tick(0.5) == IDLE_SECONDS
+    node.now = IDLE_SECONDS
+    node.admission.tick(node.now)
+    assert len([effect for effect in node.decide() if isinstance(effect, RetireWorker)]) == 3
+
+
+def test_whoever_leaves_frees_all_that_it_had() -> None:
+    node = node_with_workers(2)
+    node.request(FIRST, 1, {"CPU": ONE, "x": ONE}, 3)
+    node.decide()
+    workers = {lease.worker.id for lease in node.granted.values() if lease.worker}
+    assert len(workers) == 2
+    node.leaves(FIRST)
+    assert {effect.worker for effect in node.decide() if isinstance(effect, KillWorker)} == workers
+    assert node.admission.resources.available_dict() == node.admission.resources.total_dict()
+    assert not node.admission.workers
+
+
+AdmissionModel.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestAdmissionModel = AdmissionModel.TestCase

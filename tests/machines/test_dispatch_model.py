@@ -1,0 +1,438 @@
+"""An owner's dispatcher against a node and workers that do everything in any order: each task runs, and once.
+
+The model keeps, in plain dictionaries, what the node was told and where each task is. The links to the node and to each
+worker keep their order; between links, anything may happen first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from types import SimpleNamespace
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from skate.core.dispatch import (
+    BUDGET,
+    LINGER,
+    MAX_IN_FLIGHT,
+    AskLeases,
+    Dispatcher,
+    GiveBack,
+    HeldLease,
+    PushTasks,
+    Queue,
+    Recall,
+)
+from skate.core.resources import ResourceSet
+from skate.core.tasks import DONE, Function, OwnedTask
+from skate.ids import NodeId, ProcessId, process_id, task_id_source
+
+OWNER = process_id(NodeId(b"node"), 1)
+#: seconds that calls of the model's functions take: far below, around and far above what a pipeline holds
+SECONDS = (0.00001, BUDGET / 3, BUDGET, 1.0)
+WORKERS = 3
+OPTIONS: Any = SimpleNamespace(max_retries=-1, name=None)
+
+
+class Worker:
+    """A worker process: it runs what was pushed, in order."""
+
+    def __init__(self, me: ProcessId) -> None:
+        self.me = me
+        self.to_come: deque[tuple[str, Any]] = deque()  # owner -> worker
+        self.sent: deque[tuple[str, Any]] = deque()  # worker -> owner
+        self.queue: deque[OwnedTask] = deque()
+        self.current: OwnedTask | None = None
+        self.lease: int | None = None
+        self.blocked = False
+
+    def take_in(self) -> None:
+        kind, content = self.to_come.popleft()
+        if kind == "push":
+            self.queue.extend(content)
+        else:
+            # What is first in the pipeline of a worker that runs nothing is as good as begun.
+            self.give_back(content, keep=0 if self.current else 1)
+
+    def give_back(self, lease: int, keep: int = 0) -> None:
+        self.sent.append(("returned", (lease, list(self.queue)[keep:])))
+        while len(self.queue) > keep:
+            self.queue.pop()
+
+
+class Owner:
+    """The dispatcher, the node as far as it matters here, and the workers."""
+
+    def __init__(self) -> None:
+        self.dispatcher = Dispatcher()
+        self.queues = [self.dispatcher.queue_of(ResourceSet({"CPU": 10_000 * n})) for n in (1, 2)]
+        self.functions = [Function(bytes([n]) * 16, f"f{n}", b"") for n in range(len(SECONDS))]
+        self.next_task_id = task_id_source(OWNER)
+        self.now = 0.0
+        self.serial = 10
+        self.tasks: dict[bytes, OwnedTask] = {}
+        self.runs: dict[bytes, int] = {}
+        self.workers = {worker.me: worker for worker in (self.new_worker() for _ in range(WORKERS))}
+        self.to_node: deque[AskLeases | GiveBack] = deque()
+        self.from_node: deque[tuple[Any, ...]] = deque()
+        #: what the node knows of our wishes
+        self.wanted = dict.fromkeys(self.queues, 0)
+        self.next_lease = 0
+
+    def new_worker(self) -> Worker:
+        self.serial += 1
+        return Worker(process_id(NodeId(b"node"), self.serial))
+
+    def act(self) -> None:
+        for effect in self.dispatcher.take_effects():
+            if isinstance(effect, PushTasks):
+                assert effect.tasks
+                assert effect.lease.id in self.dispatcher.leases
+                self.to_worker(effect.lease, "push", list(effect.tasks))
+            elif isinstance(effect, Recall):
+                self.to_worker(effect.lease, "recall", effect.lease.id)
+            else:
+                self.to_node.append(effect)
+        self.dispatcher.check()
+
+    def to_worker(self, lease: HeldLease, kind: str, content: Any) -> None:
+        worker = self.workers.get(lease.worker)
+        if worker is not None:  # else its death is not known here yet
+            assert worker.lease == lease.id
+            worker.to_come.append((kind, content))
+
+    # -- what happens
+
+    def submit(self, function: int, queue: Queue) -> OwnedTask:
+        task = OwnedTask(self.next_task_id(), self.functions[function], queue, OPTIONS, b"", None, (), [])
+        self.tasks[task.id] = task
+        self.runs[task.id] = 0
+        self.dispatcher.task_queued(task, self.now)
+        self.act()
+        return task
+
+    def node_hears(self) -> None:
+        effect = self.to_node.popleft()
+        if isinstance(effect, AskLeases):
+            self.wanted[effect.queue] = effect.wanted
+            return
+        assert isinstance(effect, GiveBack)
+        worker = self.workers.get(effect.lease.worker)
+        if worker is not None and worker.lease == effect.lease.id:
+            assert not worker.queue, "a lease goes back, and tasks wait in its worker"
+            assert worker.current is None, "a lease goes back, and its worker runs a task"
+            assert all(kind == "recall" for kind, _ in worker.to_come)
+            worker.to_come.clear()
+            worker.lease = None
+
+    def grant(self, queue: Queue) -> None:
+        worker = next(worker for worker in self.workers.values() if worker.lease is None)
+        self.wanted[queue] -= 1
+        self.next_lease += 1
+        worker.lease = self.next_lease
+        self.from_node.append(("granted", queue, self.next_lease, worker.me))
+
+    @property
+    def grantable(self) -> list[Queue]:
+        if all(worker.lease is not None for worker in self.workers.values()):
+            return []
+        return [queue for queue, wanted in self.wanted.items() if wanted > 0]
+
+    def owner_hears_node(self) -> None:
+        kind, *content = self.from_node.popleft()
+        if kind == "granted":
+            self.dispatcher.lease_granted(*content, self.now)
+        elif kind == "reclaim":
+            self.dispatcher.lease_reclaimed(*content)
+        else:
+            process, running = content
+            for lease in [lease for lease in self.dispatcher.leases.values() if lease.worker == process]:
+                for task in self.dispatcher.worker_lost(lease, running, self.now):
+                    self.dispatcher.task_queued(task, self.now)
+        self.act()
+
+    def owner_hears_worker(self, worker: Worker) -> None:
+        kind, content = worker.sent.popleft()
+        if kind == "done":
+            task, seconds = content
+            if task.lease is None or task.lease.worker != worker.me:
+                return  # it was given up
+            assert task.lease.worker == worker.me
+            self.dispatcher.task_done(task.lease, task, seconds, self.now)
+            assert task.state == DONE
+            del self.tasks[task.id]
+        else:
+            lease_id, tasks = content
+            lease = self.dispatcher.leases.get(lease_id)
+            if lease is not None:
+                self.dispatcher.tasks_returned(
+                    lease, [task for task in tasks if task.id in lease.in_flight], self.now
+                )
+        self.act()
+
+    def begin(self, worker: Worker) -> None:
+        task = worker.current = worker.queue.popleft()
+        self.runs[task.id] += 1
+        assert self.runs[task.id] == 1, f"{task} runs a second time"
+
+    def finish(self, worker: Worker) -> None:
+        task = worker.current
+        assert task is not None
+        worker.current = None
+        seconds = SECONDS[self.functions.index(task.function)]
+        self.now += seconds
+        worker.sent.append(("done", (task, seconds)))
+
+    def kill(self, worker: Worker) -> None:
+        """A worker dies. All that it had sent arrives before the news."""
+        running = b"" if worker.current is None else worker.current.id
+        while worker.sent:
+            self.owner_hears_worker(worker)
+        if worker.current is not None:
+            self.runs[worker.current.id] = 0  # it is tried again
+        del self.workers[worker.me]
+        self.from_node.append(("died", worker.me, running))
+        replacement = self.new_worker()
+        self.workers[replacement.me] = replacement
+
+    def tick(self) -> None:
+        """Time passes up to what the dispatcher said."""
+        due = self.dispatcher.next_tick()
+        if due is not None:
+            self.now = max(self.now, due) + 1e-9
+            self.dispatcher.tick(self.now)
+            self.act()
+            again = self.dispatcher.next_tick()
+            assert again is None or again > self.now, "it would be woken again and again"
+
+    # -- the end
+
+    def run_to_the_end(self) -> None:
+        """Everybody does what there is to do, until nothing is left."""
+        for _ in range(20 + 20 * len(self.tasks)):
+            for worker in list(self.workers.values()):
+                while worker.to_come:
+                    worker.take_in()
+                if worker.current is None and worker.queue:
+                    self.begin(worker)
+                if worker.current is not None:
+                    self.finish(worker)
+                while worker.sent:
+                    self.owner_hears_worker(worker)
+            while self.to_node:
+                self.node_hears()
+            while queues := self.grantable:
+                self.grant(queues[0])
+            while self.from_node:
+                self.owner_hears_node()
+            if not self.tasks and self.dispatcher.next_tick() is None:
+                return
+            self.tick()
+        raise AssertionError(f"these tasks never end: {list(self.tasks.values())}; leases: {self.dispatcher.leases}")
+
+
+class DispatchModel(RuleBasedStateMachine):
+    """Submitting, granting, reclaiming, recalling, returning, dying, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owner = Owner()
+
+    def worker(self, number: int) -> Worker:
+        return list(self.owner.workers.values())[number % WORKERS]
+
+    numbers = st.integers(0, WORKERS - 1)
+
+    @rule(
+        function=st.integers(0, len(SECONDS) - 1), queue=st.integers(0, 1), count=st.sampled_from([1, 1, 1, 3, 20])
+    )
+    def submit(self, function: int, queue: int, count: int) -> None:
+        for _ in range(count):
+            self.owner.submit(function, self.owner.queues[queue])
+
+    @precondition(lambda self: self.owner.to_node)
+    @rule()
+    def node_hears(self) -> None:
+        self.owner.node_hears()
+
+    @precondition(lambda self: self.owner.grantable)
+    @rule(pick=st.integers(0, 1))
+    def grant(self, pick: int) -> None:
+        queues = self.owner.grantable
+        self.owner.grant(queues[pick % len(queues)])
+
+    @precondition(lambda self: self.owner.from_node)
+    @rule()
+    def owner_hears_node(self) -> None:
+        self.owner.owner_hears_node()
+
+    @rule(number=numbers)
+    def worker_takes_in(self, number: int) -> None:
+        worker = self.worker(number)
+        if worker.to_come:
+            worker.take_in()
+
+    @rule(number=numbers, tasks=st.integers(1, 8))
+    def worker_runs(self, number: int, tasks: int) -> None:
+        worker = self.worker(number)
+        while worker.queue and tasks:
+            if worker.current is None:
+                self.owner.begin(worker)
+            self.owner.finish(worker)
+            tasks -= 1
+
+    @rule(number=numbers)
+    def worker_begins(self, number: int) -> None:
+        worker = self.worker(number)
+        if worker.current is None and worker.queue:
+            self.owner.begin(worker)
+
+    @rule(number=numbers)
+    def worker_finishes(self, number: int) -> None:
+        worker = self.worker(number)
+        if worker.current is not None:
+            self.owner.finish(worker)
+
+    @rule(number=numbers)
+    def worker_blocks(self, number: int) -> None:
+        """Its task waits for an object: what is behind it goes back unasked."""
+        worker = self.worker(number)
+        if worker.current is not None and worker.lease is not None:
+            worker.give_back(worker.lease)
+
+    @rule(number=numbers, messages=st.integers(1, 10))
+    def owner_hears_worker(self, number: int, messages: int) -> None:
+        worker = self.worker(number)
+        while worker.sent and messages:
+            self.owner.owner_hears_worker(worker)
+            messages -= 1
+
+    @rule(number=numbers)
+    def reclaim(self, number: int) -> None:
+        """Others wait for this lease; it may be news from the past."""
+        worker = self.worker(number)
+        self.owner.from_node.append(("reclaim", worker.lease or 1))
+
+    @rule(number=numbers)
+    def worker_dies(self, number: int) -> None:
+        self.owner.kill(self.worker(number))
+
+    @rule()
+    def tick(self) -> None:
+        self.owner.tick()
+
+    @rule(seconds=st.sampled_from([0.0001, BUDGET, LINGER, 1.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.owner.now += seconds
+        self.owner.dispatcher.tick(self.owner.now)
+        self.owner.act()
+
+    @invariant()
+    def nothing_waits_beside_an_idle_lease(self) -> None:
+        dispatcher = self.owner.dispatcher
+        dispatcher.check()
+        for queue in self.owner.queues:
+            assert not (queue.tasks and any(not lease.in_flight for lease in queue.leases))
+        places = [task.id for queue in self.owner.queues for task in queue.tasks]
+        places += [task_id for lease in dispatcher.leases.values() for task_id in lease.in_flight]
+        assert sorted(places) == sorted(self.owner.tasks)
+        assert all(len(lease.in_flight) <= MAX_IN_FLIGHT for lease in dispatcher.leases.values())
+
+    def teardown(self) -> None:
+        owner = self.owner
+        owner.run_to_the_end()
+        assert all(runs == 1 for runs in owner.runs.values())
+        assert not owner.dispatcher.leases
+        while owner.to_node:
+            owner.node_hears()
+        for queue in owner.queues:
+            assert queue.told == 0, "nothing waits, and the dispatcher thinks that the node was asked"
+            assert owner.wanted[queue] == 0, "nothing waits, and the node goes on granting"
+        assert all(worker.lease is None for worker in owner.workers.values())
+
+
+# -------------------------------------------------------------------------------------------------- by example
+
+
+def busy_owner(seconds: float, tasks: int) -> tuple[Owner, HeldLease]:
+    """An owner with one lease, whose function is known to take `seconds`, and `tasks` tasks of it pushed."""
+    owner = Owner()
+    queue = owner.queues[0]
+    owner.submit(0, queue)
+    lease = owner.dispatcher.lease_granted(queue, 1, ProcessId(b"unknown."), 0.0)
+    owner.dispatcher.task_done(lease, next(iter(lease.in_flight.values())), seconds, 0.0)
+    for _ in range(tasks):
+        owner.submit(0, queue)
+    owner.dispatcher.take_effects()
+    return owner, lease
+
+
+def test_short_tasks_share_a_pipeline_and_long_ones_travel_alone() -> None:
+    _, lease = busy_owner(BUDGET / 10, 20)
+    assert 5 <= len(lease.in_flight) <= 10
+    _, lease = busy_owner(BUDGET * 2, 20)
+    assert len(lease.in_flight) == 1
+
+
+def test_what_waits_behind_a_task_that_overruns_is_recalled_when_next_tick_says() -> None:
+    owner, lease = busy_owner(BUDGET / 10, 5)
+    assert len(lease.in_flight) == 5
+    due = owner.dispatcher.next_tick()
+    assert due is not None
+    assert due <= 3 * BUDGET
+    owner.dispatcher.tick(due - BUDGET / 100)
+    assert not owner.dispatcher.take_effects()
+    owner.dispatcher.tick(due)
+    assert owner.dispatcher.take_effects() == [Recall(lease)]
+    owner.dispatcher.tick(due + 1)
+    assert not owner.dispatcher.take_effects(), "asked once, it is not asked again"
+
+
+def test_a_task_that_was_given_back_goes_to_an_idle_lease() -> None:
+    owner, lease = busy_owner(BUDGET / 10, 3)
+    head, *rest = lease.in_flight.values()
+    owner.dispatcher.tasks_returned(lease, rest, 1.0)
+    other = owner.dispatcher.lease_granted(owner.queues[0], 2, ProcessId(b"another."), 1.0)
+    assert list(lease.in_flight.values()) == [head]
+    assert list(other.in_flight.values()) == rest
+    owner.dispatcher.check()
+
+
+def test_an_idle_lease_goes_back_after_a_while_and_a_reclaimed_one_at_once() -> None:
+    owner, lease = busy_owner(BUDGET / 10, 0)
+    assert owner.dispatcher.next_tick() == LINGER
+    owner.dispatcher.tick(LINGER)
+    assert owner.dispatcher.take_effects() == [GiveBack(lease)]
+    owner, lease = busy_owner(BUDGET / 10, 0)
+    owner.dispatcher.lease_reclaimed(lease.id)
+    assert owner.dispatcher.take_effects() == [GiveBack(lease)]
+
+
+def test_tasks_that_were_in_flight_when_a_worker_died_travel_alone() -> None:
+    owner, lease = busy_owner(BUDGET / 10, 4)
+    first, second, *unbegun = lease.in_flight.values()
+    begun = owner.dispatcher.worker_lost(lease, second.id, 1.0)
+    assert begun == [first, second]
+    assert list(owner.queues[0].tasks) == unbegun
+    for task in begun:
+        owner.dispatcher.task_queued(task, 1.0)
+    other = owner.dispatcher.lease_granted(owner.queues[0], 2, ProcessId(b"another."), 1.0)
+    assert len(other.in_flight) == 1
+    owner.dispatcher.check()
+
+
+def test_tasks_end_where_no_worker_can_be_started() -> None:
+    owner = Owner()
+    tasks = [owner.submit(0, owner.queues[0]) for _ in range(3)]
+    assert owner.dispatcher.leases_failed(owner.queues[0]) == tasks
+    owner.dispatcher.check()
+    assert not owner.queues[0].told
+    again = owner.submit(0, owner.queues[0])
+    assert owner.to_node[-1] == AskLeases(owner.queues[0], 1), "whoever comes later asks again"
+    assert list(owner.queues[0].tasks) == [again]
+
+
+DispatchModel.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestDispatchModel = DispatchModel.TestCase
