@@ -65,6 +65,8 @@ class Node:
         self.retiring: set[ProcessId] = set()
         self.warned: list[tuple[ProcessId, int]] = []
         self.failed: list[tuple[ProcessId, int]] = []
+        #: those of whom admission has yet to say so
+        self.failing: list[tuple[ProcessId, int]] = []
 
     # -- effects
 
@@ -87,7 +89,7 @@ class Node:
         assert lease.worker.id not in self.retiring
         assert self.workers[lease.worker.id] == lease.request.environment
         assert lease.worker.id not in {other.worker.id for other in self.granted.values() if other.worker}
-        self.wanted[key] -= 1
+        self.wanted[key] = max(0, self.wanted[key] - 1)  # 0: it had changed its mind while the worker started
         self.granted[lease.id] = lease
 
     def do_Reclaim(self, effect: Reclaim) -> None:
@@ -115,7 +117,7 @@ class Node:
     def do_FailRequest(self, effect: FailRequest) -> None:
         key = (effect.request.owner, effect.request.class_id)
         self.failed.append(key)
-        self.forget(key)
+        self.failing.remove(key)
 
     # -- events
 
@@ -145,6 +147,13 @@ class Node:
         self.workers[worker] = environment
         self.admission.worker_ready(worker, environment, self.now)
         return worker
+
+    def start_fails(self, environment: Any) -> None:
+        self.starting.remove(environment)
+        self.admission.worker_start_failed(environment)
+        for key in [key for key in self.wanted if key not in self.admission.requests]:
+            self.failing.append(key)
+            self.forget(key)
 
     def give_back(self, lease_id: int) -> None:
         self.drop(lease_id)
@@ -242,8 +251,7 @@ class AdmissionModel(RuleBasedStateMachine):
     def worker_start_failed(self, pick: int) -> None:
         node = self.node
         if node.starting:
-            environment = node.starting.pop(pick % len(node.starting))
-            node.admission.worker_start_failed(environment)
+            node.start_fails(node.starting[pick % len(node.starting)])
 
     @rule(pick=picks)
     def lease_returned(self, pick: int) -> None:
@@ -476,8 +484,7 @@ def test_workers_that_never_start_end_in_an_error() -> None:
     for _ in range(START_ATTEMPTS * 3):
         failed += [effect.request.owner for effect in node.decide() if isinstance(effect, FailRequest)]
         if None in node.starting:
-            node.starting.remove(None)
-            node.admission.worker_start_failed(None)
+            node.start_fails(None)
         elif node.starting:
             node.ready(node.starting[0])
     assert failed == [FIRST], "and those of other environments, and what could not start anyway, are not concerned"
@@ -491,8 +498,7 @@ def test_a_worker_that_starts_makes_the_failures_before_it_forgotten() -> None:
     for _ in range(5):
         for _ in range(START_ATTEMPTS - 1):
             node.decide()
-            node.starting.remove(None)
-            node.admission.worker_start_failed(None)
+            node.start_fails(None)
         node.decide()
         node.ready(None)
     assert not node.failed

@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import skate
 from api.rendezvous import Gate, eventually
 from skate.api.session import require_runtime
+
+from .drivers import lives
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("cpu1")]
 
@@ -115,7 +118,7 @@ def test_many_that_wait_for_the_same_late_task(gate: Gate) -> None:
     gate.open()
     spans = sorted(span for _, *span in skate.get(waiting, timeout=30))
     assert len(spans) == 20
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 def test_a_blocked_worker_that_is_killed_gives_back_what_it_has_lent(gate: Gate, tmp_path: Path) -> None:
@@ -150,22 +153,9 @@ def test_tasks_whose_parent_died_are_ended(gate: Gate, tmp_path: Path) -> None:
     @skate.remote(max_retries=0)
     def parent(path: Path, gate: Gate) -> None:
         ref = child.remote(path, gate)
-        eventually(path.exists)
-        del ref
-        os._exit(3)
-
-    @skate.remote(max_retries=0)
-    def waiting_parent(path: Path, gate: Gate) -> None:
-        ref = child.remote(path, gate)
         threading.Thread(target=lambda: (eventually(path.exists), os._exit(3))).start()
         skate.get(ref)
 
     with pytest.raises(skate.exceptions.WorkerCrashedError, match="3"):
-        skate.get(waiting_parent.remote(tmp_path / "pid", gate), timeout=20)
-    eventually(lambda: not psutil_lives(tmp_path / "pid"))
-
-
-def psutil_lives(path: Path) -> bool:
-    from .drivers import lives
-
-    return lives(int(path.read_text()))
+        skate.get(parent.remote(tmp_path / "pid", gate), timeout=20)
+    eventually(lambda: not lives(int((tmp_path / "pid").read_text())))

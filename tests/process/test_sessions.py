@@ -240,7 +240,7 @@ class TestManySessions:
 
     def test_memory_does_not_grow(self) -> None:
         me = psutil.Process()
-        for i in range(12):
+        for i in range(9):
             skate.init(num_cpus=1)
             skate.get([one.remote(i) for i in range(200)])
             array = skate.get(skate.put(np.ones(1 << 20)))
@@ -340,7 +340,7 @@ class TestThreads:
             thread.join(10)
         assert heard == ["held"] * 4
 
-    def test_a_computing_driver_answers_its_tasks(self, skate_start) -> None:
+    def test_a_computing_driver_answers_its_tasks(self, skate_start, tmp_path: Path) -> None:
         """A task gets a value that the driver owns, while the driver's only thread computes and never calls skate."""
 
         @skate.remote
@@ -348,9 +348,7 @@ class TestThreads:
             path.write_text(str(skate.get(refs[0])))
 
         skate_start()
-        import tempfile
-
-        path = Path(tempfile.mkdtemp()) / "answer"
+        path = tmp_path / "answer"
         ref = read.remote([one.remote(42)], path)
         deadline = time.monotonic() + 10
         while not path.exists() and time.monotonic() < deadline:

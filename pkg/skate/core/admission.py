@@ -169,7 +169,7 @@ class Admission:
     def leases_requested(
         self, owner: ProcessId, class_id: int, demand: ResourceSet, depth: int, wanted: int, environment: Hashable
     ) -> None:
-        """How many leases of the class the owner could use now, beyond those it was granted."""
+        """How many leases of the class the owner could use now, beyond those that it knows of."""
         key = (owner, class_id)
         request = self.requests.get(key)
         if request is None:
@@ -181,7 +181,8 @@ class Admission:
         if wanted and not request.wanted:
             self._turn += 1
             request.turn = self._turn
-        request.wanted = max(0, wanted)
+        reserved = sum(1 for lease in self._waiting.get(environment, ()) if lease.request is request)
+        request.wanted = max(0, wanted - reserved)
 
     def lease_returned(self, lease_id: int, now: float) -> None:
         lease = self.leases.get(lease_id)

@@ -183,6 +183,9 @@ class Dispatcher:
     def leases_failed(self, queue: Queue) -> list[OwnedTask]:
         """No worker for the queue can be started: gives the tasks that waited for one."""
         queue.told = 0
+        if queue.leases:
+            self._ask(queue)
+            return []  # what it has goes on, with the workers that there are
         tasks = list(queue.tasks)
         queue.tasks.clear()
         return tasks
@@ -221,7 +224,7 @@ class Dispatcher:
         """Time has passed: recalls what waits behind a task that overruns, gives back idle leases."""
         for lease in list(self.leases.values()):
             if not lease.in_flight:
-                if now - lease.idle_since >= LINGER:
+                if now >= lease.idle_since + LINGER:
                     self._give_back(lease)
             elif len(lease.in_flight) > 1 and not lease.recalling and now >= self._overrun_at(lease):
                 lease.recalling = lease.stalled = True

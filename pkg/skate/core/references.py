@@ -141,11 +141,11 @@ class References:
         held it already; an object id, it holds it through that object, which it holds.
         """
         if contents:
-            entry.contents = self._hold_contents(contents)
+            entry.contents = self.hold_contents(contents)
         if entry.abandoned:
             self._free_if_unused(entry)
 
-    def _hold_contents(self, contents: Iterable[tuple[bytes, bytes | None]]) -> list[ObjectEntry]:
+    def hold_contents(self, contents: Iterable[tuple[bytes, bytes | None]]) -> list[ObjectEntry]:
         held = []
         for object_id, via in contents:
             inner = self.borrowed(object_id)

@@ -125,7 +125,7 @@ class ReadObject(NamedTuple):
 
 
 class DeleteFile(NamedTuple):
-    """Effect: remove the file, after all earlier reads."""
+    """Effect: remove the file. No read of it is left."""
 
     file: int
 

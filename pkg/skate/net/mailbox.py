@@ -127,6 +127,10 @@ class Mailbox:
         link = self._links[to] = Link(to, socket)
         return link
 
+    def has_inbox(self, peer: ProcessId) -> bool:
+        """Whether the peer's inbox is there: it is from before anyone hears of the peer until its death is dealt with."""
+        return os.path.exists(f"{self._folder}/{peer.hex()}")
+
     def forget(self, peer: ProcessId) -> None:
         """The peer is gone: what waits for it is dropped."""
         link = self._links.pop(peer, None)

@@ -1,6 +1,6 @@
-"""The node manager's part in spilling: between the machine that decides, the thread that writes, and the inbox.
+"""The node manager's part in spilling: between the machine that decides, the threads that write, and the inbox.
 
-State: core.spilling's machine, store.spill's thread. `step` is called in each round of the node manager's loop.
+State: core.spilling's machine, store.spill's threads. `step` is called in each round of the node manager's loop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from skate.ids import ObjectId, ProcessId
 from skate.net.mailbox import Mailbox
 from skate.store.local import LocalStore
 from skate.store.report import report
-from skate.store.spill import SpillThread, WriteEnded
+from skate.store.spill import SpillThreads, WriteEnded
 from skate.wire import messages as m
 from skate.wire.messages import encode
 
@@ -48,18 +48,18 @@ class Spiller:
         self._store = store
         batch = max(1, min(BATCH_BYTES, store.usage()["capacity"] // BATCH_SHARE))
         self.machine = Spilling(max_bytes=max_bytes, batch_bytes=batch)
-        self._thread = SpillThread(folder, arena)
+        self._threads = SpillThreads(folder, arena)
         self._mailbox: Mailbox | None = None
         self._warn: Callable[[str], None] | None = None
 
     def join(self, mailbox: Mailbox, warn: Callable[[str], None]) -> None:
-        """Results of the thread wake the mailbox's reader; answers leave through it.
+        """Results of the threads wake the mailbox's reader; answers leave through it.
 
         `warn` is called once at most, when the store is nearly full and cannot spill.
         """
         self._mailbox = mailbox
         self._warn = warn
-        mailbox.watch(self._thread.fd, self._ended)
+        mailbox.watch(self._threads.fd, self._ended)
 
     # ------------------------------------------------------------------------------------------------- messages
 
@@ -79,7 +79,7 @@ class Spiller:
         self.machine.owners_left(living)
 
     def _ended(self) -> None:
-        for ended in self._thread.results():
+        for ended in self._threads.results():
             if type(ended) is WriteEnded:
                 self.machine.write_ended(ended.evicted, ended.size, ended.trouble)
             else:
@@ -113,16 +113,14 @@ class Spiller:
         )
 
     def _carry_out(self, effect: Effect) -> None:
-        if type(effect) is Answer:
+        if isinstance(effect, Answer):
             self._answer(effect.process, effect.token, effect.value)
-        elif type(effect) is LookFor:
+        elif isinstance(effect, LookFor):
             word = THERE if self._store.contains(effect.object) else GONE
             self._answer(effect.process, effect.token, (word,))
-        elif type(effect) is DeleteObject:
+        elif isinstance(effect, DeleteObject):
             self._store.delete(effect.object)
-        elif not isinstance(effect, WarnNearlyFull):
-            self._thread.submit(effect)
-        else:
+        elif isinstance(effect, WarnNearlyFull):
             assert self._warn is not None
             summary = report(self._store.usage(), self.machine.stats(), self._store.objects())
             self._warn(
@@ -130,6 +128,8 @@ class Spiller:
                 "lasts. Drop refs and arrays you are done with, or init() with a larger object_store_memory.\n"
                 f"{summary}"
             )
+        else:
+            self._threads.submit(effect)
 
     def _answer(self, to: ProcessId, token: int, value: tuple[Any, ...]) -> None:
         assert self._mailbox is not None
@@ -146,7 +146,7 @@ class Spiller:
         ]
 
     def close(self) -> None:
-        """Ends the thread; blocks for as long as it takes to write a few megabytes."""
+        """Ends the threads; blocks for as long as it takes to write a few megabytes."""
         if self._mailbox is not None:
-            self._mailbox.unwatch(self._thread.fd)
-        self._thread.close()
+            self._mailbox.unwatch(self._threads.fd)
+        self._threads.close()

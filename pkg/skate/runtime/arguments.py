@@ -2,7 +2,7 @@
 
 A ref that is an argument itself is replaced by its value before the task runs: an ArgRef stands for it in the packed
 arguments, and the value travels beside them once it is there. Refs inside containers and objects stay refs. An argument
-that is large is put into the store, as if the program had called `put`; once, if many calls get it (large_arguments).
+that is large is put into the store, as if the program had called `put`; once, if many calls get it (see large_arguments).
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def pack_arguments(objects: Objects, name: str, args: tuple[Any, ...], kwargs: d
         arguments = {f"args[{i}]": value for i, value in enumerate(args)} | kwargs
         raise arguments_error(arguments, name, error) from error
     nested = [ref.entry for ref in packed.refs]
-    return to_bytes(packed), list(stand_ins.entries) or None, nested, stand_ins.made
+    # A ref inside may have been made by the pickling itself, and nobody else holds it.
+    return to_bytes(packed), list(stand_ins.entries) or None, nested, [*stand_ins.made, *packed.refs]
 
 
 def unpack_arguments(packed: bytes, values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

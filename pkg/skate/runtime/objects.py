@@ -252,7 +252,8 @@ class Objects:
         try:
             value = self.value(ref.entry, block)
         except NotHere:  # this may be the thread that reads the answer: another one waits for it
-            threading.Thread(target=self._resolve, args=(future, ref, True), name="skate-restore", daemon=True).start()
+            again = (future, ref, True)
+            threading.Thread(target=self._resolve, args=again, name="skate-restore", daemon=True).start()
         except BaseException as error:
             future.set_exception(error)
         else:
@@ -317,7 +318,11 @@ class Objects:
         for entry in pending:
             if not entry.owned and not entry.asked:
                 entry.asked = True
-                self._runtime.post(owner_of(entry.id), m.AskObject(ObjectId(entry.id)))
+                owner = owner_of(entry.id)
+                if self._references.has_died(owner) or not self._runtime.mailbox.has_inbox(owner):
+                    self.settle(entry, FAILED, pack_error(OwnerDiedError(entry.id, owner)))
+                else:
+                    self._runtime.post(owner, m.AskObject(ObjectId(entry.id)))
 
     def _asked(self, borrower: ProcessId, identifier: ObjectId) -> None:
         entry = self._references.entries.get(identifier)

@@ -216,12 +216,13 @@ class Runtime:
         try:
             return self.ask(lambda token: m.StateQuery(token, what), timeout)
         except TimeoutError:
-            raise TimeoutError(f"the node manager did not answer the question for {what!r} within {timeout} s") from None
+            text = f"the node manager did not answer the question for {what!r} within {timeout} s"
+            raise TimeoutError(text) from None
 
     def ask(self, question: Callable[[int], Any], timeout: float | None = None) -> Any:
-        """Sends the node manager `question(token)` and blocks until it answers that token, or is gone. Not under the lock.
+        """Sends the node manager `question(token)` and blocks until it answers that token, or is gone.
 
-        TimeoutError after `timeout` seconds.
+        TimeoutError after `timeout` seconds. Not under the lock, nor by the thread that reads the inbox.
         """
         waiter = refs.Waiter()
         waiter.missing = 1

@@ -170,7 +170,9 @@ class Submission:
 
     def _discard(self, task_id: bytes, values: Any) -> None:
         """An answer that comes too late: the task was tried again elsewhere, or given up."""
-        for index, (state, _, _) in enumerate(values):
+        for index, (state, _, contents) in enumerate(values):
+            if contents:  # they were registered in our name
+                self._references.unpin(self._references.hold_contents(contents))
             if state == STORED and task_id not in self.tasks:
                 self._runtime.free(object_id(TaskId(task_id), index))
 

@@ -1,12 +1,12 @@
-"""The files of spilled objects, and the thread that writes and reads them.
+"""The files of spilled objects, and the threads that write, read and remove them.
 
-State: the folder, a queue of jobs for the thread, the results that nobody has fetched. The thread belongs to the node
+State: the folder, a queue of jobs for each thread, the results that nobody has fetched. The threads belong to the node
 manager, which goes on serving meanwhile; what is to be written and read is decided by core.spilling. Results are
-fetched when `fd` is readable.
+fetched when `fd` is readable. Removing a large file takes tens of milliseconds, so nobody waits behind that.
 
 An object leaves the store in four steps: pin it, write it, evict it if ours is the only pin, unpin it. Whoever looks
-for it in between finds it in the store; from the eviction on it is on disk. Whoever reads a file by himself (`read_file`)
-may find it gone: then the object is back in the store, or freed.
+for it in between finds it in the store; from the eviction on it is on disk. Whoever reads a file by himself
+(`read_file`) may find it gone: then the object is back in the store, or freed.
 """
 
 from __future__ import annotations
@@ -78,24 +78,33 @@ def _read(fd: int, room: memoryview, offset: int, go_on: threading.Event | None 
         at += count
 
 
-class SpillThread:
-    """Does the jobs one after the other."""
+class SpillThreads:
+    """Does the jobs, one after the other but for removals."""
 
     def __init__(self, folder: str, arena: Arena) -> None:
         self._folder = folder
         self._arena = arena
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[WriteObjects | ReadObject | None] = SimpleQueue()
+        #: files whose last object is gone: no read of them is left either
+        self._removals: SimpleQueue[DeleteFile | None] = SimpleQueue()
         self._results: deque[WriteEnded | ReadEnded] = deque()
         self._go_on = threading.Event()
         self._go_on.set()
         #: readable when there are results
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="skate-spill", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name="skate-spill", daemon=True),
+            threading.Thread(target=self._remove, name="skate-spill-remove", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, job: Job) -> None:
         """Queues a job. Does not block."""
-        self._jobs.put(job)
+        if type(job) is DeleteFile:
+            self._removals.put(job)
+        else:
+            self._jobs.put(job)  # type: ignore[arg-type]
 
     def results(self) -> list[WriteEnded | ReadEnded]:
         """What has ended since the last call."""
@@ -109,10 +118,12 @@ class SpillThread:
         return ended
 
     def close(self) -> None:
-        """Ends the thread, in the middle of a job if need be. Blocks for one chunk at most."""
+        """Ends the threads, in the middle of a job if need be. Blocks for one chunk, or one removal."""
         self._go_on.clear()
         self._jobs.put(None)
-        self._thread.join()
+        self._removals.put(None)
+        for thread in self._threads:
+            thread.join()
         os.close(self.fd)
 
     def _run(self) -> None:
@@ -120,20 +131,20 @@ class SpillThread:
             job = self._jobs.get()
             if job is None or not self._go_on.is_set():
                 return
-            if type(job) is WriteObjects:
+            if isinstance(job, WriteObjects):
                 self._report(self._write_all(job))
-            elif type(job) is ReadObject:
-                self._report(ReadEnded(job.span.object, self._bring_back(job)))
             else:
-                self._delete(path_of(self._folder, job.file))
+                self._report(ReadEnded(job.span.object, self._bring_back(job)))
 
-    def _delete(self, path: str) -> None:
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass  # it could not be made, or somebody has cleared the folder
-        except OSError:
-            log.exception("%s cannot be removed", path)
+    def _remove(self) -> None:
+        while (job := self._removals.get()) is not None and self._go_on.is_set():
+            path = path_of(self._folder, job.file)
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                continue  # it could not be made, or somebody has cleared the folder
+            except OSError:
+                log.exception("%s cannot be removed", path)
 
     def _report(self, ended: WriteEnded | ReadEnded) -> None:
         self._results.append(ended)

@@ -107,12 +107,22 @@ class Executor:
             self._runtime.finish(arrival)
 
     def _recalled(self, owner: ProcessId, lease_id: int) -> None:
-        self._give_back(owner, lease_id)
+        # Where nothing runs, the first was pushed a moment ago and begins now: given back, it would go in circles.
+        self._give_back(owner, lease_id, keep=0 if self.current is not None else 1)
 
-    def _give_back(self, owner: ProcessId, lease_id: int) -> None:
-        """Returns the tasks that have not begun. Under the lock."""
-        unbegun = [item.task for item in self._queue if type(item) is Pushed]
-        self._queue = deque(item for item in self._queue if type(item) is not Pushed)
+    def _give_back(self, owner: ProcessId, lease_id: int, keep: int = 0) -> None:
+        """Returns the owner's tasks that have not begun, but for the first `keep` of them. Under the lock."""
+        unbegun = []
+        stays: deque[Pushed | Lease] = deque()
+        for item in self._queue:
+            if type(item) is not Pushed or item.owner != owner:
+                stays.append(item)
+            elif keep:
+                keep -= 1
+                stays.append(item)
+            else:
+                unbegun.append(item.task)
+        self._queue = stays
         self._runtime.post(owner, m.TasksReturned(lease_id, unbegun))
 
     def _resumed(self, _: ProcessId, lease_id: int) -> None:
@@ -173,6 +183,7 @@ class Executor:
                 answer = [(FAILED, error, None)] * max(1, pushed.returns)
             values = None
             kept = [item for guard in guards for item in runtime.references.end_guard(guard)] or None
+            runtime.act(now)  # who else holds the refs inside must be known before the answer is
             runtime.post(pushed.owner, m.TaskDone(pushed.task, elapsed, answer, kept))
             self._marker[:16] = NO_TASK
             self.current = None
@@ -265,7 +276,9 @@ class Executor:
             for index, value in enumerate(results):
                 if inspect.iscoroutine(value):
                     value.close()
-                    raise SerializationError(f"{name}() returned a coroutine: await it inside the task, say with asyncio.run")
+                    raise SerializationError(
+                        f"{name}() returned a coroutine: await it inside the task, say with asyncio.run"
+                    )
                 serialized = serialize(value, f"the result of {name}()", "result")
                 identifier = object_id(pushed.task, index)
                 state, stored = self._runtime.objects.keep(identifier, serialized, pushed.attempt > 0)

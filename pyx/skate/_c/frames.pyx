@@ -40,10 +40,27 @@ class FrameError(ValueError):
     """The bytes are no frame of this protocol, or the values do not fit the schema."""
 
 
+cdef str _shown(object value):
+    """The value as an error shows it."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:
+        return f"a {type(value).__name__} that has no repr"
+
+
 # ---------------------------------------------------------------------------------------------- sizes
 
+cdef Py_ssize_t _str_size(object value) except -1:
+    cdef Py_ssize_t length
+    try:
+        PyUnicode_AsUTF8AndSize(value, &length)
+    except UnicodeEncodeError as error:
+        raise FrameError(f"text that is no Unicode cannot travel: {error}") from None
+    return length
+
+
 cdef Py_ssize_t _any_size(object value, int depth) except -1:
-    cdef Py_ssize_t size, length
+    cdef Py_ssize_t size
     if depth > MAX_DEPTH:
         raise FrameError(f"a value nests deeper than {MAX_DEPTH} levels")
     if value is None or value is True or value is False:
@@ -54,8 +71,7 @@ cdef Py_ssize_t _any_size(object value, int depth) except -1:
     if kind is bytes:
         return 5 + PyBytes_GET_SIZE(value)
     if kind is str:
-        PyUnicode_AsUTF8AndSize(value, &length)
-        return 5 + length
+        return 5 + _str_size(value)
     if kind is list or kind is tuple:
         size = 5
         for item in value:
@@ -66,12 +82,12 @@ cdef Py_ssize_t _any_size(object value, int depth) except -1:
         for key, item in (<dict>value).items():
             size += _any_size(key, depth + 1) + _any_size(item, depth + 1)
         return size
-    raise FrameError(f"cannot put a {kind.__name__} into a message: {value!r:.80}")
+    raise FrameError(f"cannot put a {kind.__name__} into a message: {_shown(value)}")
 
 
 cdef Py_ssize_t _fixed(object value, Py_ssize_t size) except -1:
     if type(value) is not bytes or PyBytes_GET_SIZE(value) != size:
-        raise FrameError(f"expected an id of {size} bytes, got {value!r:.80}")
+        raise FrameError(f"expected an id of {size} bytes, got {_shown(value)}")
     return size
 
 
@@ -79,7 +95,7 @@ cdef Py_ssize_t _field_size(char kind, object value) except -1:
     cdef Py_ssize_t length
     if kind == c"B":
         if type(value) is not bytes:
-            raise FrameError(f"expected bytes, got {value!r:.80}")
+            raise FrameError(f"expected bytes, got {_shown(value)}")
         length = PyBytes_GET_SIZE(value)
         if length > MAX_LENGTH:
             raise FrameError(f"{length} bytes are too long for one field of a message (2 GiB at most)")
@@ -90,15 +106,22 @@ cdef Py_ssize_t _field_size(char kind, object value) except -1:
         return _fixed(value, 20)
     if kind == c"P":
         return _fixed(value, 8)
-    if kind == c"I" or kind == c"D":
+    if kind == c"I":
+        if not isinstance(value, int):
+            raise FrameError(f"expected int, got {_shown(value)}")
+        return 8
+    if kind == c"D":
+        if not isinstance(value, float) and type(value) is not int:
+            raise FrameError(f"expected float, got {_shown(value)}")
         return 8
     if kind == c"?":
+        if value is not True and value is not False:
+            raise FrameError(f"expected bool, got {_shown(value)}")
         return 1
     if kind == c"S":
         if type(value) is not str:
-            raise FrameError(f"expected str, got {value!r:.80}")
-        PyUnicode_AsUTF8AndSize(value, &length)
-        return 4 + length
+            raise FrameError(f"expected str, got {_shown(value)}")
+        return 4 + _str_size(value)
     if kind == c"X":
         return _any_size(value, 0)
     raise FrameError(f"a schema has no letter {chr(kind)!r}")
@@ -132,12 +155,17 @@ cdef unsigned char* _write_int(unsigned char* out, object value) except NULL:
     try:
         number = value
     except OverflowError:
-        raise FrameError(f"{value} does not fit into 64 bits") from None
+        raise FrameError(f"an int of {value.bit_length()} bits does not fit into 64") from None
     return _put(out, &number, 8)
 
 
-cdef unsigned char* _write_float(unsigned char* out, double value) except NULL:
-    return _put(out, &value, 8)
+cdef unsigned char* _write_float(unsigned char* out, object value) except NULL:
+    cdef double number
+    try:
+        number = value
+    except OverflowError:
+        raise FrameError(f"an int of {value.bit_length()} bits does not fit into a float") from None
+    return _put(out, &number, 8)
 
 
 cdef unsigned char* _write_any(unsigned char* out, object value) except NULL:
@@ -197,12 +225,12 @@ cdef unsigned char* _write_field(unsigned char* out, char kind, object value) ex
     return _write_any(out, value)
 
 
-def encode(int code, bytes schema, fields):
+def encode(int code, bytes schema not None, fields):
     """One record as bytes. FrameError where the fields do not fit the schema. Does not block."""
     cdef Py_ssize_t count = PyBytes_GET_SIZE(schema), size = 0, i
     cdef const char* kinds = PyBytes_AS_STRING(schema)
     if not isinstance(fields, tuple) or len(<tuple>fields) != count:
-        raise FrameError(f"message {code} has {count} fields, got {fields!r:.80}")
+        raise FrameError(f"message {code} has {count} fields, got {_shown(fields)}")
     if not 0 < code < 256:
         raise FrameError(f"a message code is 1 to 255, not {code}")
     for i in range(count):
@@ -218,7 +246,7 @@ def encode(int code, bytes schema, fields):
     return record
 
 
-def frame(list records):
+def frame(list records not None):
     """The frame that carries these records (of `encode`), in order."""
     return _HEADER + b"".join(records)
 
@@ -340,7 +368,7 @@ cdef object _read_field(Reader* reader, char kind):
     return _read_any(reader, 0)
 
 
-def decode(bytes data, list schemas):
+def decode(bytes data not None, list schemas not None):
     """The records of a frame as [(code, fields), ...].
 
     `schemas[code]` is the schema of a code, or None. FrameError for anything that is no whole frame of known
