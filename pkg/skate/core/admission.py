@@ -110,6 +110,11 @@ class LeaseRequest:
         self.passed = 0
 
 
+def _turn(request: LeaseRequest) -> tuple[int, int]:
+    """Deeper requests first, then whoever waited longest for a turn."""
+    return -request.depth, request.turn
+
+
 class NodeLease:
     """Resources and a worker, given to an owner."""
 
@@ -241,6 +246,11 @@ class Admission:
         """An owner is gone: its requests end, and workers that run its tasks are of no use any more."""
         for key in [key for key in self.requests if key[0] == process]:
             del self.requests[key]
+        self._effects = [
+            effect
+            for effect in self._effects
+            if not isinstance(effect, WarnInfeasible) or effect.request.owner != process
+        ]
         for lease in [lease for lease in self.leases.values() if lease.request.owner == process]:
             worker = lease.worker
             self._end(lease)
@@ -258,6 +268,8 @@ class Admission:
             self._grant()
         self._match_workers()
         self._start_workers()
+        if not self._resuming:
+            self._reclaim()
         effects, self._effects = self._effects, []
         return effects
 
@@ -308,8 +320,7 @@ class Admission:
         #: names of resources that are kept for a request that was passed over too often
         kept: set[str] = set()
         blocked = {lease.worker.id for lease in self.leases.values() if lease.blocked and lease.worker is not None}
-        order = sorted(open_requests, key=lambda request: (-request.depth, request.turn))
-        queue = deque(order)
+        queue = deque(sorted(open_requests, key=_turn))
         while queue:
             request = queue.popleft()
             if request.demand in short:
@@ -337,16 +348,16 @@ class Admission:
                 # equals take turns: behind the others of the same depth
                 at = next((i for i, other in enumerate(queue) if other.depth < request.depth), len(queue))
                 queue.insert(at, request)
-        self._reclaim([request for request in order if request.wanted])
 
     def _lacking(self, demand: ResourceSet) -> set[str]:
         """Names of what is too little for `demand`; only GPUs can be too little where there seem to be enough."""
         free = self.resources.available_dict()
         return {name for name, amount in demand.to_dict().items() if free.get(name, 0.0) < amount} or {"GPU"}
 
-    def _reclaim(self, unmet: list[LeaseRequest]) -> None:
-        """Asks for as many leases of others as there are requests that must wait."""
-        for request in unmet:
+    def _reclaim(self) -> None:
+        """Asks for as many leases of others as there are requests that must wait; also for those granted just now."""
+        unmet = [request for request in self.requests.values() if request.wanted and request.feasible]
+        for request in sorted(unmet, key=_turn):
             open_reclaims = sum(1 for lease in self.leases.values() if lease.reclaimed)
             need = request.wanted - open_reclaims
             for lease in self.leases.values():

@@ -247,9 +247,10 @@ class NodeManager:
             self._post(effect.request.owner, m.LeasesFailed(effect.request.class_id, self._last_failure))
         else:
             request = effect.request
+            total = self._admission.resources.total_dict()
             text = (
-                f"No node can run what asks for {request.demand}: this node has {self._admission.resources.total_dict()} "
-                "in all. It waits until a node joins that can; ask for less, or init() with more resources."
+                f"No node can run what asks for {request.demand}: this node has {total} in all. "
+                "It waits until a node joins that can; ask for less, or init() with more resources."
             )
             self._post(request.owner, m.Infeasible(request.class_id, text))
 
