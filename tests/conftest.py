@@ -22,7 +22,9 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if skate.is_initialized():
         if not running and "cpu2" not in request.fixturenames:
             skate.shutdown()
-            raise AssertionError("the test left skate running: use the fixture skate_start, or call shutdown()")
+            raise AssertionError(
+                "the test left skate running: use the fixture skate_start, or call shutdown()"
+            )
         return
     if running:
         return

@@ -8,7 +8,18 @@ import pkgutil
 from perf.model import Measurement
 
 #: The order in which the table reads best; scripts not named here follow by name.
-_FIRST = ["tasks", "actors", "objects", "store", "arguments", "graphs", "pipeline", "groups", "session", "limits"]
+_FIRST = [
+    "tasks",
+    "actors",
+    "objects",
+    "store",
+    "arguments",
+    "graphs",
+    "pipeline",
+    "groups",
+    "session",
+    "limits",
+]
 
 
 def scripts() -> list[str]:

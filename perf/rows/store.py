@@ -20,7 +20,15 @@ from perf.pace import Pace
 
 GB, MB = 1e9, 1_000_000
 #: sizes of one array, in bytes
-SIZES = {"1 KB": 10**3, "10 KB": 10**4, "100 KB": 10**5, "1 MB": 10**6, "10 MB": 10**7, "100 MB": 10**8, "1 GB": 10**9}
+SIZES = {
+    "1 KB": 10**3,
+    "10 KB": 10**4,
+    "100 KB": 10**5,
+    "1 MB": 10**6,
+    "10 MB": 10**7,
+    "100 MB": 10**8,
+    "1 GB": 10**9,
+}
 PROCESSES = 4
 #: seconds that each of several processes puts and gets
 TOGETHER_S = 1.0
@@ -84,7 +92,9 @@ def _together(label: str, size: int) -> Measurement:
     return together
 
 
-def _named(make: Callable[[str, int], Measurement], name: str, sizes: dict[str, int]) -> dict[str, Measurement]:
+def _named(
+    make: Callable[[str, int], Measurement], name: str, sizes: dict[str, int]
+) -> dict[str, Measurement]:
     return {
         f"{name}_{size}": dataclasses.replace(make(label, size), name=f"store.{name}_{size}")
         for label, size in sizes.items()
@@ -92,7 +102,9 @@ def _named(make: Callable[[str, int], Measurement], name: str, sizes: dict[str, 
 
 
 globals().update(_named(_one_process, "alone", SIZES))
-globals().update(_named(_together, "together", {label: size for label, size in SIZES.items() if size < 10**9}))
+globals().update(
+    _named(_together, "together", {label: size for label, size in SIZES.items() if size < 10**9})
+)
 
 
 @measure(Row("get, one 800 MB array", "µs", "lower"), needs={"objects"}, group="large", most_rounds=3)
@@ -130,7 +142,9 @@ def handed_on(contender: Contender, pace: Pace) -> float:
 def full(contender: Contender, pace: Pace) -> tuple[float, float]:
     contender.start(1, store_bytes=SMALL_STORE)
     array = array_of(PIECE)
-    old = [contender.put(array) for _ in range(SMALL_STORE // PIECE + 4)]  # its pages are touched from here on
+    old = [
+        contender.put(array) for _ in range(SMALL_STORE // PIECE + 4)
+    ]  # its pages are touched from here on
     del old[: len(old) // 2]
     handles = old + [contender.put(array) for _ in range((BEYOND - len(old) * PIECE) // PIECE)]
     start = perf_counter()

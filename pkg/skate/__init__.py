@@ -1,12 +1,12 @@
 """skate: tasks, actors and objects for Python, with Ray's programming model and a fraction of its overhead.
 
-    import skate
+import skate
 
-    @skate.remote
-    def square(x):
-        return x * x
+@skate.remote
+def square(x):
+    return x * x
 
-    print(skate.get([square.remote(i) for i in range(4)]))  # [0, 1, 4, 9]
+print(skate.get([square.remote(i) for i in range(4)]))  # [0, 1, 4, 9]
 """
 
 from __future__ import annotations

@@ -345,3 +345,14 @@ class TestSurroundings:
         before = time.monotonic()
         there = skate.get(skate.remote(lambda: time.monotonic()).remote())
         assert before <= there <= time.monotonic()
+
+
+def test_environment_variables_of_a_function(cpu2) -> None:
+    import os
+
+    @skate.remote(runtime_env={"env_vars": {"SKATE_TEST_COLOUR": "green"}})
+    def colour() -> str | None:
+        return os.environ.get("SKATE_TEST_COLOUR")
+
+    assert skate.get(colour.remote(), timeout=20) == "green"
+    assert skate.get(colour.options(runtime_env={}).remote(), timeout=20) is None

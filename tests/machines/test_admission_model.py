@@ -208,7 +208,9 @@ class Node:
                 if lease_id not in self.blocked:
                     self.give_back(lease_id)
             self.check()
-            open_keys = [key for key, wanted in self.wanted.items() if wanted and self.admission.requests[key].feasible]
+            open_keys = [
+                key for key, wanted in self.wanted.items() if wanted and self.admission.requests[key].feasible
+            ]
             if not open_keys and not self.granted:
                 return
         raise AssertionError(f"never granted: {open_keys}; never resumed: {self.resuming}")
@@ -310,7 +312,10 @@ class AdmissionModel(RuleBasedStateMachine):
             node.lose(worker)
             node.admission.worker_died(worker)
 
-    @rule(number=st.integers(0, 20), data=st.sampled_from(["lease", "block", "unblock", "death", "decline", "leave"]))
+    @rule(
+        number=st.integers(0, 20),
+        data=st.sampled_from(["lease", "block", "unblock", "death", "decline", "leave"]),
+    )
     def news_that_make_no_sense(self, number: int, data: str) -> None:
         """Unknown ids, and things said twice: refused in silence."""
         admission, lease, process = self.node.admission, 1000 + number, process_id(NodeId(b"none"), number)
@@ -458,7 +463,9 @@ def test_a_worker_goes_on_before_anything_new_is_granted() -> None:
     node.decide()
     node.resuming.add(lease)
     node.admission.worker_unblocked(lease)
-    assert any(isinstance(effect, Reclaim) for effect in node.decide()), "nobody is asked for the CPUs it waits for"
+    assert any(isinstance(effect, Reclaim) for effect in node.decide()), (
+        "nobody is asked for the CPUs it waits for"
+    )
     for other in [other for other in node.granted if other != lease]:
         assert lease in node.resuming
         node.give_back(other)
@@ -487,7 +494,9 @@ def test_workers_that_never_start_end_in_an_error() -> None:
             node.start_fails(None)
         elif node.starting:
             node.ready(node.starting[0])
-    assert failed == [FIRST], "and those of other environments, and what could not start anyway, are not concerned"
+    assert failed == [FIRST], (
+        "and those of other environments, and what could not start anyway, are not concerned"
+    )
     assert owners_of([Grant(lease) for lease in node.granted.values()]) == [SECOND]
     node.check()
 

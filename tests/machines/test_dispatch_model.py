@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from skate.core.dispatch import (
     BUDGET,
+    LATE,
     LINGER,
     MAX_IN_FLIGHT,
     AskLeases,
     Dispatcher,
     GiveBack,
     HeldLease,
+    LoseTasks,
     PushTasks,
     Queue,
     Recall,
@@ -149,7 +151,7 @@ class Owner:
         else:
             process, running = content
             for lease in [lease for lease in self.dispatcher.leases.values() if lease.worker == process]:
-                for task in self.dispatcher.worker_lost(lease, running, self.now):
+                for task in self.dispatcher.worker_lost(lease, running, lease.answered, self.now):
                     self.dispatcher.task_queued(task, self.now)
         self.act()
 
@@ -230,7 +232,9 @@ class Owner:
             if not self.tasks and self.dispatcher.next_tick() is None:
                 return
             self.tick()
-        raise AssertionError(f"these tasks never end: {list(self.tasks.values())}; leases: {self.dispatcher.leases}")
+        raise AssertionError(
+            f"these tasks never end: {list(self.tasks.values())}; leases: {self.dispatcher.leases}"
+        )
 
 
 class DispatchModel(RuleBasedStateMachine):
@@ -246,7 +250,9 @@ class DispatchModel(RuleBasedStateMachine):
     numbers = st.integers(0, WORKERS - 1)
 
     @rule(
-        function=st.integers(0, len(SECONDS) - 1), queue=st.integers(0, 1), count=st.sampled_from([1, 1, 1, 3, 20])
+        function=st.integers(0, len(SECONDS) - 1),
+        queue=st.integers(0, 1),
+        count=st.sampled_from([1, 1, 1, 3, 20]),
     )
     def submit(self, function: int, queue: int, count: int) -> None:
         for _ in range(count):
@@ -413,10 +419,14 @@ def test_an_idle_lease_goes_back_after_a_while_and_a_reclaimed_one_at_once() -> 
 def test_tasks_that_were_in_flight_when_a_worker_died_travel_alone() -> None:
     owner, lease = busy_owner(BUDGET / 10, 4)
     first, second, *unbegun = lease.in_flight.values()
-    begun = owner.dispatcher.worker_lost(lease, second.id, 1.0)
-    assert begun == [first, second]
+    begun = owner.dispatcher.worker_lost(lease, second.id, lease.answered + 1, 1.0)
+    assert begun == [second], "the first was answered: that may be on its way"
     assert list(owner.queues[0].tasks) == unbegun
-    for task in begun:
+    owner.dispatcher.take_effects()
+    owner.dispatcher.tick(1.0 + LATE)
+    assert LoseTasks(lease, [first]) in owner.dispatcher.take_effects()
+    for task in (first, second):
+        task.blamed = True
         owner.dispatcher.task_queued(task, 1.0)
     other = owner.dispatcher.lease_granted(owner.queues[0], 2, ProcessId(b"another."), 1.0)
     assert len(other.in_flight) == 1

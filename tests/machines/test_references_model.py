@@ -126,7 +126,9 @@ class Process:
             self.references.on_value(entry, [(ref.entry.id, b"") for ref in inner])
         self.hold(ObjectRef(entry), keep=keep)
 
-    def submit(self, worker: Process, nested: list[ObjectRef], dependencies: list[ObjectRef], keep: bool) -> None:
+    def submit(
+        self, worker: Process, nested: list[ObjectRef], dependencies: list[ObjectRef], keep: bool
+    ) -> None:
         task_id = self.next_task_id()
         result = self.references.create(object_id(task_id, 0))
         self.hold(ObjectRef(result), keep=keep)
@@ -211,7 +213,12 @@ class Process:
         self.kept += self.unpickle(captured, Guard(sender))
 
     def on_task_done(
-        self, worker: ProcessId, result: bytes, value: list[bytes], contents: Any, kept: list[tuple[bytes, bytes]]
+        self,
+        worker: ProcessId,
+        result: bytes,
+        value: list[bytes],
+        contents: Any,
+        kept: list[tuple[bytes, bytes]],
     ) -> None:
         task = self.tasks.pop(result[:16], None)
         if task is None:
@@ -237,15 +244,21 @@ class Process:
         if entry is None:
             self.send(borrower, "answered", identifier, FAILED, "freed")
             return
-        self.when_ready([entry], lambda: self.send(borrower, "answered", identifier, entry.state, entry.value))
+        self.when_ready(
+            [entry], lambda: self.send(borrower, "answered", identifier, entry.state, entry.value)
+        )
 
     def on_answered(self, _: ProcessId, identifier: bytes, state: int, value: Any) -> None:
         entry = self.references.entries.get(identifier)
         if entry is not None and entry.state == PENDING:
-            assert value != "freed" or not entry.held or identifier in self.world.tainted, "its owner had freed it"
+            assert value != "freed" or not entry.held or identifier in self.world.tainted, (
+                "its owner had freed it"
+            )
             self.settle(entry, state, value)
 
-    def on_borrower_added(self, _: ProcessId, identifier: bytes, borrower: ProcessId, container: bytes) -> None:
+    def on_borrower_added(
+        self, _: ProcessId, identifier: bytes, borrower: ProcessId, container: bytes
+    ) -> None:
         self.references.on_borrower_added(identifier, borrower, container)
 
     def on_borrow_released(self, borrower: ProcessId, identifier: bytes, owed: int, kept: Any) -> None:
@@ -281,7 +294,9 @@ class World:
         self.links.setdefault((sender, to), deque()).append(message)
 
     def reaches(self, identifier: bytes, other: bytes) -> bool:
-        return identifier == other or any(self.reaches(inner, other) for inner in self.inside.get(identifier, ()))
+        return identifier == other or any(
+            self.reaches(inner, other) for inner in self.inside.get(identifier, ())
+        )
 
     def under_way(self) -> list[tuple[ProcessId, ProcessId]]:
         return [pair for pair, messages in self.links.items() if messages]
@@ -296,7 +311,9 @@ class World:
             return
         for process in self.living():
             entry = process.references.entries.get(identifier)
-            assert entry is None or not entry.held, f"{identifier.hex()} was freed, {process.me!r} holds {entry}"
+            assert entry is None or not entry.held, (
+                f"{identifier.hex()} was freed, {process.me!r} holds {entry}"
+            )
 
     def living(self) -> list[Process]:
         return [process for process in self.processes if process.alive]
@@ -307,7 +324,9 @@ class World:
             for entry in process.references.entries.values():
                 if entry.held and entry.id not in self.tainted:
                     owner = self.by_id[owner_of(entry.id)]
-                    assert entry.id in owner.references.entries, f"{process.me!r} holds {entry}, its owner forgot it"
+                    assert entry.id in owner.references.entries, (
+                        f"{process.me!r} holds {entry}, its owner forgot it"
+                    )
 
     # -- deaths
 
@@ -389,7 +408,14 @@ class ReferencesModel(RuleBasedStateMachine):
         with self.process(number) as process:
             process.put(self.pick(process, picks), keep)
 
-    @rule(number=numbers, to=numbers, nested=picks, dependencies=picks, keep=st.booleans(), at_once=st.booleans())
+    @rule(
+        number=numbers,
+        to=numbers,
+        nested=picks,
+        dependencies=picks,
+        keep=st.booleans(),
+        at_once=st.booleans(),
+    )
     def submit(
         self, number: int, to: int, nested: list[int], dependencies: list[int], keep: bool, at_once: bool
     ) -> None:
@@ -424,7 +450,11 @@ class ReferencesModel(RuleBasedStateMachine):
         with self.process(number) as process:
             if process.running is not None:
                 result_id = process.running.result
-                chosen = [ref for ref in self.pick(process, result) if not self.world.reaches(ref.entry.id, result_id)]
+                chosen = [
+                    ref
+                    for ref in self.pick(process, result)
+                    if not self.world.reaches(ref.entry.id, result_id)
+                ]
                 self.world.inside[result_id] = [ref.entry.id for ref in chosen]
                 process.end_task(chosen)
                 del chosen
@@ -489,7 +519,9 @@ class ReferencesModel(RuleBasedStateMachine):
         self.world.wind_down()
         for process in self.world.living():
             process.references.check()
-            assert not process.references.entries, f"{process.me!r} never lets go of {process.references.entries}"
+            assert not process.references.entries, (
+                f"{process.me!r} never lets go of {process.references.entries}"
+            )
 
 
 class ReferencesModelWithDeaths(ReferencesModel):
@@ -728,6 +760,8 @@ def test_what_a_dead_worker_kept_is_freed_though_its_notice_came_first() -> None
 
 
 ReferencesModel.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
-ReferencesModelWithDeaths.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+ReferencesModelWithDeaths.TestCase.settings = settings(
+    max_examples=120, stateful_step_count=40, deadline=None
+)
 TestReferencesModel = ReferencesModel.TestCase
 TestReferencesModelWithDeaths = ReferencesModelWithDeaths.TestCase

@@ -222,7 +222,9 @@ class SpillingModel(RuleBasedStateMachine):
         if wanted is not None:
             victims = [(each.id, each.size) for each in self.store.values() if each.sealed and not each.pins]
             room = CAPACITY - self.used()
-            view = View(CAPACITY, self.used(), room, victims, 20 if self.disk_full else DISK_BYTES, DISK_BYTES)
+            view = View(
+                CAPACITY, self.used(), room, victims, 20 if self.disk_full else DISK_BYTES, DISK_BYTES
+            )
         for effect in self.machine.decide(self.now, view):
             self.carry_out(effect)
 
@@ -251,7 +253,9 @@ class SpillingModel(RuleBasedStateMachine):
             if word == MADE:
                 self.try_put(question)
         elif word == GONE:
-            assert question.id not in self.live or self.in_store(question.id), "a live object is said to be gone"
+            assert question.id not in self.live or self.in_store(question.id), (
+                "a live object is said to be gone"
+            )
         elif word == IN_FILE:
             file, offset, _ = more
             if file in self.files and self.files[file].get(offset, (b"", 0))[0] == question.id:

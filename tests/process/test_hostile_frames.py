@@ -82,7 +82,9 @@ def noise(seed: int) -> list[bytes]:
 
 
 def works() -> None:
-    assert skate.get([double.remote(number) for number in range(50)], timeout=30) == [2 * n for n in range(50)]
+    assert skate.get([double.remote(number) for number in range(50)], timeout=30) == [
+        2 * n for n in range(50)
+    ]
     assert skate.get(skate.put({"a": 1}), timeout=30) == {"a": 1}
 
 
@@ -149,7 +151,18 @@ def whole_messages(runtime: Any) -> list[bytes]:
     """Messages that are well formed and make no sense: unknown ids, wrong kinds of process, wrong values inside."""
     stranger = process_id(runtime.me[:4], 4_000_000)
     task, thing = bytes(runtime.me) + bytes(8), bytes(runtime.me) + bytes(12)
-    odd: list[Any] = [None, -1, 2**62, "text", b"bytes", [], {}, {"CPU": "many"}, [[1, 2], 3], {"a": {"b": None}}]
+    odd: list[Any] = [
+        None,
+        -1,
+        2**62,
+        "text",
+        b"bytes",
+        [],
+        {},
+        {"CPU": "many"},
+        [[1, 2], 3],
+        {"a": {"b": None}},
+    ]
     found: list[Any] = []
     for value in odd:
         found += [
@@ -174,7 +187,7 @@ def whole_messages(runtime: Any) -> list[bytes]:
         m.RecallTasks(99),
         m.AskObject(thing),
         m.AddBorrower(thing, stranger, b"not an id"),
-        m.ProcessDied(stranger, "no json", b"x"),
+        m.ProcessDied(stranger, "no json", b"x", 0),
     ]
     return [encode(message) for message in found]
 
@@ -184,7 +197,9 @@ def test_whole_messages_that_make_no_sense_do_not_end_a_node_manager(session: tu
     runtime, attacker = session
     works()
     stranger = process_id(runtime.me[:4], 4_000_000)
-    attacker.throw(runtime.node, [[frames.frame([record])] for record in whole_messages(runtime)], identity=stranger)
+    attacker.throw(
+        runtime.node, [[frames.frame([record])] for record in whole_messages(runtime)], identity=stranger
+    )
     eventually(lambda: "not of this session" in log_of_the_node(attacker.folder))
     works()
 
@@ -193,7 +208,9 @@ def test_whole_messages_that_make_no_sense_do_not_end_a_driver(session: tuple[An
     runtime, attacker = session
     works()
     stranger = process_id(runtime.me[:4], 4_000_000)
-    attacker.throw(runtime.me, [[frames.frame([record])] for record in whole_messages(runtime)], identity=stranger)
+    attacker.throw(
+        runtime.me, [[frames.frame([record])] for record in whole_messages(runtime)], identity=stranger
+    )
     works()
     ref = skate.put(1)
     assert owner_of(ref.binary()) == runtime.me

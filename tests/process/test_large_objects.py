@@ -60,7 +60,9 @@ def test_four_processes_exchange_arrays() -> None:
         made = [make.remote(i, sizes[i % 4]) for i in range(6)]
         sums = [add.remote(made[i], made[i - 1]) for i in range(6)]
         totals = skate.get([total.remote(each) for each in sums], timeout=30)
-        expected = [(i + (i - 1) % 6) * min(sizes[i % 4], sizes[(i - 1) % 6 % 4]) * MEGABYTE // 8 for i in range(6)]
+        expected = [
+            (i + (i - 1) % 6) * min(sizes[i % 4], sizes[(i - 1) % 6 % 4]) * MEGABYTE // 8 for i in range(6)
+        ]
         assert totals == expected
         del made, sums
 

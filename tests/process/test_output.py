@@ -45,7 +45,9 @@ def test_ten_thousand_lines_of_two_tasks(start_driver) -> None:
     assert sorted(texts) == sorted(f"line {i}" for i in range(10_000))
     for of_worker in lines.values():
         for first in (0, 5_000):
-            numbers = [int(text.split()[1]) for _, text in of_worker if first <= int(text.split()[1]) < first + 5_000]
+            numbers = [
+                int(text.split()[1]) for _, text in of_worker if first <= int(text.split()[1]) < first + 5_000
+            ]
             assert numbers == sorted(numbers)
         assert {name for name, _ in of_worker} == {"count"}
 
@@ -125,7 +127,9 @@ def test_a_last_line_without_an_end(start_driver) -> None:
     assert "".join(text for _, text in lines) == "a linehalf a lineanothera linehalf a line"
 
 
-@pytest.mark.parametrize("end", ["os._exit(1)", "os.kill(os.getpid(), 9)", "sys.exit(3)", "ctypes.string_at(0)"])
+@pytest.mark.parametrize(
+    "end", ["os._exit(1)", "os.kill(os.getpid(), 9)", "sys.exit(3)", "ctypes.string_at(0)"]
+)
 def test_the_last_words_of_a_worker(start_driver, end: str) -> None:
     driver = start_driver(
         f"""

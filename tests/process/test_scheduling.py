@@ -119,7 +119,9 @@ class TestTheLimit:
             return [*spans, skate.get(span.remote(0.005))]
 
         skate_start(num_cpus=2)
-        spans = [each for spans in skate.get([branch.remote() for _ in range(20)], timeout=40) for each in spans]
+        spans = [
+            each for spans in skate.get([branch.remote() for _ in range(20)], timeout=40) for each in spans
+        ]
         assert len(spans) == 120
         assert most_at_once(spans) <= 2
 

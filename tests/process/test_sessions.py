@@ -126,7 +126,9 @@ class TestForks:
 
         skate_start()
         ref = skate.put(np.ones(1 << 18, dtype=np.int64))
-        assert skate.get([sum_in_processes.remote([ref]) for _ in range(4)], timeout=40) == [(1 << 18) + 5] * 4
+        assert (
+            skate.get([sum_in_processes.remote([ref]) for _ in range(4)], timeout=40) == [(1 << 18) + 5] * 4
+        )
         assert skate.get(ref).sum() == 1 << 18
 
 

@@ -138,7 +138,10 @@ def test_all_in_use(skate_start: Callable[..., Any], caplog: pytest.LogCaptureFi
     skate_start(object_store_memory=STORE)
     on_disk = [skate.put(numbers(6 * MB, n)) for n in range(10)]
     held = [skate.get(skate.put(numbers(6 * MB, n))) for n in range(5)]
-    with caplog.at_level(logging.WARNING, "skate"), pytest.raises(ObjectStoreFullError, match="in use") as caught:
+    with (
+        caplog.at_level(logging.WARNING, "skate"),
+        pytest.raises(ObjectStoreFullError, match="in use") as caught,
+    ):
         skate.put(numbers(6 * MB, 0))
     assert len(caught.value.largest) == 5
     assert f"in use by pid {os.getpid()}" in str(caught.value)
@@ -195,7 +198,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root can mount a small file system")
     place = tmp_path / "small"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "skate-test", str(place)], capture_output=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "skate-test", str(place)], capture_output=True
+    )
     if done.returncode:
         pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.decode().strip()}")
     yield place

@@ -103,14 +103,18 @@ class TestTries:
 
     @pytest.mark.parametrize("retries", [0, 3])
     @pytest.mark.parametrize("round_number", range(3))
-    def test_are_counted_exactly_among_a_hundred_others(self, retries: int, round_number: int, tmp_path: Path) -> None:
+    def test_are_counted_exactly_among_a_hundred_others(
+        self, retries: int, round_number: int, tmp_path: Path
+    ) -> None:
         """They are warmed up, so that many travel in one pipeline."""
         skate.get([note.remote(tmp_path / "warm", "x") for _ in range(50)])
         path = tmp_path / "runs"
         before = [note.remote(path, f"a{i}") for i in range(50)]
         victim = note_and_die.options(max_retries=retries).remote(path, "victim")
         after = [note.remote(path, f"b{i}") for i in range(50)]
-        assert skate.get(before + after, timeout=30) == [f"a{i}" for i in range(50)] + [f"b{i}" for i in range(50)]
+        assert skate.get(before + after, timeout=30) == [f"a{i}" for i in range(50)] + [
+            f"b{i}" for i in range(50)
+        ]
         with pytest.raises(WorkerCrashedError):
             skate.get(victim)
         assert runs(path)["victim"] == retries + 1

@@ -199,11 +199,15 @@ def test_random_bytes_are_refused(noise: bytes, start: bytes) -> None:
 
 @settings(deadline=None, max_examples=400)
 @given(records, st.data())
-def test_a_frame_with_bytes_changed_is_refused_or_means_something_else(sent: Any, data: st.DataObject) -> None:
+def test_a_frame_with_bytes_changed_is_refused_or_means_something_else(
+    sent: Any, data: st.DataObject
+) -> None:
     code, fields = sent
     whole = bytearray(frame([encode(code, SCHEMAS[code] or b"", fields)]))
     for _ in range(data.draw(st.integers(1, 4))):
-        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.sampled_from([0, 1, 9, 10, 0x7F, 0x80, 0xFF]))
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(
+            st.sampled_from([0, 1, 9, 10, 0x7F, 0x80, 0xFF])
+        )
     refused_or_decoded(bytes(whole))
 
 
@@ -273,8 +277,33 @@ class OddInt(int):
     __float__ = __index__ = Odd.__index__  # type: ignore[assignment]
 
 
-WRONG = [None, True, 1, 2**63, -(2**63) - 1, 10**5000, 1.5, "text", "\ud800", b"", b"x" * 7, b"x" * 21, bytearray(20)]
-WRONG += [Odd(), OddInt(1), object, {1}, [Odd()], [10**5000], ("\ud800",), {"a": Odd()}, {Odd(): 1}, memoryview(b"")]
+WRONG = [
+    None,
+    True,
+    1,
+    2**63,
+    -(2**63) - 1,
+    10**5000,
+    1.5,
+    "text",
+    "\ud800",
+    b"",
+    b"x" * 7,
+    b"x" * 21,
+    bytearray(20),
+]
+WRONG += [
+    Odd(),
+    OddInt(1),
+    object,
+    {1},
+    [Odd()],
+    [10**5000],
+    ("\ud800",),
+    {"a": Odd()},
+    {Odd(): 1},
+    memoryview(b""),
+]
 
 
 @pytest.mark.parametrize("letter", FIELDS)

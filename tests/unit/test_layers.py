@@ -49,7 +49,9 @@ def modules() -> dict[str, Path]:
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts if parts == ("__init__",) else [part for part in parts if part != "__init__"])] = path
+        found[
+            ".".join(parts if parts == ("__init__",) else [part for part in parts if part != "__init__"])
+        ] = path
     return found
 
 

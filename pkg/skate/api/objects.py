@@ -80,7 +80,9 @@ def _ref_list(function: str, refs: Any) -> list[ObjectRef]:
     wrong = _refs.all_refs(wanted)
     if wrong >= 0:
         item = wanted[wrong]
-        raise TypeError(f"{function}() takes ObjectRefs, but item {wrong} is of type {type(item).__name__}: {item!r:.100}")
+        raise TypeError(
+            f"{function}() takes ObjectRefs, but item {wrong} is of type {type(item).__name__}: {item!r:.100}"
+        )
     return wanted
 
 

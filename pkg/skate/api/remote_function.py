@@ -80,7 +80,9 @@ class RemoteFunction:
         other._exported = self._exported
         return other
 
-    def _remote(self, args: Any = None, kwargs: Any = None, **changes: Any) -> ObjectRef | list[ObjectRef] | None:
+    def _remote(
+        self, args: Any = None, kwargs: Any = None, **changes: Any
+    ) -> ObjectRef | list[ObjectRef] | None:
         """As `.options(**changes).remote(*args, **kwargs)`."""
         chosen = self.options(**changes) if changes else self
         return chosen.remote(*(args or ()), **(kwargs or {}))  # type: ignore[no-any-return]

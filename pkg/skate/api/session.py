@@ -129,7 +129,9 @@ def init(
 
         _session = Session(config)
         atexit.register(shutdown)
-        return RuntimeInfo(_session.facts | {"hostname": socket.gethostname(), "node_id": _session.facts["node"]})
+        return RuntimeInfo(
+            _session.facts | {"hostname": socket.gethostname(), "node_id": _session.facts["node"]}
+        )
 
 
 def _level(level: int | str) -> int:
@@ -161,13 +163,19 @@ def _check_resources(config: dict[str, Any]) -> None:
 
 def _note_ignored(address: str | None, ignored: dict[str, Any]) -> None:
     if address not in (None, "local"):
-        warnings.warn(f"init(address={address!r}): a session of this machine is started", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"init(address={address!r}): a session of this machine is started", RuntimeWarning, stacklevel=3
+        )
     for name, value in ignored.items():
         why = _IGNORED.get(name)
         if why is None and not name.startswith("_"):
             raise TypeError(f"init() has no argument {name!r}")
         if value:
-            warnings.warn(f"init({name}=…) does nothing: {why or 'skate has no such setting'}", RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"init({name}=…) does nothing: {why or 'skate has no such setting'}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def shutdown(_exiting_interpreter: bool = False) -> None:

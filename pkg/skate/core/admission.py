@@ -9,6 +9,7 @@ Rules:
 
 * A worker whose wait is over gets its CPUs back before anything new is granted.
 * Among requests the more deeply nested go first, so that what blocked workers wait for can finish; equals take turns.
+  One that has waited for long goes first once: a task that keeps submitting starves nobody.
 * A request that must wait has leases of other classes and owners reclaimed: a thousand owners get their turns.
 * What others were preferred to PASSED_OVER times, because it needs more at once than was ever free, has what it lacks
   kept for it; only owners that are blocked themselves, and so may hold what it waits for, still go first.
@@ -31,6 +32,8 @@ from skate.ids import ProcessId
 
 #: workers in a row that may die before they are ready, until those who wait for them are told
 START_ATTEMPTS: Final = 3
+#: seconds after which a request that was granted nothing goes first once, however shallow its owner is
+PATIENCE_SECONDS: Final = 0.2
 #: grants to others behind it in the line, until what a request lacks is kept for it
 PASSED_OVER: Final = 10
 #: seconds that an idle worker beyond `keep_idle` is kept
@@ -86,16 +89,35 @@ class FailRequest(NamedTuple):
     request: LeaseRequest
 
 
-Effect = FailRequest | StartWorker | Grant | Reclaim | ResumeWorker | KillWorker | RetireWorker | WarnInfeasible
+Effect = (
+    FailRequest | StartWorker | Grant | Reclaim | ResumeWorker | KillWorker | RetireWorker | WarnInfeasible
+)
 
 
 class LeaseRequest:
     """How many leases of one class an owner could still use."""
 
-    __slots__ = ("class_id", "demand", "depth", "environment", "feasible", "owner", "passed", "turn", "wanted")
+    __slots__ = (
+        "class_id",
+        "demand",
+        "depth",
+        "environment",
+        "feasible",
+        "owner",
+        "passed",
+        "turn",
+        "waits_since",
+        "wanted",
+    )
 
     def __init__(
-        self, owner: ProcessId, class_id: int, demand: ResourceSet, depth: int, environment: Hashable, feasible: bool
+        self,
+        owner: ProcessId,
+        class_id: int,
+        demand: ResourceSet,
+        depth: int,
+        environment: Hashable,
+        feasible: bool,
     ) -> None:
         self.owner = owner
         self.class_id = class_id
@@ -104,15 +126,16 @@ class LeaseRequest:
         self.environment = environment
         self.feasible = feasible
         self.wanted = 0
+        #: when it was granted something last, or came up
+        self.waits_since = 0.0
         #: requests with the lowest number go first among equally deep ones
         self.turn = 0
         #: grants to requests behind it since it was served last
         self.passed = 0
 
-
-def _turn(request: LeaseRequest) -> tuple[int, int]:
-    """Deeper requests first, then whoever waited longest for a turn."""
-    return -request.depth, request.turn
+    def is_patient(self, now: float) -> bool:
+        """It has not waited for long: what is nested deeper goes first."""
+        return not self.waits_since or now - self.waits_since < PATIENCE_SECONDS
 
 
 class NodeLease:
@@ -172,7 +195,13 @@ class Admission:
     # --------------------------------------------------------------------------------------------------- events
 
     def leases_requested(
-        self, owner: ProcessId, class_id: int, demand: ResourceSet, depth: int, wanted: int, environment: Hashable
+        self,
+        owner: ProcessId,
+        class_id: int,
+        demand: ResourceSet,
+        depth: int,
+        wanted: int,
+        environment: Hashable,
     ) -> None:
         """How many leases of the class the owner could use now, beyond those that it knows of."""
         key = (owner, class_id)
@@ -188,6 +217,8 @@ class Admission:
             request.turn = self._turn
         reserved = sum(1 for lease in self._waiting.get(environment, ()) if lease.request is request)
         request.wanted = max(0, wanted - reserved)
+        if not request.wanted:
+            request.waits_since = 0.0
 
     def lease_returned(self, lease_id: int, now: float) -> None:
         lease = self.leases.get(lease_id)
@@ -264,12 +295,12 @@ class Admission:
     def decide(self, now: float) -> list[Effect]:
         """Acts on all that has happened since the last call."""
         self._resume()
-        if not self._resuming:
-            self._grant()
+        unmet = [] if self._resuming else self._grant(now)
         self._match_workers()
+        self._reclaim(
+            unmet, now
+        )  # also leases that have just got their worker: no other event may come for long
         self._start_workers()
-        if not self._resuming:
-            self._reclaim()
         effects, self._effects = self._effects, []
         return effects
 
@@ -291,6 +322,10 @@ class Admission:
                 self._effects.append(RetireWorker(worker.id))
             elif due is None or at < due:
                 due = at
+        for request in self.requests.values():
+            if request.wanted and request.feasible and request.is_patient(now):
+                at = (request.waits_since or now) + PATIENCE_SECONDS
+                due = at if due is None else min(due, at)
         return due
 
     def retirement_declined(self, worker_id: ProcessId, now: float) -> None:
@@ -311,16 +346,24 @@ class Admission:
                 self._effects.append(ResumeWorker(lease))
             self._resuming.popleft()
 
-    def _grant(self) -> None:
+    def _grant(self, now: float) -> list[LeaseRequest]:
+        """Grants what fits, in turn; gives the requests that must wait."""
         open_requests = [request for request in self.requests.values() if request.wanted and request.feasible]
         if not open_requests:
-            return
+            return []
+        for request in open_requests:
+            request.waits_since = request.waits_since or now
         short: set[ResourceSet] = set()
         waiting: list[LeaseRequest] = []
         #: names of resources that are kept for a request that was passed over too often
         kept: set[str] = set()
-        blocked = {lease.worker.id for lease in self.leases.values() if lease.blocked and lease.worker is not None}
-        queue = deque(sorted(open_requests, key=_turn))
+        blocked = {
+            lease.worker.id for lease in self.leases.values() if lease.blocked and lease.worker is not None
+        }
+        order = sorted(
+            open_requests, key=lambda request: (request.is_patient(now), -request.depth, request.turn)
+        )
+        queue = deque(order)
         while queue:
             request = queue.popleft()
             if request.demand in short:
@@ -338,6 +381,7 @@ class Admission:
                 other.passed += 1
             request.passed = 0
             request.wanted -= 1
+            request.waits_since = now if request.wanted else 0.0
             self._turn += 1
             request.turn = self._turn
             self._next_lease += 1
@@ -348,16 +392,16 @@ class Admission:
                 # equals take turns: behind the others of the same depth
                 at = next((i for i, other in enumerate(queue) if other.depth < request.depth), len(queue))
                 queue.insert(at, request)
+        return [request for request in order if request.wanted]
 
     def _lacking(self, demand: ResourceSet) -> set[str]:
         """Names of what is too little for `demand`; only GPUs can be too little where there seem to be enough."""
         free = self.resources.available_dict()
         return {name for name, amount in demand.to_dict().items() if free.get(name, 0.0) < amount} or {"GPU"}
 
-    def _reclaim(self) -> None:
-        """Asks for as many leases of others as there are requests that must wait; also for those granted just now."""
-        unmet = [request for request in self.requests.values() if request.wanted and request.feasible]
-        for request in sorted(unmet, key=_turn):
+    def _reclaim(self, unmet: list[LeaseRequest], now: float) -> None:
+        """Asks for as many leases of others as there are requests that must wait."""
+        for request in unmet:
             open_reclaims = sum(1 for lease in self.leases.values() if lease.reclaimed)
             need = request.wanted - open_reclaims
             for lease in self.leases.values():
@@ -365,7 +409,9 @@ class Admission:
                     break
                 if lease.reclaimed or lease.request is request or lease.worker is None or lease.blocked:
                     continue
-                if request.depth < lease.request.depth or not any(lease.request.demand.get(n) for n in request.demand):
+                if request.depth < lease.request.depth and request.is_patient(now):
+                    continue
+                if not any(lease.request.demand.get(name) for name in request.demand):
                     continue
                 lease.reclaimed = True
                 need -= 1

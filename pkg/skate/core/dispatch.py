@@ -31,6 +31,8 @@ from skate.ids import ProcessId
 BUDGET: Final = 0.003
 #: seconds that a lease without work is kept
 LINGER: Final = 0.1
+#: seconds that answers of a dead worker may still be on the way
+LATE: Final = 0.5
 #: tasks that a worker may have in its pipeline, however short they are
 MAX_IN_FLIGHT: Final = 512
 
@@ -61,7 +63,14 @@ class Recall(NamedTuple):
     lease: HeldLease
 
 
-Effect = PushTasks | AskLeases | GiveBack | Recall
+class LoseTasks(NamedTuple):
+    """Effect: the lease's worker died after it had run these tasks, and its answers will not come any more."""
+
+    lease: HeldLease
+    tasks: list[OwnedTask]
+
+
+Effect = PushTasks | AskLeases | GiveBack | Recall | LoseTasks
 
 
 class Queue:
@@ -84,12 +93,26 @@ class Queue:
 class HeldLease:
     """A worker that is ours for now."""
 
-    __slots__ = ("head_since", "id", "idle_since", "in_flight", "load", "queue", "recalling", "reclaimed", "stalled", "worker")
+    __slots__ = (
+        "answered",
+        "head_since",
+        "id",
+        "idle_since",
+        "in_flight",
+        "load",
+        "queue",
+        "recalling",
+        "reclaimed",
+        "stalled",
+        "worker",
+    )
 
     def __init__(self, lease_id: int, queue: Queue, worker: ProcessId, now: float) -> None:
         self.id = lease_id
         self.queue = queue
         self.worker = worker
+        #: how many of its answers have come
+        self.answered = 0
         #: pushed and not done, in the order in which the worker runs them
         self.in_flight: dict[bytes, OwnedTask] = {}
         #: seconds that they were expected to take
@@ -114,6 +137,8 @@ class Dispatcher:
     def __init__(self) -> None:
         self.queues: dict[Any, Queue] = {}
         self.leases: dict[int, HeldLease] = {}
+        #: (when to stop waiting, lease of a dead worker whose answers may still come)
+        self._late: deque[tuple[float, HeldLease]] = deque()
         self._effects: list[Effect] = []
 
     def take_effects(self) -> Sequence[Effect]:
@@ -150,6 +175,7 @@ class Dispatcher:
         queue = lease.queue
         queue.seconds = seconds if queue.seconds is None else queue.seconds + 0.2 * (seconds - queue.seconds)
         task.state = DONE
+        lease.answered += 1
         self._take_out(lease, task, now)
         lease.stalled = False
         if queue.tasks or not lease.in_flight:
@@ -199,29 +225,42 @@ class Dispatcher:
         if not lease.in_flight:
             self._give_back(lease)
 
-    def worker_lost(self, lease: HeldLease, running: bytes, now: float) -> list[OwnedTask]:
-        """The worker died. Tasks that it had not begun are queued again; gives those that it may have begun.
+    def worker_lost(self, lease: HeldLease, running: bytes, answered: int, now: float) -> list[OwnedTask]:
+        """The worker died. Tasks that it had not begun are queued again; gives the one that it was in, if any.
 
-        `running` names the task it was in, as far as is known: what was pushed before that one was run, and its
-        result was lost on the way.
+        `running` names that task; `answered` says how many tasks of the lease it had answered before. Answers that
+        have not come yet may be on the way: the tasks wait for them for LATE seconds, in the lease, which is in no
+        table any more.
         """
         tasks = list(lease.in_flight.values())
-        begun = 0
-        if running:
-            begun = 1 + next((i for i, task in enumerate(tasks) if task.id == running), -1)
-        for task in tasks:
-            task.blamed = begun > 0
-            task.lease = None
-        lease.in_flight.clear()
+        late = tasks[: max(0, answered - lease.answered)]
+        begun = tasks[len(late) : len(late) + bool(running)]
         self._drop(lease)
-        for task in reversed(tasks[begun:]):
+        lease.reclaimed = False
+        lease.in_flight = {task.id: task for task in late}
+        lease.load = sum(task.expected for task in late)
+        if late:
+            self._late.append((now + LATE, lease))
+        for task in reversed(tasks[len(late) + len(begun) :]):
+            task.lease = None
             task.state = QUEUED
             lease.queue.tasks.appendleft(task)
+        for task in begun:
+            task.blamed = True
+            task.lease = None
         self._feed(lease.queue, now)
-        return tasks[:begun]
+        return begun
 
     def tick(self, now: float) -> None:
         """Time has passed: recalls what waits behind a task that overruns, gives back idle leases."""
+        while self._late and (self._late[0][0] <= now or not self._late[0][1].in_flight):
+            _, lost = self._late.popleft()
+            tasks = list(lost.in_flight.values())
+            lost.in_flight.clear()
+            for task in tasks:
+                task.lease = None
+            if tasks:
+                self._effects.append(LoseTasks(lost, tasks))
         for lease in list(self.leases.values()):
             if not lease.in_flight:
                 if now >= lease.idle_since + LINGER:
@@ -232,7 +271,7 @@ class Dispatcher:
 
     def next_tick(self) -> float | None:
         """When `tick` has something to do next, in the clock's seconds; None: not before another event."""
-        deadline = None
+        deadline = self._late[0][0] if self._late else None
         for lease in self.leases.values():
             if not lease.in_flight:
                 at = lease.idle_since + LINGER
@@ -286,7 +325,12 @@ class Dispatcher:
                 continue
             if lease.in_flight:
                 expected = task.function.seconds
-                if alone or expected is None or lease.load + expected > BUDGET or len(lease.in_flight) >= MAX_IN_FLIGHT:
+                if (
+                    alone
+                    or expected is None
+                    or lease.load + expected > BUDGET
+                    or len(lease.in_flight) >= MAX_IN_FLIGHT
+                ):
                     continue
             if best is None or lease.load < best.load:
                 best = lease

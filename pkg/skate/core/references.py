@@ -260,7 +260,9 @@ class References:
                 self._borrow_directly(box)
             self._tell(owner_of(container), object_id, borrower, container)
 
-    def on_borrow_released(self, object_id: bytes, borrower: ProcessId, owed: int, kept: Iterable[bytes]) -> None:
+    def on_borrow_released(
+        self, object_id: bytes, borrower: ProcessId, owed: int, kept: Iterable[bytes]
+    ) -> None:
         """A borrower lets go of an owned object; of what it found inside it still holds `kept`."""
         for inner in kept:
             self.on_borrower_added(inner, borrower, b"")
@@ -284,7 +286,9 @@ class References:
         kept = []
         for entry in list(guarded.values()):
             entry.guard = None
-            if entry.owed == 0 and (entry.held or entry.guarded):  # what guards others is let go of after them
+            if entry.owed == 0 and (
+                entry.held or entry.guarded
+            ):  # what guards others is let go of after them
                 entry.owed = 1
                 kept.append((entry.id, guard.container))
         guarded.clear()
@@ -340,4 +344,6 @@ class References:
         for object_id, count in pinned.items():
             found = self.entries.get(object_id)
             if found is None or found.pins < count:
-                raise AssertionError(f"{object_id.hex()} is inside {count} objects, but {found} is not pinned by them")
+                raise AssertionError(
+                    f"{object_id.hex()} is inside {count} objects, but {found} is not pinned by them"
+                )

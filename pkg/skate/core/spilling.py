@@ -184,7 +184,9 @@ class Need:
 
     __slots__ = ("attempt", "insists", "nbytes", "object", "process", "stuck_since", "token")
 
-    def __init__(self, process: ProcessId | None, token: int, nbytes: int, attempt: int, back: bytes | None) -> None:
+    def __init__(
+        self, process: ProcessId | None, token: int, nbytes: int, attempt: int, back: bytes | None
+    ) -> None:
         self.process = process
         self.token = token
         self.nbytes = nbytes
@@ -324,7 +326,11 @@ class Spilling:
 
     def wants_view(self, now: float) -> int | None:
         """Bytes of victims that the next `decide` wants to see; None where it needs no look at the store."""
-        if not self._needs or self._job is not None or (self._next_look is not None and now < self._next_look):
+        if (
+            not self._needs
+            or self._job is not None
+            or (self._next_look is not None and now < self._next_look)
+        ):
             return None
         return max(self.batch_bytes, max(need.nbytes for need in self._needs))
 
@@ -469,9 +475,12 @@ class Spilling:
     def stats(self) -> dict[str, int]:
         """Numbers about what is on disk."""
         live = [known.span.size for known in self.objects.values() if known.state != WRITING]
-        return {"objects": len(live), "bytes": sum(live), "files": len(self.files), "file_bytes": self.file_total} | {
-            f"{name}_ever": number for name, number in self.counts.items()
-        }
+        return {
+            "objects": len(live),
+            "bytes": sum(live),
+            "files": len(self.files),
+            "file_bytes": self.file_total,
+        } | {f"{name}_ever": number for name, number in self.counts.items()}
 
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""
@@ -488,14 +497,22 @@ class Spilling:
                 raise AssertionError(f"somebody waits twice for {known}")
             if not known.wanted and known.state == ON_DISK:
                 raise AssertionError(f"{known} is kept, but nobody wants it")
-            if known.waiters and known.state == ON_DISK and not any(need.object == object_id for need in self._needs):
+            if (
+                known.waiters
+                and known.state == ON_DISK
+                and not any(need.object == object_id for need in self._needs)
+            ):
                 raise AssertionError(f"{known} is waited for, but does not come")
         for number, file in self.files.items():
             if file.live != live[number]:
-                raise AssertionError(f"file {number} counts {len(file.live)} objects, {len(live[number])} name it")
+                raise AssertionError(
+                    f"file {number} counts {len(file.live)} objects, {len(live[number])} name it"
+                )
             if not file.live and not file.writing:
                 raise AssertionError(f"file {number} is empty")
             if file.writing != (self._job is not None and self._job.file == number):
-                raise AssertionError(f"file {number} is being written: {file.writing}, but the job is {self._job}")
+                raise AssertionError(
+                    f"file {number} is being written: {file.writing}, but the job is {self._job}"
+                )
         if self.file_total != sum(file.size for file in self.files.values()):
             raise AssertionError(f"the files are counted as {self.file_total} bytes")

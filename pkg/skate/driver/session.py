@@ -244,5 +244,3 @@ def _read_facts(process: subprocess.Popen[bytes]) -> dict[str, Any]:
         process.wait()
         raise RuntimeError(f"the node manager could not start:\n{facts['error']}")
     return facts
-
-

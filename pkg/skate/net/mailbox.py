@@ -75,6 +75,8 @@ class Mailbox:
         self._epoll.register(self._doorbell, select.EPOLLIN)
         #: messages are being taken off the inbox: an exception in between would tear one
         self.taking_in = False
+        #: whoever reads sleeps, or is about to: an exception tears nothing
+        self.asleep = False
         self.closed = False
 
     def _address(self, process: ProcessId) -> str:
@@ -100,7 +102,9 @@ class Mailbox:
         """Sends what waits for peers that were sent nothing in the last `pause` seconds; True where some still waits."""
         waiting = self._waiting
         if waiting:
-            self._waiting = [link for link in waiting if now - link.flushed_at < pause or not self._send(link)]
+            self._waiting = [
+                link for link in waiting if now - link.flushed_at < pause or not self._send(link)
+            ]
         return bool(self._waiting)
 
     def _send(self, link: Link) -> bool:
@@ -163,7 +167,12 @@ class Mailbox:
             return True
         if timeout == 0:
             return False
-        for fd, _ in self._epoll.poll(timeout):
+        self.asleep = True
+        try:
+            events = self._epoll.poll(timeout)
+        finally:
+            self.asleep = False
+        for fd, _ in events:
             ready = self._watched.get(fd)
             if ready is not None:
                 ready()
@@ -185,7 +194,11 @@ class Mailbox:
 
     def _receive(self, message: list[bytes]) -> None:
         if len(message) != 2 or len(message[0]) != PROCESS_ID_BYTES:
-            log.warning("refused a message of %d parts from %r: no process of this session", len(message), message[0][:40])
+            log.warning(
+                "refused a message of %d parts from %r: no process of this session",
+                len(message),
+                message[0][:40],
+            )
             return
         sender, data = message
         try:

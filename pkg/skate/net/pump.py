@@ -31,6 +31,8 @@ log = logging.getLogger("skate.net")
 PATIENCE = 0.001
 #: looks at a thread that reads and reads, before the pump goes to rest
 LOOKS = 5
+#: seconds between two looks of a pump that rests
+REST_SECONDS = 0.5
 
 
 class Pump:
@@ -141,7 +143,11 @@ class Pump:
     def _run(self) -> None:
         looks = 0
         while not self._closed:
-            if self._wanted or monotonic() - self.last_read < PATIENCE or not self._reading.acquire(blocking=False):
+            if (
+                self._wanted
+                or monotonic() - self.last_read < PATIENCE
+                or not self._reading.acquire(blocking=False)
+            ):
                 looks = looks + 1 if self._reading.locked() else 0
                 if looks > LOOKS:
                     self._rest()
@@ -169,8 +175,9 @@ class Pump:
     def _rest(self) -> None:
         self._awake.clear()
         self._resting = True
-        if self._reading.locked():  # else whoever read has left in between, and will not wake us
-            self._awake.wait()
+        # Whoever reads wakes us when it leaves; it may be interrupted just before it does.
+        while self._reading.locked() and not self._awake.wait(REST_SECONDS):
+            pass
         self._resting = False
         self._awake.clear()
 

@@ -92,7 +92,9 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
         }
         cpus = int(totals.get("CPU", 0))
         admission = Admission(
-            NodeResources(units, gpu_ids), keep_idle=max(1, cpus), start_at_once=max(4, 2 * (os.cpu_count() or 1))
+            NodeResources(units, gpu_ids),
+            keep_idle=max(1, cpus),
+            start_at_once=max(4, 2 * (os.cpu_count() or 1)),
         )
         store = LocalStore(arena)
         spiller = Spiller(session.folder, store, arena, config["spill_limit"])

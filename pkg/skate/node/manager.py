@@ -40,8 +40,10 @@ from skate.wire.messages import encode
 
 log = logging.getLogger("skate.node")
 
-#: a task's id is zeros where a worker runs none
-NO_TASK = bytes(16)
+#: what a worker shows of itself: the task that it runs (zeros: none), and how many tasks of its lease it has answered
+TASK_BYTES = 16
+MARKER_BYTES = TASK_BYTES + 8
+NO_TASK = bytes(TASK_BYTES)
 
 
 class Process:
@@ -176,7 +178,7 @@ class NodeManager:
     def _request_leases(
         self, process: Process, class_id: int, demand: Any, depth: int, wanted: int, environment: Any
     ) -> None:
-        key = tuple(sorted(environment.items())) if environment else None
+        key = tuple((str(name), str(value)) for name, value in environment) if environment else None
         self._admission.leases_requested(process.id, class_id, ResourceSet(demand), depth, wanted, key)
 
     def _return_lease(self, process: Process, lease: int) -> None:
@@ -259,9 +261,9 @@ class NodeManager:
         worker.environment = environment
         path = os.path.join(self._folder, f"{worker.id.hex()}.now")
         with open(path, "wb+") as file:
-            file.write(NO_TASK)
+            file.write(bytes(MARKER_BYTES))
             file.flush()
-            worker.marker = mmap.mmap(file.fileno(), 16)
+            worker.marker = mmap.mmap(file.fileno(), MARKER_BYTES)
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         send(
@@ -341,7 +343,8 @@ class NodeManager:
             if reader.tail and reader is worker.readers[1]:
                 stderr_tail = "\n".join(reader.tail)
         assert worker.marker is not None
-        running = bytes(worker.marker[:])
+        running = bytes(worker.marker[:TASK_BYTES])
+        answered = int.from_bytes(worker.marker[TASK_BYTES:], "little")
         worker.marker.close()
         for name in (f"{worker.id.hex()}.now", worker.id.hex()):
             try:
@@ -364,11 +367,13 @@ class NodeManager:
         if worker.registered:
             self._admission.worker_died(worker.id)
         else:
-            log.error("worker %d ended with status %d before it was ready: %s", worker.pid, status, stderr_tail)
+            log.error(
+                "worker %d ended with status %d before it was ready: %s", worker.pid, status, stderr_tail
+            )
             self._last_failure = cause
             self._admission.worker_start_failed(worker.environment)
         self._admission.process_left(worker.id)
-        notice = m.ProcessDied(worker.id, cause, b"" if running == NO_TASK else running)
+        notice = m.ProcessDied(worker.id, cause, b"" if running == NO_TASK else running, answered)
         for process in self._processes.values():
             if process.registered:
                 self._post(process.id, notice)

@@ -21,7 +21,13 @@ from skate._c.plain import Serialized, to_bytes
 from skate._c.refs import FAILED, INLINE, NOTHING, PENDING, STORED, ObjectEntry, ObjectRef, Waiter
 from skate.config import INLINE_BYTES
 from skate.core.references import Effect, FreeValue, TellBorrower
-from skate.exceptions import GetTimeoutError, ObjectLostError, OwnerDiedError, ReferenceCountingAssertionError, TaskError
+from skate.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    OwnerDiedError,
+    ReferenceCountingAssertionError,
+    TaskError,
+)
 from skate.ids import ObjectId, ProcessId, object_id, owner_of
 from skate.runtime.large_arguments import LargeArguments
 from skate.store.local import NotHere
@@ -342,7 +348,9 @@ class Objects:
         if entry is not None and entry.state == PENDING:
             self.settle(entry, state, value)
 
-    def _borrower_added(self, _: ProcessId, identifier: ObjectId, borrower: ProcessId, container: bytes) -> None:
+    def _borrower_added(
+        self, _: ProcessId, identifier: ObjectId, borrower: ProcessId, container: bytes
+    ) -> None:
         self._references.on_borrower_added(identifier, borrower, container)
 
     def _borrow_released(self, borrower: ProcessId, identifier: ObjectId, owed: int, kept: Any) -> None:

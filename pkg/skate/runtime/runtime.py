@@ -13,13 +13,14 @@ leave the machines half changed, so in a driver's main thread it waits until tha
 
 from __future__ import annotations
 
+import _thread
 import itertools
 import logging
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from skate._c import refs
@@ -36,6 +37,9 @@ from skate.wire import messages as m
 from skate.wire.messages import encode
 
 log = logging.getLogger("skate")
+
+#: seconds until an interrupt that came at a bad moment comes again
+INTERRUPT_SECONDS = 0.001
 
 Handler = Callable[..., None]
 
@@ -57,8 +61,8 @@ class Runtime:
         self.depth = 0
         #: why the runtime cannot go on: the node manager died. Raised by whatever waits
         self.broken: BaseException | None = None
-        #: Ctrl-C was pressed while it could not be raised
-        self._interrupted = False
+        #: Ctrl-C was pressed while it could not be raised; a thread sends the signal again
+        self._interrupts_again = False
         self._dropped: deque[ObjectEntry] = deque()
         self._later: list[Callable[[], None]] = []
         self._handlers: list[Handler | None] = [None] * 256
@@ -91,18 +95,24 @@ class Runtime:
             self.lock.release()
             for call in later:
                 call()
-            if self._interrupted:
-                self._interrupted = False
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             if not self._dropped or not self.lock.acquire(blocking=False):
                 return  # whoever holds it now drains
 
     def on_interrupt(self, number: int, frame: Any) -> None:
         """The handler of SIGINT: raises KeyboardInterrupt, now or as soon as nothing can be torn."""
-        if self.lock.locked() or self.mailbox.taking_in:
-            self._interrupted = True  # whoever holds the lock, or takes the lock next, raises the signal again
-            return
-        raise KeyboardInterrupt
+        reading = (
+            self.pump.program_reads and not self.mailbox.asleep
+        )  # perhaps this thread, on its way in or out
+        if not (reading or self.lock.locked() or self.mailbox.taking_in):
+            raise KeyboardInterrupt
+        if not self._interrupts_again:
+            self._interrupts_again = True
+            _thread.start_new_thread(self._interrupt_again, ())  # threading's own locks may be held here
+
+    def _interrupt_again(self) -> None:
+        sleep(INTERRUPT_SECONDS)
+        self._interrupts_again = False
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # wakes it, too, where it sleeps
 
     def later(self, call: Callable[[], None]) -> None:
         """Runs `call` once the lock is released. Under the lock."""
@@ -140,7 +150,11 @@ class Runtime:
             for code, fields in records:
                 handler = self._handlers[code]
                 if handler is None:
-                    log.warning("process %s sent message %d, which is not for this kind of process", sender.hex(), code)
+                    log.warning(
+                        "process %s sent message %d, which is not for this kind of process",
+                        sender.hex(),
+                        code,
+                    )
                     continue
                 try:
                     handler(sender, *fields)
@@ -173,14 +187,8 @@ class Runtime:
                 self.act(now)
                 due = self.dispatcher.next_tick()
             self.mailbox.flush()
-            # A signal that is only noted would not wake the sleep that follows.
-            interrupted = self._interrupted and threading.current_thread() is threading.main_thread()
-            if interrupted:
-                self._interrupted = False
         finally:
             self.release()
-        if interrupted:
-            raise KeyboardInterrupt
         return None if due is None else max(0.0, due - now)
 
     def send_soon(self, now: float) -> None:
@@ -194,9 +202,11 @@ class Runtime:
 
     # ------------------------------------------------------------------------------------------------ the others
 
-    def _process_died(self, _: ProcessId, process: ProcessId, cause: str, running: bytes) -> None:
+    def _process_died(
+        self, _: ProcessId, process: ProcessId, cause: str, running: bytes, answered: int
+    ) -> None:
         self.mailbox.forget(process)
-        self.submission.worker_died(process, cause, running)
+        self.submission.worker_died(process, cause, running, answered)
         self.objects.owner_died(process)
 
     def fail_everything(self, error: BaseException) -> None:

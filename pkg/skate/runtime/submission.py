@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from skate._c import frames
 from skate._c.refs import FAILED, PENDING, STORED, ObjectRef
-from skate.core.dispatch import AskLeases, Effect, GiveBack, PushTasks, Queue
+from skate.core.dispatch import AskLeases, Effect, GiveBack, LoseTasks, PushTasks, Queue
 from skate.core.tasks import CALLS_SHIFT, Function, OwnedTask
 from skate.exceptions import SkateError, TaskError, WorkerCrashedError
 from skate.ids import ProcessId, TaskId, object_id
@@ -42,6 +42,8 @@ class Submission:
         self.tasks: dict[bytes, OwnedTask] = {}
         #: worker -> ids of the functions that it was sent
         self._exported: dict[ProcessId, set[bytes]] = {}
+        #: lease whose worker died -> the node's report, while answers may still come
+        self._obituaries: dict[int, str] = {}
         #: warns about requests that no node can meet; set by the api
         self.warn: Callable[[str], None] = log.warning
         runtime.handle(m.TaskDone, self._task_done)
@@ -122,6 +124,8 @@ class Submission:
             )
         elif type(effect) is GiveBack:
             runtime.post(runtime.node, m.ReturnLease(effect.lease.id))
+        elif type(effect) is LoseTasks:
+            self._lose(effect.tasks, self._obituaries.pop(effect.lease.id), monotonic())
         else:
             runtime.post(effect.lease.worker, m.RecallTasks(effect.lease.id))
 
@@ -135,7 +139,9 @@ class Submission:
                 known.add(function.id)
                 self._runtime.post(worker, m.ExportFunction(function.id, function.name, function.pickled))
             dependencies = task.dependencies
-            inline = [(entry.id, entry.state, entry.value) for entry in dependencies] if dependencies else None
+            inline = (
+                [(entry.id, entry.state, entry.value) for entry in dependencies] if dependencies else None
+            )
             fields = (
                 task.id,
                 function.id,
@@ -157,14 +163,16 @@ class Submission:
             return
         now = monotonic()
         self._dispatcher.task_done(task.lease, task, elapsed_ns * 1e-9, now)
-        if kept:
+        if kept and worker in self._exported:  # else it has died since
             self._references.on_kept(kept, worker)
         if values and values[0][0] == FAILED and self._wants_retry(task, values[0][1]) and task.may_retry():
             self._dispatcher.task_queued(task, now)
             return
         del self.tasks[task_id]
         settle = self._runtime.objects.settle
-        for entry, (state, value, contents) in zip(task.returns, values, strict=False):  # an error comes at least once
+        for entry, (state, value, contents) in zip(
+            task.returns, values, strict=False
+        ):  # an error comes at least once
             settle(entry, state, value, contents)
         self._let_go(task)
 
@@ -208,7 +216,9 @@ class Submission:
         tasks = [lease.in_flight[task_id] for task_id in task_ids if task_id in lease.in_flight]
         self._dispatcher.tasks_returned(lease, tasks, monotonic())
 
-    def _lease_granted(self, _: ProcessId, class_id: int, lease_id: int, worker: ProcessId, allocation: Any) -> None:
+    def _lease_granted(
+        self, _: ProcessId, class_id: int, lease_id: int, worker: ProcessId, allocation: Any
+    ) -> None:
         queue = self._queue(class_id)
         self._exported.setdefault(worker, set())
         self._runtime.post(worker, m.StartLease(lease_id, self._runtime.depth + 1, allocation))
@@ -219,7 +229,9 @@ class Submission:
 
     def _leases_failed(self, _: ProcessId, class_id: int, cause: str) -> None:
         for task in self._dispatcher.leases_failed(self._queue(class_id)):
-            self._finish(task, FAILED, pack_error(crash_of(f"no task yet (it was to run {task.display_name})", cause)))
+            self._finish(
+                task, FAILED, pack_error(crash_of(f"no task yet (it was to run {task.display_name})", cause))
+            )
 
     def _lease_reclaimed(self, _: ProcessId, lease_id: int) -> None:
         self._dispatcher.lease_reclaimed(lease_id)
@@ -229,18 +241,26 @@ class Submission:
 
     # -------------------------------------------------------------------------------------------------- deaths
 
-    def worker_died(self, worker: ProcessId, cause: str, running: bytes) -> None:
+    def worker_died(self, worker: ProcessId, cause: str, running: bytes, answered: int) -> None:
         """A worker is gone: its tasks run elsewhere, as far as they may be tried again. Under the lock."""
         self._exported.pop(worker, None)
         now = monotonic()
         for lease in [lease for lease in self._dispatcher.leases.values() if lease.worker == worker]:
-            for task in self._dispatcher.worker_lost(lease, running, now):
-                if task.may_retry():
-                    self._dispatcher.task_queued(task, now)
-                else:
-                    for entry in task.returns:
-                        self._runtime.free(entry.id)  # where it had put its result already
-                    self._finish(task, FAILED, pack_error(crash_of(task.display_name, cause)))
+            lost = self._dispatcher.worker_lost(lease, running, answered, now)
+            if lease.in_flight:
+                self._obituaries[lease.id] = cause
+            self._lose(lost, cause, now)
+
+    def _lose(self, tasks: list[OwnedTask], cause: str, now: float) -> None:
+        """Tasks that a dead worker had begun, and has not answered: they are tried again, or fail."""
+        for task in tasks:
+            task.blamed = True
+            if task.may_retry():
+                self._dispatcher.task_queued(task, now)
+            else:
+                for entry in task.returns:
+                    self._runtime.free(entry.id)  # where it had put its result already
+                self._finish(task, FAILED, pack_error(crash_of(task.display_name, cause)))
 
 
 def crash_of(task_name: str, cause: str) -> SkateError:

@@ -83,7 +83,9 @@ class LocalStore:
                     raise self._full_error(size, "The object store is full.") from None
                 word, *why = self.keeper.make_room(size, attempt)
                 if word == DISK:
-                    raise OutOfDiskError(f"The object store is full, and spilling failed: {why[0]}.") from None
+                    raise OutOfDiskError(
+                        f"The object store is full, and spilling failed: {why[0]}."
+                    ) from None
                 if word != MADE:
                     raise self._full_error(size, f"The object store is full: {why[0]}.") from None
                 attempt += 1
@@ -150,7 +152,8 @@ class LocalStore:
             needed_bytes=size,
             capacity_bytes=self._arena.stats()["capacity"],
             largest=[
-                (row["id"], row["size"], f"owned by process {row['owner'].hex()}, {users_of(row)}") for row in rows
+                (row["id"], row["size"], f"owned by process {row['owner'].hex()}, {users_of(row)}")
+                for row in rows
             ],
         )
 

@@ -181,7 +181,9 @@ class SpillThreads:
         return WriteEnded(evicted, size, trouble)
 
     def _trouble(self, error: OSError) -> str:
-        text = f"{os.path.realpath(os.path.join(self._folder, SPILL_FOLDER))} refused a write: {error.strerror}"
+        text = (
+            f"{os.path.realpath(os.path.join(self._folder, SPILL_FOLDER))} refused a write: {error.strerror}"
+        )
         log.error("%s", text)
         return text
 

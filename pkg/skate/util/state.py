@@ -45,7 +45,9 @@ class ObjectState:
         return getattr(self, name, default)
 
 
-def list_objects(*, filters: Iterable[tuple[str, str, Any]] | None = None, limit: int = 100) -> list[ObjectState]:
+def list_objects(
+    *, filters: Iterable[tuple[str, str, Any]] | None = None, limit: int = 100
+) -> list[ObjectState]:
     """The largest objects in the store, at most `limit`, largest first. Blocks for one question to the node manager.
 
     filters: (field, "=" or "!=", value), all of which must hold.

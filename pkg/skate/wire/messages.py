@@ -124,6 +124,7 @@ class ProcessDied(NamedTuple):
     process: ProcessId
     cause: str
     running: bytes  # the task it was running: an id, or empty
+    answered: int  # how many tasks of its lease it had answered, whether or not the answers ever left it
 
 
 @_message(9)

@@ -36,6 +36,8 @@ from skate.worker.output import TaskOutput
 log = logging.getLogger("skate")
 
 NO_TASK = bytes(16)
+#: length of the marker: the task that runs, then how many of the lease were answered
+MARKER_BYTES = 24
 
 
 class Pushed(NamedTuple):
@@ -77,6 +79,8 @@ class Executor:
         self._arrival: Waiter | None = None
         self._resume: Waiter | None = None
         self._stopping = False
+        #: tasks of the lease that were answered
+        self._answered = 0
         self._main = threading.get_ident()
         #: what the worker holds while it serves an owner; the runtime context reads it
         self.lease: Lease | None = None
@@ -157,6 +161,8 @@ class Executor:
                 runtime.pump.wait(arrival, runtime.lock, None)
             elif type(item) is Lease:
                 self.lease = item
+                self._answered = 0
+                self._marker[:] = bytes(MARKER_BYTES)
                 runtime.depth = item.depth
                 item.apply()
             elif not self._execute(item):
@@ -185,7 +191,8 @@ class Executor:
             kept = [item for guard in guards for item in runtime.references.end_guard(guard)] or None
             runtime.act(now)  # who else holds the refs inside must be known before the answer is
             runtime.post(pushed.owner, m.TaskDone(pushed.task, elapsed, answer, kept))
-            self._marker[:16] = NO_TASK
+            self._answered += 1
+            self._marker[:] = NO_TASK + self._answered.to_bytes(8, "little")
             self.current = None
             if pushed.flags & ONCE or not self._queue:
                 runtime.mailbox.flush()
@@ -214,7 +221,9 @@ class Executor:
                 guard = Guard(pushed.owner)
                 guards.append(guard)
                 if pushed.dependencies:
-                    dependencies = [self._dependency(pushed.owner, item, guards) for item in pushed.dependencies]
+                    dependencies = [
+                        self._dependency(pushed.owner, item, guards) for item in pushed.dependencies
+                    ]
                 refs.unpickling_under(guard)
                 try:
                     args, kwargs = unpack_arguments(pushed.args, dependencies)
