@@ -34,7 +34,7 @@ RetryExceptions = bool | tuple[type[Exception], ...]
 #: Options that are accepted, stored and shipped but change nothing yet -> what they will do. `not_yet` finds
 #: those in use, for a warning. An option leaves this table in the change that makes it work.
 NOT_YET: Final[Mapping[str, str]] = {
-    "runtime_env": "set the task's environment variables, working directory and packages",
+    "runtime_env": "set the working directory and packages (env_vars are set already)",
     "scheduling_strategy": "choose the node: spread, by affinity, by labels, or inside a placement group",
     "placement_group": "run inside a placement group",
     "placement_group_bundle_index": "run in one bundle of a placement group",

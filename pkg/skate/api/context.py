@@ -1,4 +1,4 @@
-"""Where a program runs and what there is: `get_runtime_context`, `cluster_resources`, `nodes`, `get_gpu_ids`. No state."""
+"""Where a program runs and what there is: the runtime context, the cluster's resources, its nodes, GPUs. No state."""
 
 from __future__ import annotations
 

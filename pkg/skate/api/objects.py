@@ -16,7 +16,7 @@ def put(value: Any) -> ObjectRef:
     """
     if type(value) is ObjectRef:
         raise TypeError(
-            "put() got an ObjectRef. A ref can be passed on as it is; to store it inside a value, put a list: put([ref])."
+            "put() got an ObjectRef. Pass the ref on as it is, or put a list with the ref in it: put([ref])."
         )
     return require_runtime().objects.put(value)
 
@@ -50,8 +50,8 @@ def wait(
 ) -> tuple[list[ObjectRef], list[ObjectRef]]:
     """(ready, not ready), each in the order given; at most `num_returns` are ready. Blocks until as many are.
 
-    With `timeout` (seconds; 0 only looks) fewer may be ready. A ref whose task failed is ready. Raises TypeError for what
-    is no list of refs, ValueError for refs given twice and for num_returns below 1 or above the number of refs.
+    With `timeout` (seconds; 0 only looks) fewer may be ready. A ref whose task failed is ready. Raises TypeError for
+    what is no list of refs, ValueError for refs given twice and for num_returns below 1 or above the number of refs.
     """
     if type(refs) is ObjectRef:
         raise TypeError("wait() takes a list of ObjectRefs, got a single one: write wait([ref])")

@@ -179,7 +179,7 @@ def _note_ignored(address: str | None, ignored: dict[str, Any]) -> None:
 
 
 def shutdown(_exiting_interpreter: bool = False) -> None:
-    """Ends skate in this process: workers end, objects are freed, nothing is left. Does nothing where it does not run."""
+    """Ends skate in this process: workers end, objects are freed, nothing is left. Harmless where it does not run."""
     global _session
     with _lock:
         session, _session = _session, None

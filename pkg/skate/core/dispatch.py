@@ -1,8 +1,8 @@
 """Which task goes to which leased worker, and how many leases the owner asks for.
 
 Pure. State: a Queue for each scheduling class (tasks that need the same resources and environment), and the leases
-held for it. Events: task_queued, task_done, tasks_returned, lease_granted, lease_reclaimed, worker_lost, tick. Effects
-out through `take_effects`.
+held for it. Events: task_queued, task_done, tasks_returned, lease_granted, leases_failed,
+lease_reclaimed, worker_lost, tick. Effects out through `take_effects`.
 
 Rules:
 
@@ -12,8 +12,8 @@ Rules:
 * The owner asks for more leases than it has only for what does not fit into the pipelines of those.
 * A lease without work is kept for `LINGER` seconds, and given back at once when others wait for it.
 
-Invariants (`check`): a task is in one queue or in flight on one lease; what a lease's `load` says is the sum of what its
-tasks were expected to take; an idle lease and a waiting task of the same queue never exist at once.
+Invariants (`check`): a task is in one queue or in flight on one lease; what a lease's `load` says is the sum of what
+its tasks were expected to take; an idle lease and a waiting task of the same queue never exist at once.
 """
 
 from __future__ import annotations

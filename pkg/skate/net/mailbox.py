@@ -99,7 +99,7 @@ class Mailbox:
             self._waiting = [link for link in waiting if not self._send(link)]
 
     def flush_due(self, now: float, pause: float) -> bool:
-        """Sends what waits for peers that were sent nothing in the last `pause` seconds; True where some still waits."""
+        """Sends what waits for peers that got nothing in the last `pause` seconds; True where some still waits."""
         waiting = self._waiting
         if waiting:
             self._waiting = [
@@ -132,7 +132,7 @@ class Mailbox:
         return link
 
     def has_inbox(self, peer: ProcessId) -> bool:
-        """Whether the peer's inbox is there: it is from before anyone hears of the peer until its death is dealt with."""
+        """Whether the peer's inbox is there: from before anyone hears of the peer until it is buried."""
         return os.path.exists(f"{self._folder}/{peer.hex()}")
 
     def forget(self, peer: ProcessId) -> None:

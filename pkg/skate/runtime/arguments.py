@@ -1,8 +1,8 @@
 """The arguments of a call, packed for the way and unpacked in the worker.
 
 A ref that is an argument itself is replaced by its value before the task runs: an ArgRef stands for it in the packed
-arguments, and the value travels beside them once it is there. Refs inside containers and objects stay refs. An argument
-that is large is put into the store, as if the program had called `put`; once, if many calls get it (see large_arguments).
+arguments, and the value travels beside them once it is there. Refs inside containers and objects stay refs. A large
+argument is put into the store, as if the program had called `put`; once, if many calls get it (see large_arguments).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _StandIns:
 
 
 def pack_arguments(objects: Objects, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
-    """(packed arguments, entries that ArgRefs stand for, entries of the refs inside, refs to keep until those are pinned).
+    """(packed arguments, entries that ArgRefs stand for, entries of refs inside, refs to keep until those are pinned).
 
     Raises SerializationError, ObjectStoreFullError.
     """

@@ -1,4 +1,4 @@
-"""The runtime of this process, for the api to find. State: one slot, set by driver.session or worker.main."""
+"""The runtime of this process, for the api to find. State: two slots, set by driver.session or worker.main."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Values of objects: put, get, wait, futures; and what owners and borrowers tell one another.
 
-State is the runtime's references; this module reads and writes values. A value is in one of three places: packed in the
-entry (INLINE), in the machine's store (STORED), or it is an error (FAILED). An owner tells a borrower that asked as soon
-as the value is there.
+State is the runtime's references; this module reads and writes values. A value is in one of three places: packed in
+the entry (INLINE), in the machine's store (STORED), or it is an error (FAILED). An owner tells a borrower that asked as
+soon as the value is there.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Objects:
         if not self._wait(wanted, waiter, len(wanted), timeout):
             missing = [ref for ref in wanted if ref.entry.state == PENDING]
             raise GetTimeoutError(
-                f"get: {len(missing)} of {len(wanted)} objects were not ready within {timeout} s; the first is {missing[0]!r}"
+                f"get: {len(missing)} of {len(wanted)} objects not ready within {timeout} s, the first: {missing[0]!r}"
                 if missing
                 else f"get: not ready within {timeout} s"
             )
@@ -118,7 +118,7 @@ class Objects:
     def wait(
         self, wanted: list[ObjectRef], num_returns: int, timeout: float | None
     ) -> tuple[list[ObjectRef], list[ObjectRef]]:
-        """(ready, rest), each in the order given. Blocks until `num_returns` are ready or `timeout` seconds are over."""
+        """(ready, rest), each in the order given. Blocks until `num_returns` are ready or `timeout` is over."""
         if refs.ready_count(wanted) < num_returns:
             self._wait(wanted, Waiter(), num_returns, timeout)
         return refs.split_ready(wanted, num_returns)  # type: ignore[no-any-return]

@@ -7,8 +7,8 @@ The lock is held for short steps that call no code of the user's. What must not 
 printing) is put into `later` and runs when it is released. Refs can be dropped anywhere, by the garbage collector, in
 the middle of a locked step: `on_dropped` only notes them, and whoever releases the lock next deals with them.
 
-Ctrl-C may come at any moment, too. A KeyboardInterrupt in the middle of a locked step, or of a message being read, would
-leave the machines half changed, so in a driver's main thread it waits until that is over (`on_interrupt`).
+Ctrl-C may come at any moment, too. A KeyboardInterrupt in the middle of a locked step, or of a message being read,
+would leave the machines half changed, so in a driver's main thread it waits until that is over (`on_interrupt`).
 """
 
 from __future__ import annotations
@@ -93,8 +93,12 @@ class Runtime:
                 self._drain_dropped()
             later, self._later = self._later, []
             self.lock.release()
-            for call in later:
-                call()
+            try:
+                while later:
+                    later.pop(0)()
+            finally:
+                if later:  # one of them raised, or was interrupted: the others are not lost
+                    self._later = later + self._later
             if not self._dropped or not self.lock.acquire(blocking=False):
                 return  # whoever holds it now drains
 

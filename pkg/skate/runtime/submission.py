@@ -264,7 +264,7 @@ class Submission:
 
 
 def crash_of(task_name: str, cause: str) -> SkateError:
-    """The error for a task whose worker died; `cause` is the node manager's report (see node.obituary)."""
+    """The error for a task whose worker died; `cause` is the node manager's report (NodeManager._bury)."""
     report = json.loads(cause)
     return WorkerCrashedError(
         task_name,

@@ -64,7 +64,7 @@ def encode(message: Any) -> bytes:
 
 @_message(1)
 class Register(NamedTuple):
-    """A process has opened its inbox. Drivers bring their job's configuration (see node.manager)."""
+    """A process has opened its inbox."""
 
     kind: str
     pid: int
@@ -271,7 +271,7 @@ class PushTask(NamedTuple):
     function: FunctionId
     args: bytes  # packed (args, kwargs) with ArgRef for each top-level ref; empty: no arguments
     dependencies: Plain  # None, or [(object id, state, value), …]: what the ArgRefs stand for
-    returns: int  # number of return values, or one of the negative marks in core.tasks
+    returns: int  # number of return values
     attempt: int
     name: str  # what the program calls the task; empty: the function's name
     flags: int  # see core.tasks
