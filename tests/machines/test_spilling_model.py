@@ -184,7 +184,7 @@ class SpillingModel(RuleBasedStateMachine):
             del self.live[object_id]
             self.machine.forget_requested(object_id)
             return
-        self.machine.forget_requested(object_id)
+        self.machine.forget_requested(object_id, made_again=True)
         self.serial += 1
         stored.sealed = True
         self.live[object_id] = stored.content

@@ -685,3 +685,23 @@ def test_same_bytes(value):
         block[at] ^= 1
         assert not plain.same_bytes(serialized, bytes(block))
         block[at] ^= 1
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(12, dtype=np.int16),
+        np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+        np.array(2.5),
+        np.zeros((2, 0)),
+    ],
+    ids=["flat", "fortran", "no dimension", "empty"],
+)
+def test_small_arrays_in_disguise_come_back_as_they_were(array: np.ndarray) -> None:
+    serialize(array)  # numpy is found at the first array
+    (back,) = from_bytes(to_bytes(serialize((plain.compact(array),))))
+    assert back.dtype == array.dtype
+    assert back.shape == array.shape
+    assert back.flags.f_contiguous == array.flags.f_contiguous
+    assert np.array_equal(back, array)
+    assert array.size == 0 or not back.flags.writeable

@@ -162,7 +162,7 @@ class SpillFile:
 class SpilledObject:
     """An object on disk, or on its way there or back."""
 
-    __slots__ = ("creator", "file", "span", "state", "waiters", "wanted")
+    __slots__ = ("creator", "file", "made_again", "span", "state", "waiters", "wanted")
 
     def __init__(self, file: SpillFile, span: Span) -> None:
         self.file = file
@@ -170,6 +170,8 @@ class SpilledObject:
         self.state = WRITING
         #: its owner has not freed it
         self.wanted = True
+        #: not wanted because a new attempt has put it into the store afresh: what stands there now is not this copy
+        self.made_again = False
         #: pid of the process that made it; 0 until it is written
         self.creator = 0
         #: (process, token) of those to be told when it is back
@@ -248,14 +250,15 @@ class Spilling:
             if known.state == ON_DISK and len(known.waiters) == 1:
                 self._read(known)
 
-    def forget_requested(self, object_id: bytes) -> None:
-        """The owner frees an object that it did not find in the store; or a new attempt makes it again."""
+    def forget_requested(self, object_id: bytes, made_again: bool = False) -> None:
+        """The owner frees an object that it did not find in the store; or a new attempt has `made_again` what it is."""
         known = self.objects.get(object_id)
         if known is None:
             return
         known.wanted = False
+        known.made_again = known.made_again or made_again
         if known.state == ON_DISK:
-            self._drop(known, GONE)
+            self._drop_unwanted(known)
 
     def write_ended(self, evicted: Mapping[bytes, int], size: int, trouble: str) -> None:
         """The job is over: what was written and is out of the store, with its creators' pids; how long the file is.
@@ -280,7 +283,7 @@ class Spilling:
             self.counts["spilled"] += 1
             self.counts["spilled_bytes"] += span.size
             if not known.wanted:
-                self._drop(known, GONE)
+                self._drop_unwanted(known)
             elif known.waiters:
                 self._read(known)
         if evicted:
@@ -298,11 +301,14 @@ class Spilling:
         if outcome == RESTORED:
             self.counts["restored"] += 1
             self.counts["restored_bytes"] += known.span.size
-            if not known.wanted:
-                self._effects.append(DeleteObject(known.span.object))
-            self._drop(known, THERE if known.wanted else GONE)
+            if known.wanted:
+                self._drop(known, THERE)
+            else:
+                if not known.made_again:
+                    self._effects.append(DeleteObject(known.span.object))
+                self._drop_unwanted(known)
         elif outcome == DELETED or not known.wanted:
-            self._drop(known, GONE)
+            self._drop_unwanted(known)
         elif outcome == FULL:
             if known.waiters:
                 self._needs.append(Need(None, 0, known.span.size, 1, object_id))
@@ -460,6 +466,9 @@ class Spilling:
         del self.objects[known.span.object]
         known.file.live.discard(known.span.object)
         self._delete_if_empty(known.file)
+
+    def _drop_unwanted(self, known: SpilledObject) -> None:
+        self._drop(known, THERE if known.made_again else GONE)
 
     def _delete_if_empty(self, file: SpillFile) -> None:
         if file.live or file.writing or file.number not in self.files:

@@ -1,6 +1,6 @@
 """A driver's session: the node manager that `init` starts, and the runtime that talks to it.
 
-State: the node manager's process and the driver's runtime, from its making to `end`. The node manager watches this process
+State: the node manager's process and the driver's runtime, until `end`. The node manager watches this process
 and ends with it, however it ends; this process watches the node manager, and fails what waits when it dies.
 """
 

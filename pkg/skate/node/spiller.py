@@ -70,7 +70,9 @@ class Spiller:
         self.machine.restore_requested(process.id, token, object_id, attempt)
 
     def forget(self, process: Any, token: int, object_id: ObjectId) -> None:
-        self.machine.forget_requested(object_id)
+        self.machine.forget_requested(
+            object_id, made_again=token != 0
+        )  # only who makes it again waits for an answer
         if token:
             self._answer(process.id, token, (THERE,))
 

@@ -50,10 +50,16 @@ class _StandIns:
         #: refs made here, to be kept until their entries are pinned
         self.made: list[ObjectRef] = []
 
-    def for_ref(self, value: Any) -> Any:
-        """An ArgRef for a ref, anything else itself."""
-        if type(value) is not ObjectRef:
-            return value
+    def at_a_glance(self, value: Any) -> Any:
+        """An ArgRef for a ref or a large array, something that pickles faster for a small one, anything else itself."""
+        if type(value) is ObjectRef:
+            return self.for_ref(value)
+        if plain.surely_over(value, INLINE_BYTES):
+            return self.for_large(value)
+        return plain.compact(value)
+
+    def for_ref(self, value: ObjectRef) -> ArgRef:
+        """Stands for the value of a ref."""
         return ArgRef(self.entries.setdefault(value.entry, len(self.entries)))
 
     def for_large(self, value: Any) -> Any:
@@ -74,9 +80,10 @@ def pack_arguments(objects: Objects, name: str, args: tuple[Any, ...], kwargs: d
     Raises SerializationError, ObjectStoreFullError.
     """
     stand_ins = _StandIns(objects)
-    args = tuple([stand_ins.for_ref(value) for value in args])
-    kwargs = {key: stand_ins.for_ref(value) for key, value in kwargs.items()}
     try:
+        args = tuple([stand_ins.at_a_glance(value) for value in args])
+        if kwargs:
+            kwargs = {key: stand_ins.at_a_glance(value) for key, value in kwargs.items()}
         packed = plain.serialize((args, kwargs))
         if packed.total_bytes > INLINE_BYTES:
             args = tuple([stand_ins.for_large(value) for value in args])

@@ -52,6 +52,7 @@ cdef enum:
     HEAD_BYTES = 16
     NODE_BUDGET = 128           # values looked at before cloudpickle is taken, which copes with anything
     DEPTH_BUDGET = 8
+    COMPACT_BYTES = 4096        # larger arrays are copied out of band
     BARE_BYTES_MIN = 32768      # smaller bytes are cheaper inside the pickle
     RELEASE_GIL_BYTES = 1 << 20  # below this another thread's turn costs more than the copy
     MAX_NDIM = 64
@@ -295,6 +296,46 @@ cdef object _reduce_array(object array):
 def _dates(numbers, dtype):
     """A datetime64 or timedelta64 array from its integers; no copy."""
     return numbers.view(dtype)
+
+
+cpdef bint surely_over(object value, Py_ssize_t limit) except -1:
+    """Whether a glance tells that the value, serialized, takes more than `limit` bytes: a large array, or large bytes."""
+    kind = type(value)
+    if kind is _ndarray:
+        return value.nbytes >= limit  # with its head it is more
+    return (kind is bytes or kind is bytearray) and len(value) >= limit
+
+
+cdef class SmallArray:
+    """Stands for a small array inside a pickle, and comes back as the array: numpy's own pickling costs four times as much."""
+
+    cdef tuple parts
+
+    def __reduce__(self):
+        return _small_array, self.parts
+
+
+_plain_types.add(SmallArray)
+
+
+cpdef object compact(object value):
+    """A SmallArray for a contiguous array of a native dtype and up to COMPACT_BYTES; anything else as it is."""
+    cdef SmallArray small
+    if type(value) is not _ndarray or not 0 < value.nbytes <= COMPACT_BYTES:
+        return value
+    code = _code_of_dtype.get(<size_t><PyObject *>value.dtype)
+    flags = value.flags
+    if code is None or not flags.forc:
+        return value
+    small = SmallArray.__new__(SmallArray)
+    small.parts = (value.tobytes("A"), code, value.shape, "F" if flags.fnc else "C")
+    return small
+
+
+def _small_array(data, code, shape, order):
+    """The array again: read-only, in memory of its own."""
+    _need_numpy()
+    return _frombuffer(data, _dtype_of_code[code]).reshape(shape, order=order)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
