@@ -80,6 +80,8 @@ class SpillingModel(RuleBasedStateMachine):
         self.live: dict[bytes, int] = {}
         self.pins: list[tuple[ProcessId, Stored]] = []
         self.questions: dict[int, Question] = {}
+        #: token -> (process, object id, block) of what is being made again
+        self.makers: dict[int, tuple[bytes, bytes, Stored]] = {}
         self.jobs: deque[Any] = deque()
         self.thread: Iterator[None] | None = None
         self.warnings = 0
@@ -184,10 +186,17 @@ class SpillingModel(RuleBasedStateMachine):
             del self.live[object_id]
             self.machine.forget_requested(object_id)
             return
-        self.machine.forget_requested(object_id, made_again=True)
+        del self.live[object_id]
+        process = object_id[:8]
         self.serial += 1
-        stored.sealed = True
-        self.live[object_id] = stored.content
+        self.makers[self.serial] = (process, object_id, stored)
+        self.machine.remake_requested(process, self.serial, object_id)
+
+    def made_again(self, process: bytes, object_id: bytes, stored: Stored) -> None:
+        """The copy of the old one is gone: the new one may be sealed."""
+        if not stored.doomed:
+            stored.sealed = True
+            self.live[object_id] = stored.content
         self.unpin(stored)
 
     @rule(who=st.integers(0, 9), really=st.integers(0, 5))
@@ -205,6 +214,9 @@ class SpillingModel(RuleBasedStateMachine):
             del self.live[object_id]
         for object_id in [object_id for object_id in self.store if object_id.startswith(process)]:
             self.delete(object_id)
+        for _, _, stored in [each for each in self.makers.values() if each[0] == process]:
+            self.unpin(stored)
+        self.makers = {token: each for token, each in self.makers.items() if each[0] != process}
         self.machine.process_left(process)
         self.machine.owners_left(self.processes)
 
@@ -244,6 +256,9 @@ class SpillingModel(RuleBasedStateMachine):
             self.jobs.append(effect)
 
     def answered(self, answer: Answer) -> None:
+        if answer.token in self.makers:
+            self.made_again(*self.makers.pop(answer.token))
+            return
         question = self.questions.pop(answer.token, None)
         assert question is not None, "a question was answered twice, or its asker is dead"
         assert question.process == answer.process
@@ -358,6 +373,7 @@ class SpillingModel(RuleBasedStateMachine):
             self.let_go(0)
         self.settle()
         assert not self.questions, "somebody waits for ever"
+        assert not self.makers, "somebody who makes an object again waits for ever"
         for _ in range(len(self.live)):
             self.free(0)
         for _ in range(len(self.pins)):
@@ -375,7 +391,7 @@ class SpillingModel(RuleBasedStateMachine):
             self.decide(ROOM_SECONDS / 50)
             if self.jobs or self.thread is not None:
                 self.work(50)
-            elif not self.questions:
+            elif not self.questions and not self.makers:
                 self.decide(0.0)
                 if not self.jobs:
                     break

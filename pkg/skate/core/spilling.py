@@ -162,7 +162,7 @@ class SpillFile:
 class SpilledObject:
     """An object on disk, or on its way there or back."""
 
-    __slots__ = ("creator", "file", "made_again", "span", "state", "waiters", "wanted")
+    __slots__ = ("creator", "file", "makers", "span", "state", "waiters", "wanted")
 
     def __init__(self, file: SpillFile, span: Span) -> None:
         self.file = file
@@ -170,8 +170,8 @@ class SpilledObject:
         self.state = WRITING
         #: its owner has not freed it
         self.wanted = True
-        #: not wanted because a new attempt has put it into the store afresh: what stands there now is not this copy
-        self.made_again = False
+        #: (process, token) of those who make it again, and may not seal it before this copy is gone
+        self.makers: list[tuple[ProcessId, int]] = []
         #: pid of the process that made it; 0 until it is written
         self.creator = 0
         #: (process, token) of those to be told when it is back
@@ -250,15 +250,25 @@ class Spilling:
             if known.state == ON_DISK and len(known.waiters) == 1:
                 self._read(known)
 
-    def forget_requested(self, object_id: bytes, made_again: bool = False) -> None:
-        """The owner frees an object that it did not find in the store; or a new attempt has `made_again` what it is."""
+    def forget_requested(self, object_id: bytes) -> None:
+        """The owner frees an object that it did not find in the store."""
         known = self.objects.get(object_id)
         if known is None:
             return
         known.wanted = False
-        known.made_again = known.made_again or made_again
         if known.state == ON_DISK:
             self._drop_unwanted(known)
+
+    def remake_requested(self, process: ProcessId, token: int, object_id: bytes) -> None:
+        """A new attempt makes an object again. It is answered when no copy of the old one is left or under way: only
+        then may it seal its own, or a job that began with the old one could take the new one for it.
+        """
+        known = self.objects.get(object_id)
+        if known is None:
+            self._effects.append(Answer(process, token, (THERE,)))
+        else:
+            known.makers.append((process, token))
+            self.forget_requested(object_id)
 
     def write_ended(self, evicted: Mapping[bytes, int], size: int, trouble: str) -> None:
         """The job is over: what was written and is out of the store, with its creators' pids; how long the file is.
@@ -304,7 +314,7 @@ class Spilling:
             if known.wanted:
                 self._drop(known, THERE)
             else:
-                if not known.made_again:
+                if not known.makers:
                     self._effects.append(DeleteObject(known.span.object))
                 self._drop_unwanted(known)
         elif outcome == DELETED or not known.wanted:
@@ -322,6 +332,7 @@ class Spilling:
         for known in self.objects.values():
             if known.waiters:
                 known.waiters = [waiter for waiter in known.waiters if waiter[0] != process]
+            known.makers = [maker for maker in known.makers if maker[0] != process]
 
     def owners_left(self, living: Collection[ProcessId]) -> None:
         """Objects of owners that are not among the living are nobody's."""
@@ -463,12 +474,14 @@ class Spilling:
     def _drop(self, known: SpilledObject, word: str) -> None:
         """Its copy is of no use any more; who waits for it is told that word."""
         self._answer_waiters(known, (word,))
+        for process, token in known.makers:
+            self._effects.append(Answer(process, token, (THERE,)))
         del self.objects[known.span.object]
         known.file.live.discard(known.span.object)
         self._delete_if_empty(known.file)
 
     def _drop_unwanted(self, known: SpilledObject) -> None:
-        self._drop(known, THERE if known.made_again else GONE)
+        self._drop(known, THERE if known.makers else GONE)
 
     def _delete_if_empty(self, file: SpillFile) -> None:
         if file.live or file.writing or file.number not in self.files:

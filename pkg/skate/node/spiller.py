@@ -70,11 +70,10 @@ class Spiller:
         self.machine.restore_requested(process.id, token, object_id, attempt)
 
     def forget(self, process: Any, token: int, object_id: ObjectId) -> None:
-        self.machine.forget_requested(
-            object_id, made_again=token != 0
-        )  # only who makes it again waits for an answer
-        if token:
-            self._answer(process.id, token, (THERE,))
+        if token:  # who makes it again waits for the answer; who frees it does not
+            self.machine.remake_requested(process.id, token, object_id)
+        else:
+            self.machine.forget_requested(object_id)
 
     def process_left(self, process: ProcessId, living: Collection[ProcessId]) -> None:
         self.machine.process_left(process)
