@@ -41,10 +41,6 @@ def process_id(node: NodeId, serial: int) -> ProcessId:
     return ProcessId(node + serial.to_bytes(4, "big"))
 
 
-def node_of(owner: ProcessId) -> NodeId:
-    return NodeId(owner[:NODE_ID_BYTES])
-
-
 def task_id_source(process: ProcessId) -> Callable[[], TaskId]:
     """A function giving this process's task ids, one a call. Safe to call from any thread: `next` is atomic."""
     count = itertools.count(1).__next__
@@ -62,8 +58,3 @@ def object_id(task: TaskId, index: int) -> ObjectId:
 def owner_of(identifier: bytes) -> ProcessId:
     """The process that owns a task or an object."""
     return ProcessId(identifier[:PROCESS_ID_BYTES])
-
-
-def task_of(obj: ObjectId) -> TaskId:
-    """The task that returns an object."""
-    return TaskId(obj[:TASK_ID_BYTES])
