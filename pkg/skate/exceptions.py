@@ -239,8 +239,19 @@ class ActorHandleNotFoundError(ValueError, SkateError):
         self.error_message = error_message
 
 
+class ActorExit(SystemExit):
+    """Raised by exit_actor(), to leave the method that called it. Not to be caught."""
+
+    def __init__(self, why: str = "exit_actor() was called in it.") -> None:
+        super().__init__(0)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
+
+
 class AsyncioActorExit(SkateError):
-    """Raised by exit_actor() inside an async actor, to leave the method that called it."""
+    """Ray's way to leave a method of an asyncio actor; skate's exit_actor() is the same in every actor."""
 
 
 class _Messaged(SkateError):

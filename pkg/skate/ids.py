@@ -21,6 +21,8 @@ NodeId = NewType("NodeId", bytes)
 ProcessId = NewType("ProcessId", bytes)
 TaskId = NewType("TaskId", bytes)
 ObjectId = NewType("ObjectId", bytes)
+#: that of the task which makes the actor
+ActorId = NewType("ActorId", TaskId)
 
 NODE_ID_BYTES = 4
 PROCESS_ID_BYTES = 8

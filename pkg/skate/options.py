@@ -42,12 +42,10 @@ NOT_YET: Final[Mapping[str, str]] = {
     "label_selector": "run only on nodes with these labels",
     "fallback_strategy": "try these label selectors in turn",
     "object_store_memory": "reserve room in the object store",
-    "_generator_backpressure_num_objects": "pause a generator that is this far ahead of its reader",
     "_num_objects_per_yield": "split what a generator yields into this many objects",
     "_actor_generator_backpressure_num_objects": "pause an actor's generators this far ahead in sum",
     "enable_tensor_transport": "let the actor send tensors past the object store",
     "tensor_transport": "send the tensors among the results past the object store",
-    "allow_out_of_order_execution": "let calls overtake one another while arguments are fetched",
     "_labels": "mark the task for state queries",
     "_metadata": "mark the task for libraries above skate",
 }

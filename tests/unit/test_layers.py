@@ -21,7 +21,7 @@ LAYERS = (
     ("runtime",),
     ("driver", "node", "worker"),
     ("api",),
-    ("util", "cli"),
+    ("util", "cli", "actor"),
     ("__init__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -6,6 +6,7 @@ import os
 import socket
 from typing import Any
 
+from skate.api.actor_handle import ActorHandle, ActorType
 from skate.api.session import require_runtime
 from skate.runtime import current
 
@@ -33,24 +34,38 @@ class RuntimeContext:
 
     def get_task_name(self) -> str | None:
         executor = _facts().executor
-        return None if executor is None or executor.current is None else executor.current_names()[0]
+        return None if executor is None or executor.running_now() is None else executor.current_names()[0]
 
     def get_task_function_name(self) -> str | None:
         executor = _facts().executor
-        return None if executor is None or executor.current is None else executor.current_names()[1]
+        return None if executor is None or executor.running_now() is None else executor.current_names()[1]
 
     def get_actor_id(self) -> str | None:
-        return None
+        """The id of the actor that this process is; None elsewhere."""
+        actor = self._actor()
+        return None if actor is None else actor.id.hex()
 
     def get_actor_name(self) -> str | None:
-        return None
+        """The name of the actor that this process is: empty where it has none; None elsewhere."""
+        actor = self._actor()
+        return None if actor is None else actor.name
+
+    @property
+    def current_actor(self) -> ActorHandle:
+        """A handle of the actor that this process is, which does not keep it alive. RuntimeError elsewhere."""
+        actor = self._actor()
+        if actor is None:
+            raise RuntimeError("current_actor: this process is no actor")
+        return ActorHandle(actor.id, None, ActorType.from_about(actor.spec["about"]))
 
     def get_placement_group_id(self) -> str | None:
         return None
 
     @property
     def was_current_actor_reconstructed(self) -> bool:
-        return False
+        """Whether the actor that this process is has started again. False elsewhere."""
+        actor = self._actor()
+        return actor is not None and actor.restarts > 0
 
     def get_assigned_resources(self) -> dict[str, float]:
         """What the running task holds: {'CPU': 1.0}; empty in a driver."""
@@ -79,11 +94,16 @@ class RuntimeContext:
             "worker_id": self.get_worker_id(),
             "task_id": self.get_task_id(),
             "namespace": self.namespace,
+            "actor_id": self.get_actor_id(),
         }
 
     def _pushed(self) -> Any:
         executor = _facts().executor
-        return None if executor is None else executor.current
+        return None if executor is None else executor.running_now()
+
+    def _actor(self) -> Any:
+        executor = _facts().executor
+        return None if executor is None else executor.actor
 
 
 def _facts() -> current.Facts:

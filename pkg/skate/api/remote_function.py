@@ -10,6 +10,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from skate._c.refs import ObjectRef
@@ -17,8 +18,9 @@ from skate.api.session import require_runtime
 from skate.core.dispatch import Queue
 from skate.core.resources import task_request
 from skate.core.tasks import Function
-from skate.options import TaskOptions, not_yet, validate_task_options
+from skate.options import ActorOptions, TaskOptions, not_yet, resolve_num_returns
 from skate.runtime.runtime import Runtime
+from skate.runtime.streams import stream_returns
 from skate.store.serialization import dump_function
 
 
@@ -34,22 +36,32 @@ class RemoteFunction:
                 f"{function.__name__} is an `async def` function, which cannot be a task. Wrap it: "
                 f"def task(*args): return asyncio.run({function.__name__}(*args)); or make it a method of an actor."
             )
-        if inspect.isgeneratorfunction(function) or options.num_returns in ("streaming", "dynamic"):
+        if inspect.isasyncgenfunction(function):
             raise ValueError(
-                f"{function.__name__} is a generator, which cannot be a task yet. Return a list, or a fixed number of "
-                "values with num_returns=n."
+                f"{function.__name__} is an `async def` generator, which cannot be a task: "
+                "make it a method of an actor."
             )
         self._function = function
         self._options = options
         self._exported = Exported(function)
         self._signature: inspect.Signature | None = None
-        self._takes = _plain_arity(function)
-        self._returns = 1 if options.num_returns is None else int(options.num_returns)
+        self._takes = plain_arity(function)
+        returns = resolve_num_returns(
+            options.num_returns,
+            generator=inspect.isgeneratorfunction(function),
+            function=function.__name__,
+        )
+        self._call = replace(options, num_returns=returns)
+        self._returns: int = (
+            stream_returns(options._generator_backpressure_num_objects)
+            if isinstance(returns, str)
+            else returns
+        )
         self._runtime: Runtime | None = None
         self._known: Function | None = None
         self._queue: Queue | None = None
         functools.update_wrapper(self, function)
-        _warn_not_yet(options)
+        warn_not_yet(options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         name = self._function.__name__
@@ -61,7 +73,8 @@ class RemoteFunction:
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the function in a worker. Does not block.
 
-        Gives an ObjectRef; a list of them with num_returns=n, None with num_returns=0. Raises TypeError for arguments
+        Gives an ObjectRef; a list of them with num_returns=n, None with num_returns=0, an ObjectRefGenerator of a
+        generator. Raises TypeError for arguments
         that the function does not take, SerializationError for what cannot be sent.
         """
         runtime = require_runtime()
@@ -69,7 +82,12 @@ class RemoteFunction:
             self._enter(runtime)
         if kwargs or self._takes is None or len(args) not in self._takes:
             self._check_arguments(args, kwargs)
-        refs = runtime.submission.submit(self._known, self._options, self._queue, args, kwargs, self._returns)
+        if self._returns < 0:
+            stream = runtime.submission.submit_stream(
+                self._known, self._call, self._queue, args, kwargs, self._returns
+            )
+            return stream.completed() if self._call.num_returns == "dynamic" else stream
+        refs = runtime.submission.submit(self._known, self._call, self._queue, args, kwargs, self._returns)
         if self._returns == 1:
             return refs[0]
         return refs or None
@@ -134,31 +152,23 @@ class Exported:
         return self._known
 
 
-def _plain_arity(function: Callable[..., Any]) -> range | None:
-    """How many positional arguments alone make a good call; None where only the signature can tell."""
+def plain_arity(function: Callable[..., Any], skip: int = 0) -> range | None:
+    """How many positional arguments alone make a good call; None where only the signature can tell.
+
+    `skip`: that many come by themselves (self).
+    """
     code = getattr(function, "__code__", None)
     if code is None or code.co_kwonlyargcount or hasattr(function, "__wrapped__"):
         return None
-    most = code.co_argcount
+    most = code.co_argcount - skip
     least = most - len(getattr(function, "__defaults__", None) or ())
     if code.co_flags & inspect.CO_VARARGS:
-        return range(least, 1 << 31)
-    return range(least, most + 1)
+        return range(max(0, least), 1 << 31)
+    return range(max(0, least), most + 1)
 
 
-def _warn_not_yet(options: TaskOptions) -> None:
+def warn_not_yet(options: TaskOptions | ActorOptions) -> None:
     for name, meaning in not_yet(options).items():
         if name == "runtime_env" and set(options.runtime_env or ()) <= {"env_vars"}:
             continue  # these are set
         warnings.warn(f"the option {name} does nothing yet; it will {meaning}", RuntimeWarning, stacklevel=4)
-
-
-def make_remote(target: Any, options: dict[str, Any]) -> Any:
-    """What `@skate.remote(**options)` makes of a function or class."""
-    if inspect.isclass(target):
-        raise TypeError(
-            f"{target.__name__} is a class: actors are not there yet. Functions can be remote: @skate.remote on a def."
-        )
-    if not callable(target) or isinstance(target, RemoteFunction):
-        raise TypeError(f"@skate.remote goes on a function or a class, not on {target!r}")
-    return RemoteFunction(target, validate_task_options(**options))

@@ -14,6 +14,8 @@ Rules:
 * What others were preferred to PASSED_OVER times, because it needs more at once than was ever free, has what it lacks
   kept for it; only owners that are blocked themselves, and so may hold what it waits for, still go first.
 * A worker blocked in `get` or `wait` lends its CPUs, not its GPUs.
+* A lease for an actor is never reclaimed; one that only had to find a free CPU (`lends`) gives it back at once. Actors
+  get workers after tasks do, whose leases wait before theirs.
 * Workers are started only for leases whose resources are reserved, so there are never more than the resources allow
   plus those that are blocked. Idle ones beyond `keep_idle` are asked to leave.
 
@@ -103,6 +105,8 @@ class LeaseRequest:
         "depth",
         "environment",
         "feasible",
+        "for_actor",
+        "lends",
         "owner",
         "passed",
         "turn",
@@ -125,6 +129,10 @@ class LeaseRequest:
         self.depth = depth
         self.environment = environment
         self.feasible = feasible
+        #: its owner is the actor that will live in the worker
+        self.for_actor = False
+        #: it holds no CPU once it is granted
+        self.lends = False
         self.wanted = 0
         #: when it was granted something last, or came up
         self.waits_since = 0.0
@@ -219,6 +227,15 @@ class Admission:
         request.wanted = max(0, wanted - reserved)
         if not request.wanted:
             request.waits_since = 0.0
+
+    def actor_placed(
+        self, actor: bytes, demand: ResourceSet, lends: bool, depth: int, environment: Hashable
+    ) -> None:
+        """An actor needs a worker for itself. `process_left(actor)` takes that back, and the worker if it has one."""
+        self.leases_requested(ProcessId(actor), 0, demand, depth, 1, environment)
+        request = self.requests[ProcessId(actor), 0]
+        request.for_actor = True
+        request.lends = lends
 
     def lease_returned(self, lease_id: int, now: float) -> None:
         lease = self.leases.get(lease_id)
@@ -387,12 +404,22 @@ class Admission:
             self._next_lease += 1
             lease = NodeLease(self._next_lease, request, allocation)
             self.leases[lease.id] = lease
-            self._waiting.setdefault(request.environment, deque()).append(lease)
+            if request.lends:
+                self.resources.release_cpus(lease.allocation)
+            self._line_up(lease)
             if request.wanted:
                 # equals take turns: behind the others of the same depth
                 at = next((i for i, other in enumerate(queue) if other.depth < request.depth), len(queue))
                 queue.insert(at, request)
         return [request for request in order if request.wanted]
+
+    def _line_up(self, lease: NodeLease) -> None:
+        """The lease waits for a worker: a task's before all actors'."""
+        waiting = self._waiting.setdefault(lease.request.environment, deque())
+        if lease.request.for_actor or not waiting or not waiting[-1].request.for_actor:
+            waiting.append(lease)
+        else:
+            waiting.insert(next(at for at, other in enumerate(waiting) if other.request.for_actor), lease)
 
     def _lacking(self, demand: ResourceSet) -> set[str]:
         """Names of what is too little for `demand`; only GPUs can be too little where there seem to be enough."""
@@ -409,6 +436,8 @@ class Admission:
                     break
                 if lease.reclaimed or lease.request is request or lease.worker is None or lease.blocked:
                     continue
+                if lease.request.for_actor:
+                    continue
                 if request.depth < lease.request.depth and request.is_patient(now):
                     continue
                 if not any(lease.request.demand.get(name) for name in request.demand):
@@ -423,7 +452,10 @@ class Admission:
         holds_cpu = [
             lease
             for lease in self.leases.values()
-            if lease.worker is not None and not lease.blocked and lease.request.demand.get("CPU")
+            if lease.worker is not None
+            and not lease.blocked
+            and not lease.request.for_actor
+            and lease.request.demand.get("CPU")
         ]
         if any(lease.reclaimed for lease in holds_cpu):
             return  # one is on its way

@@ -21,11 +21,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from math import ceil
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from skate.core.resources import ResourceSet
 from skate.core.tasks import DONE, PUSHED, QUEUED, OwnedTask
 from skate.ids import ProcessId
+
+if TYPE_CHECKING:
+    from skate.core.calls import Life
 
 #: seconds of expected work that a worker may have in its pipeline
 BUDGET: Final = 0.003
@@ -38,9 +41,9 @@ MAX_IN_FLIGHT: Final = 512
 
 
 class PushTasks(NamedTuple):
-    """Effect: these tasks go to the lease's worker now."""
+    """Effect: these tasks go to the lease's worker now. (Or these calls, to an actor: see core.calls.)"""
 
-    lease: HeldLease
+    lease: HeldLease | Life
     tasks: list[OwnedTask]
 
 

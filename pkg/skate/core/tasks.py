@@ -1,4 +1,4 @@
-"""A task as its owner sees it, and what becomes of it when an attempt fails.
+"""A task, or a call of an actor's method, as its owner sees it, and what becomes of it when an attempt fails.
 
 Owns nothing: OwnedTask is the record that the runtime, the dispatcher and the references share. Its life:
 
@@ -15,6 +15,7 @@ from skate._c.refs import ObjectEntry
 from skate.ids import TaskId
 
 if TYPE_CHECKING:
+    from skate.core.calls import ActorLine, Life
     from skate.core.dispatch import HeldLease, Queue
     from skate.options import TaskOptions
 
@@ -38,9 +39,12 @@ class Function:
     #: weight of the newest measurement in the running mean
     WEIGHT = 0.2
 
-    def __init__(self, function_id: bytes, name: str, pickled: bytes, refs: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, function_id: bytes, name: str, pickled: bytes | None, refs: Sequence[Any] = ()
+    ) -> None:
         self.id = function_id
         self.name = name
+        #: None for a method, which its actor knows
         self.pickled = pickled
         #: refs that its closure captured: they live as long as the function is known
         self.refs = refs
@@ -73,13 +77,14 @@ class OwnedTask:
         "retries_left",
         "returns",
         "state",
+        "stream",
     )
 
     def __init__(
         self,
         task_id: TaskId,
         function: Function,
-        queue: Queue,
+        queue: Queue | ActorLine,
         options: TaskOptions,
         args: bytes,
         dependencies: list[ObjectEntry] | None,
@@ -97,7 +102,7 @@ class OwnedTask:
         self.nested = nested
         self.returns = returns
         #: where it was pushed to; None unless PUSHED
-        self.lease: HeldLease | None = None
+        self.lease: HeldLease | Life | None = None
         self.state = WAITING
         self.attempt = 0
         self.retries_left: int = options.max_retries
@@ -107,6 +112,8 @@ class OwnedTask:
         self.blamed = False
         self.flags = ONCE if options.max_retries == 0 else 0
         self.name: str = options.name or ""
+        #: of a generator: what becomes of its values (runtime.streams)
+        self.stream: Any = None
 
     def may_retry(self) -> bool:
         """Uses up one retry, where there is one left (-1: without end)."""

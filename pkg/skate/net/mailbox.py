@@ -172,11 +172,26 @@ class Mailbox:
             events = self._epoll.poll(timeout)
         finally:
             self.asleep = False
+        self._serve(events)
+        return self._take_in()
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when something may have come: for whoever sleeps elsewhere than in `read`.
+
+        `read(0)` first, as ZeroMQ's own descriptor tells of changes only; `serve` once it is readable.
+        """
+        return self._epoll.fileno()
+
+    def serve(self) -> bool:
+        """Takes in and delivers what has come, and serves watched descriptors. Does not block."""
+        self._serve(self._epoll.poll(0))
+        return self._take_in()
+
+    def _serve(self, events: list[tuple[int, int]]) -> None:
         for fd, _ in events:
             ready = self._watched.get(fd)
             if ready is not None:
                 ready()
-        return self._take_in()
 
     def _take_in(self) -> bool:
         inbox = self._inbox

@@ -93,6 +93,26 @@ class Pump:
             finally:
                 self._leave()
 
+    def take(self) -> bool:
+        """Gives a thread of the program the right to read until it calls `give_up`; False while another one has it.
+
+        For an event loop, which reads whenever it would sleep. Blocks no longer than the pump needs to step aside.
+        """
+        if self._reading.acquire(blocking=False):
+            return True
+        if not self._pump_reads or self._wanted:
+            return False
+        self._wanted += 1
+        try:
+            self._mailbox.poke()
+            return self._reading.acquire(timeout=PATIENCE)
+        finally:
+            self._wanted -= 1
+
+    def give_up(self) -> None:
+        """Ends what `take` began."""
+        self._leave()
+
     @property
     def program_reads(self) -> bool:
         """A thread of the program, not the pump, has the right to read."""

@@ -29,8 +29,9 @@ from skate.core.admission import (
     StartWorker,
 )
 from skate.core.resources import ResourceSet
-from skate.ids import NodeId, ProcessId, process_id
+from skate.ids import NodeId, ProcessId, owner_of, process_id
 from skate.net.mailbox import Mailbox
+from skate.node.actors import NodeActors
 from skate.node.logs import LineReader
 from skate.node.spiller import Spiller
 from skate.node.zygote import end_children, receive, send
@@ -106,6 +107,8 @@ class NodeManager:
             m.ForgetSpilled.code: spiller.forget,  # type: ignore[attr-defined]
             m.Leave.code: self._leave,  # type: ignore[attr-defined]
         }
+        self._actors = NodeActors(admission, self._post, self._kill_id, self._processes.__contains__)
+        self._handlers |= self._actors.handlers
         self._mailbox = Mailbox(self.me, folder, self._deliver)
         self._mailbox.watch(zygote.fileno(), self._zygote_speaks)
         spiller.join(self._mailbox, self.warn_drivers)
@@ -116,9 +119,12 @@ class NodeManager:
         """Serves until the driver is gone, then ends all workers."""
         while self._running:
             now = monotonic()
+            self._actors.act()
             due = self._admission.tick(now)
             for effect in self._admission.decide(now):
                 self._carry_out(effect)
+            if self._actors.act():
+                continue  # admission may have more to decide
             times = [time for time in (due, self._spiller.step(now)) if time is not None]
             self._mailbox.flush()
             self._mailbox.read(max(0.0, min(times) - now) if times else None)
@@ -212,6 +218,8 @@ class NodeManager:
             return self._spiller.machine.stats()
         if what == "spilled objects":
             return self._spiller.listing()
+        if what == "named actors":
+            return self._actors.listing()
         if what == "workers":
             return [
                 (process.id, process.pid, process.kind, process.registered)
@@ -230,6 +238,9 @@ class NodeManager:
         elif type(effect) is Grant:
             lease = effect.lease
             assert lease.worker is not None
+            if lease.request.for_actor:
+                self._actors.granted(lease)
+                return
             allocation = {
                 "resources": lease.allocation.request.units(),
                 "devices": list(lease.allocation.devices),
@@ -244,7 +255,9 @@ class NodeManager:
         elif type(effect) is RetireWorker:
             self._post(effect.worker, m.ExitIfUnused("idle"))
         elif type(effect) is KillWorker:
-            self._kill(self._processes[effect.worker], effect.why)
+            self._kill_id(effect.worker, effect.why)
+        elif type(effect) is FailRequest and effect.request.for_actor:
+            self._actors.failed(effect.request, self._last_failure)
         elif type(effect) is FailRequest:
             self._post(effect.request.owner, m.LeasesFailed(effect.request.class_id, self._last_failure))
         else:
@@ -254,7 +267,8 @@ class NodeManager:
                 f"No node can run what asks for {request.demand}: this node has {total} in all. "
                 "It waits until a node joins that can; ask for less, or init() with more resources."
             )
-            self._post(request.owner, m.Infeasible(request.class_id, text))
+            # An actor's request is told to the process that made the actor: its id begins the actor's.
+            self._post(owner_of(request.owner), m.Infeasible(request.class_id, text))
 
     def _start_worker(self, environment: Any) -> None:
         worker = self._new_process("worker")
@@ -277,6 +291,10 @@ class NodeManager:
             reader = LineReader(fd, source, lambda *line, worker=worker: self._printed(worker, *line))
             worker.readers.append(reader)
             self._mailbox.watch(fd, lambda reader=reader: self._read(reader))
+
+    def _kill_id(self, process: ProcessId, why: str) -> None:
+        if process in self._processes:
+            self._kill(self._processes[process], why)
 
     def _kill(self, process: Process, why: str) -> None:
         process.killed_because = why
@@ -377,6 +395,7 @@ class NodeManager:
         for process in self._processes.values():
             if process.registered:
                 self._post(process.id, notice)
+        self._actors.process_left(worker.id, cause, notice.running)
 
     def _out_of_memory(self) -> bool:
         before, self._oom_kills = self._oom_kills, _oom_kills()

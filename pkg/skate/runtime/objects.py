@@ -56,6 +56,8 @@ class Objects:
         self._references = runtime.references
         self.large_arguments = LargeArguments(runtime, self)
         self._callbacks: dict[tuple[bytes, Any], Any] = {}
+        #: id of an object of this process -> what to call, under the lock, when it is freed
+        self.when_freed: dict[bytes, Callable[[], None]] = {}
         #: called around a wait that really blocks; workers lend their CPUs meanwhile
         self.blocking: Any = None
         runtime.handle(m.AskObject, self._asked)
@@ -140,19 +142,22 @@ class Objects:
             runtime.pump.glance(monotonic(), 0.0)
             done = waiter.done
         else:
-            deadline = None if timeout is None else monotonic() + timeout
             try:
-                if self.blocking is None:
-                    done = runtime.pump.wait(waiter, runtime.lock, deadline)
-                else:
-                    with self.blocking():
-                        done = runtime.pump.wait(waiter, runtime.lock, deadline)
+                done = self.wait_for(waiter, None if timeout is None else monotonic() + timeout)
             except BaseException:
                 self._give_up(pending, waiter)
                 raise
         if not done:
             self._give_up(pending, waiter)
         return done
+
+    def wait_for(self, waiter: Waiter, deadline: float | None) -> bool:
+        """Blocks until the waiter is done (True) or the clock passes `deadline`; a worker lends its CPUs meanwhile."""
+        runtime = self._runtime
+        if self.blocking is None:
+            return runtime.pump.wait(waiter, runtime.lock, deadline)
+        with self.blocking():
+            return runtime.pump.wait(waiter, runtime.lock, deadline)
 
     def _give_up(self, pending: list[ObjectEntry], waiter: Waiter) -> None:
         self._runtime.lock.acquire()
@@ -373,6 +378,8 @@ class Objects:
                 self._runtime.free(entry.id)
             entry.value = None
             entry.literal = NOTHING
+            if entry.id in self.when_freed:
+                self.when_freed.pop(entry.id)()
         elif type(effect) is TellBorrower:
             self._runtime.post(effect.to, m.AddBorrower(effect.object, effect.borrower, effect.container))
         else:

@@ -21,7 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic, sleep
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skate._c import refs
 from skate._c.refs import ObjectEntry, ObjectRef
@@ -36,6 +36,9 @@ from skate.store.local import LocalStore
 from skate.wire import messages as m
 from skate.wire.messages import encode
 
+if TYPE_CHECKING:
+    from skate.runtime.streams import Stream
+
 log = logging.getLogger("skate")
 
 #: seconds until an interrupt that came at a bad moment comes again
@@ -48,7 +51,9 @@ class Runtime:
     """The machines of this process, and the threads and sockets that feed them."""
 
     def __init__(self, me: ProcessId, node: ProcessId, folder: str, store: LocalStore, name: str) -> None:
+        from skate.runtime.actors import Actors
         from skate.runtime.objects import Objects
+        from skate.runtime.streams import Streams
         from skate.runtime.submission import Submission
 
         self.me = me
@@ -63,7 +68,7 @@ class Runtime:
         self.broken: BaseException | None = None
         #: Ctrl-C was pressed while it could not be raised; a thread sends the signal again
         self._interrupts_again = False
-        self._dropped: deque[ObjectEntry] = deque()
+        self._dropped: deque[ObjectEntry | Stream] = deque()
         self._later: list[Callable[[], None]] = []
         self._handlers: list[Handler | None] = [None] * 256
         self.references = References(me, self)
@@ -71,6 +76,8 @@ class Runtime:
         self.mailbox = Mailbox(me, folder, self._deliver)
         self.pump = Pump(self.mailbox, self.before_sleep, name)
         self.objects = Objects(self)
+        self.actors = Actors(self)
+        self.streams = Streams(self)
         self.submission = Submission(self)
         #: token of a question to the node manager -> Waiter, then the answer
         self._queries: dict[int, Any] = {}
@@ -122,20 +129,22 @@ class Runtime:
         """Runs `call` once the lock is released. Under the lock."""
         self._later.append(call)
 
-    def on_dropped(self, entry: ObjectEntry) -> None:
-        """The last handle of an entry went. From any thread, at any time, also under the lock."""
+    def on_dropped(self, what: ObjectEntry | Stream) -> None:
+        """The last handle of an entry or stream went. From any thread, at any time, also under the lock."""
         if self.closed:
             return
-        self._dropped.append(entry)
+        self._dropped.append(what)
         if self.lock.acquire(blocking=False):
             self.release()
 
     def _drain_dropped(self) -> None:
         dropped = self._dropped
         while dropped:
-            entry = dropped.popleft()
-            if not entry.held:
-                self.references.on_dropped(entry)
+            what = dropped.popleft()
+            if type(what) is not ObjectEntry:
+                self.streams.abandon(what)
+            elif not what.held:
+                self.references.on_dropped(what)
         self.act(monotonic())
 
     # ----------------------------------------------------------------------------------------------------- mail
@@ -173,27 +182,37 @@ class Runtime:
         while True:
             effects = self.references.take_effects()
             decisions = self.dispatcher.take_effects()
-            if not effects and not decisions:
+            calls = self.actors.calls.take_effects()
+            if not effects and not decisions and not calls:
                 return
             for effect in effects:
                 self.objects.carry_out(effect)
             for decision in decisions:
                 self.submission.carry_out(decision)
+            for call in calls:
+                self.actors.carry_out(call)
 
     def before_sleep(self) -> float | None:
         """For the thread that is about to sleep in the inbox: timers, then all mail leaves. Seconds until the next."""
         now = monotonic()
         self.lock.acquire()
         try:
-            due = self.dispatcher.next_tick()
+            due = self._next_tick()
             if due is not None and due <= now:
                 self.dispatcher.tick(now)
+                self.actors.calls.tick(now)
                 self.act(now)
-                due = self.dispatcher.next_tick()
+                due = self._next_tick()
             self.mailbox.flush()
         finally:
             self.release()
         return None if due is None else max(0.0, due - now)
+
+    def _next_tick(self) -> float | None:
+        dispatch, calls = self.dispatcher.next_tick(), self.actors.calls.next_tick()
+        if dispatch is None or calls is None:
+            return calls if dispatch is None else dispatch
+        return min(dispatch, calls)
 
     def send_soon(self, now: float) -> None:
         """After a step of a busy thread: a first message leaves at once, what follows closely leaves together."""

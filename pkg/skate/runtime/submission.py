@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from skate._c import frames
-from skate._c.refs import FAILED, PENDING, STORED, ObjectRef
+from skate._c.refs import FAILED, PENDING, STORED, ObjectEntry, ObjectRef
+from skate.core.calls import ActorLine, Life
 from skate.core.dispatch import AskLeases, Effect, GiveBack, LoseTasks, PushTasks, Queue
 from skate.core.tasks import CALLS_SHIFT, Function, OwnedTask
-from skate.exceptions import SkateError, TaskError, WorkerCrashedError
+from skate.exceptions import PendingCallsLimitExceeded, SkateError, TaskError, WorkerCrashedError
 from skate.ids import ProcessId, TaskId, object_id
 from skate.runtime.arguments import pack_arguments
 from skate.runtime.objects import pack_error
+from skate.runtime.streams import STREAM, ObjectRefGenerator, Stream
 from skate.store.serialization import from_bytes
 from skate.wire import messages as m
 
@@ -38,6 +40,7 @@ class Submission:
         self._runtime = runtime
         self._references = runtime.references
         self._dispatcher = runtime.dispatcher
+        self._calls = runtime.actors.calls
         #: task id -> task, until it is done
         self.tasks: dict[bytes, OwnedTask] = {}
         #: worker -> ids of the functions that it was sent
@@ -59,37 +62,84 @@ class Submission:
         self,
         function: Function,
         options: TaskOptions,
-        queue: Queue,
+        queue: Queue | ActorLine,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         returns: int,
+        pinned: Sequence[ObjectEntry] = (),
     ) -> list[ObjectRef]:
         """Queues a call and gives the refs of its return values. Does not block.
 
-        Raises SerializationError for arguments that cannot be pickled.
+        `queue` is a scheduling class, or the line of an actor whose method `function` is. `returns` below 0 asks for a
+        stream: then the one ref is that of the whole (see `submit_stream`). `pinned` lives until the call is done.
+        Raises SerializationError for arguments that cannot be pickled, PendingCallsLimitExceeded.
         """
+        return self._submit(function, options, queue, args, kwargs, returns, pinned)[1]
+
+    def submit_stream(
+        self,
+        function: Function,
+        options: TaskOptions,
+        queue: Queue | ActorLine,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        returns: int,
+        pinned: Sequence[ObjectEntry] = (),
+    ) -> ObjectRefGenerator:
+        """As `submit`, of a generator whose values come one by one."""
+        task, refs = self._submit(function, options, queue, args, kwargs, returns, pinned)
+        return ObjectRefGenerator(self._runtime, task.stream, refs[0])
+
+    def _submit(
+        self,
+        function: Function,
+        options: TaskOptions,
+        queue: Queue | ActorLine,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        returns: int,
+        pinned: Sequence[ObjectEntry],
+    ) -> tuple[OwnedTask, list[ObjectRef]]:
         runtime = self._runtime
+        nested: Sequence[ObjectEntry] = pinned
         if args or kwargs:
-            packed, dependencies, nested, _made = pack_arguments(runtime.objects, function.name, args, kwargs)
+            packed, dependencies, inner, _made = pack_arguments(runtime.objects, function.name, args, kwargs)
+            if inner:
+                nested = [*inner, *pinned]
         else:
-            packed, dependencies, nested = b"", None, []
+            packed, dependencies = b"", None
         task_id = runtime.next_task_id()
         now = monotonic()
         runtime.lock.acquire()
         try:
             if runtime.broken is not None:
                 raise runtime.broken
+            if type(queue) is ActorLine and 0 <= queue.max_pending <= queue.pending:
+                raise PendingCallsLimitExceeded(
+                    f"{function.name}(): {queue.pending} calls of this actor are pending here, and its "
+                    f"max_pending_calls is {queue.max_pending}. Wait for some of them, or raise the limit."
+                )
             create = self._references.create
-            entries = [create(object_id(task_id, index)) for index in range(returns)]
+            entries = [create(object_id(task_id, index)) for index in range(1 if returns < 0 else returns)]
             handles = [ObjectRef(entry) for entry in entries]
             task = OwnedTask(task_id, function, queue, options, packed, dependencies, nested, entries)
             task.flags |= options.calls_per_worker << CALLS_SHIFT
+            if returns < 0:
+                gathers = options.num_returns == "dynamic"
+                task.stream = Stream(task, limit=STREAM - returns, gathers=gathers)
             self.tasks[task_id] = task
             if nested:
                 self._references.pin(nested)
+            ready = True
             if dependencies:
                 self._references.pin(dependencies)
-                if runtime.objects.when_ready(dependencies, partial(self._arguments_ready, task)):
+                ready = runtime.objects.when_ready(dependencies, partial(self._arguments_ready, task))
+            if type(queue) is ActorLine:
+                self._calls.call_submitted(queue, task, ready and not dependencies)
+                if dependencies and ready:
+                    self._arguments_ready(task)
+            elif dependencies:
+                if ready:
                     self._arguments_ready(task)
             else:
                 self._dispatcher.task_queued(task, now)
@@ -98,14 +148,19 @@ class Submission:
         finally:
             runtime.release()
         runtime.glance()
-        return handles
+        return task, handles
 
     def _arguments_ready(self, task: OwnedTask, _: Any = None) -> None:
         for entry in task.dependencies or ():
             if entry.state == FAILED:
-                self._finish(task, FAILED, entry.value)
+                if type(task.queue) is ActorLine:
+                    self._calls.call_withdrawn(task.queue, task)
+                self.finish(task, FAILED, entry.value)
                 return
-        self._dispatcher.task_queued(task, monotonic())
+        if type(task.queue) is ActorLine:
+            self._calls.call_ready(task.queue, task)
+        else:
+            self._dispatcher.task_queued(task, monotonic())
 
     # ----------------------------------------------------------------------------------------------- decisions
 
@@ -113,7 +168,7 @@ class Submission:
         """Does what the dispatcher decided. Under the lock."""
         runtime = self._runtime
         if type(effect) is PushTasks:
-            self._push(effect.lease.worker, effect.tasks)
+            self.push(effect.lease.worker, effect.tasks)
         elif type(effect) is AskLeases:
             queue = effect.queue
             runtime.post(
@@ -129,14 +184,14 @@ class Submission:
         else:
             runtime.post(effect.lease.worker, m.RecallTasks(effect.lease.id))
 
-    def _push(self, worker: ProcessId, tasks: list[OwnedTask]) -> None:
+    def push(self, worker: ProcessId, tasks: list[OwnedTask]) -> None:
+        """Sends tasks to a worker, or calls to an actor. Under the lock."""
         post = self._runtime.mailbox.post
-        known = self._exported[worker]
         code, schema = m.PushTask.code, m.PushTask.schema  # type: ignore[attr-defined]
         for task in tasks:
             function = task.function
-            if function.id not in known:
-                known.add(function.id)
+            if function.pickled is not None and function.id not in self._exported[worker]:
+                self._exported[worker].add(function.id)
                 self._runtime.post(worker, m.ExportFunction(function.id, function.name, function.pickled))
             dependencies = task.dependencies
             inline = (
@@ -147,7 +202,7 @@ class Submission:
                 function.id,
                 task.args,
                 inline,
-                len(task.returns),
+                len(task.returns) if task.stream is None else task.stream.asked,
                 task.attempt,
                 task.name,
                 task.flags,
@@ -159,16 +214,25 @@ class Submission:
     def _task_done(self, worker: ProcessId, task_id: TaskId, elapsed_ns: int, values: Any, kept: Any) -> None:
         task = self.tasks.get(task_id)
         if task is None or task.lease is None or task.lease.worker != worker:
-            self._discard(task_id, values)
+            self.discard(task_id, values)
             return
         now = monotonic()
-        self._dispatcher.task_done(task.lease, task, elapsed_ns * 1e-9, now)
-        if kept and worker in self._exported:  # else it has died since
+        lease = task.lease
+        if type(lease) is Life:
+            self._calls.call_done(lease, task)
+        else:
+            self._dispatcher.task_done(lease, task, elapsed_ns * 1e-9, now)
+        if kept and not self._references.has_died(worker):
             self._references.on_kept(kept, worker)
         if values and values[0][0] == FAILED and self._wants_retry(task, values[0][1]) and task.may_retry():
-            self._dispatcher.task_queued(task, now)
+            if type(lease) is Life:
+                self._calls.call_submitted(lease.line, task, True)
+            else:
+                self._dispatcher.task_queued(task, now)
             return
         del self.tasks[task_id]
+        if task.stream is not None:
+            values = self._runtime.streams.ended(task, values)
         settle = self._runtime.objects.settle
         for entry, (state, value, contents) in zip(
             task.returns, values, strict=False
@@ -176,9 +240,9 @@ class Submission:
             settle(entry, state, value, contents)
         self._let_go(task)
 
-    def _discard(self, task_id: bytes, values: Any) -> None:
-        """An answer that comes too late: the task was tried again elsewhere, or given up."""
-        for index, (state, _, contents) in enumerate(values):
+    def discard(self, task_id: bytes, values: Any, first: int = 0) -> None:
+        """An answer that comes too late: the task was tried again elsewhere, or given up. Under the lock."""
+        for index, (state, _, contents) in enumerate(values, first):
             if contents:  # they were registered in our name
                 self._references.unpin(self._references.hold_contents(contents))
             if state == STORED and task_id not in self.tasks:
@@ -194,9 +258,11 @@ class Submission:
         cause = error.task_error.cause if isinstance(error, TaskError) else error
         return isinstance(cause, wanted)
 
-    def _finish(self, task: OwnedTask, state: int, value: Any) -> None:
-        """A task that ends without an answer: all its values are `value`."""
+    def finish(self, task: OwnedTask, state: int, value: Any) -> None:
+        """A task that ends without an answer: all its values are `value`. Under the lock."""
         self.tasks.pop(task.id, None)
+        if task.stream is not None:
+            self._runtime.streams.ended(task, [(state, value, None)])
         for entry in task.returns:
             if entry.state == PENDING:
                 self._runtime.objects.settle(entry, state, value)
@@ -229,7 +295,7 @@ class Submission:
 
     def _leases_failed(self, _: ProcessId, class_id: int, cause: str) -> None:
         for task in self._dispatcher.leases_failed(self._queue(class_id)):
-            self._finish(
+            self.finish(
                 task, FAILED, pack_error(crash_of(f"no task yet (it was to run {task.display_name})", cause))
             )
 
@@ -260,7 +326,7 @@ class Submission:
             else:
                 for entry in task.returns:
                     self._runtime.free(entry.id)  # where it had put its result already
-                self._finish(task, FAILED, pack_error(crash_of(task.display_name, cause)))
+                self.finish(task, FAILED, pack_error(crash_of(task.display_name, cause)))
 
 
 def crash_of(task_name: str, cause: str) -> SkateError:

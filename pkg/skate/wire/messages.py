@@ -6,12 +6,17 @@ what is decoded has the right types or is refused with FrameError. Nothing here 
 Who says what:
 
     process -> node      Register, RequestLeases, ReturnLease, Blocked, Unblocked, StateQuery, Leave,
-                         StillUsed, MakeRoom, Restore, ForgetSpilled
+                         StillUsed, MakeRoom, Restore, ForgetSpilled,
+                         RegisterActor, MakeActor, ReleaseActor, WatchActor, FindActor, KillActor
     node -> process      Registered, LeaseGranted, LeasesFailed, ReclaimLease, Infeasible, Resume, ProcessDied, Log,
-                         StateReply, Left, ExitIfUnused, StoreReply, StoreWarning
-    owner -> worker      ExportFunction, StartLease, PushTask, RecallTasks
-    worker -> owner      TaskDone, TasksReturned
+                         StateReply, Left, ExitIfUnused, StoreReply, StoreWarning, ActorState
+    owner -> worker      ExportFunction, StartLease, PushTask, RecallTasks, StreamRead
+    worker -> owner      TaskDone, TasksReturned, StreamItem, ActorMade
+    node -> actor        BecomeActor, EndActor
+    actor -> node        ActorStarted, ActorLeaves
     borrower <-> owner   AskObject, ObjectReady, AddBorrower, ReleaseBorrow
+
+An owner of tasks that calls an actor's methods pushes them to the actor's process as it pushes tasks to workers.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from __future__ import annotations
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 from skate._c import frames
-from skate.ids import ObjectId, ProcessId, TaskId
+from skate.ids import ActorId, ObjectId, ProcessId, TaskId
 
 #: code -> schema, as frames.decode wants it
 SCHEMAS: list[bytes | None] = [None] * 256
@@ -29,7 +34,17 @@ MESSAGES: dict[int, type[Any]] = {}
 FunctionId = Annotated[bytes, "T"]
 Plain = Annotated[Any, "X"]
 
-_LETTERS = {bytes: "B", str: "S", int: "I", float: "D", bool: "?", ProcessId: "P", TaskId: "T", ObjectId: "O"}
+_LETTERS = {
+    bytes: "B",
+    str: "S",
+    int: "I",
+    float: "D",
+    bool: "?",
+    ProcessId: "P",
+    TaskId: "T",
+    ActorId: "T",
+    ObjectId: "O",
+}
 
 M = TypeVar("M", bound=type)
 
@@ -271,7 +286,7 @@ class PushTask(NamedTuple):
     function: FunctionId
     args: bytes  # packed (args, kwargs) with ArgRef for each top-level ref; empty: no arguments
     dependencies: Plain  # None, or [(object id, state, value), …]: what the ArgRefs stand for
-    returns: int  # number of return values
+    returns: int  # number of return values; below 0 a stream of them, see runtime.streams
     attempt: int
     name: str  # what the program calls the task; empty: the function's name
     flags: int  # see core.tasks
@@ -296,6 +311,135 @@ class RecallTasks(NamedTuple):
 class TasksReturned(NamedTuple):
     lease: int
     tasks: Plain  # ids of tasks that have not begun and will not
+
+
+@_message(26)
+class StreamItem(NamedTuple):
+    """A generator has yielded its `index`-th value."""
+
+    task: TaskId
+    index: int
+    state: int
+    value: Plain
+    contents: Plain  # as in TaskDone
+
+
+@_message(27)
+class StreamRead(NamedTuple):
+    """The owner's program has taken so many items of the stream; below 0: nobody reads it any more."""
+
+    task: TaskId
+    read: int
+
+
+# ---------------------------------------------------------------------------------------------------------- actors
+
+
+@_message(50)
+class RegisterActor(NamedTuple):
+    """The sender owns a new actor. Answered by StateReply where the token is not 0: None, or who has the name."""
+
+    token: int
+    actor: ActorId
+    name: str  # empty: none
+    namespace: str
+    detached: bool
+    about: Plain  # what a handle made from the name needs
+
+
+@_message(51)
+class MakeActor(NamedTuple):
+    """The constructor's arguments are there."""
+
+    actor: ActorId
+    spec: Plain  # core.actors leaves it alone; runtime.actors makes it, node.manager and worker.actor read it
+    error: bytes  # an argument has failed with this: the actor cannot be made
+
+
+@_message(52)
+class ReleaseActor(NamedTuple):
+    """Nobody holds a handle of the sender's actor any more."""
+
+    actor: ActorId
+
+
+@_message(53)
+class WatchActor(NamedTuple):
+    """The sender wants to hear how the actor stands."""
+
+    actor: ActorId
+    awaited: bool  # it has a handle that counts: the actor is, or was, or is about to be registered
+
+
+@_message(54)
+class ActorState(NamedTuple):
+    """How an actor stands; see core.actors."""
+
+    actor: ActorId
+    state: int
+    worker: Plain  # process id where it is ALIVE, else None
+    cause: Plain  # None, or why its last process ended
+    running: bytes  # the call that ran then: an id, or empty
+
+
+@_message(55)
+class BecomeActor(NamedTuple):
+    """The worker makes the actor, and serves it until it ends."""
+
+    actor: ActorId
+    lease: int
+    allocation: Plain
+    spec: Plain
+    restarts: int
+
+
+@_message(56)
+class ActorStarted(NamedTuple):
+    """The constructor has returned, or raised `error`."""
+
+    actor: ActorId
+    error: bytes
+
+
+@_message(57)
+class ActorMade(NamedTuple):
+    """To the owner: the constructor is done with its arguments; the actor still holds `kept`, as in TaskDone."""
+
+    actor: ActorId
+    kept: Plain
+
+
+@_message(58)
+class ActorLeaves(NamedTuple):
+    """The actor ends itself on purpose."""
+
+    actor: ActorId
+    why: str
+
+
+@_message(59)
+class EndActor(NamedTuple):
+    """Nobody needs the actor any more: it finishes what it was asked and ends."""
+
+    actor: ActorId
+
+
+@_message(60)
+class FindActor(NamedTuple):
+    """Which actor has the name? Answered by StateReply: None, or (actor id, about)."""
+
+    token: int
+    name: str
+    namespace: str
+
+
+@_message(61)
+class KillActor(NamedTuple):
+    """The actor's process ends at once."""
+
+    actor: ActorId
+    no_restart: bool
+    by: str  # who says so, for the error
 
 
 # ---------------------------------------------------------------------------------------------- owner and borrower

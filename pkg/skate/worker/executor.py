@@ -1,7 +1,8 @@
-"""Runs the tasks that owners push, one at a time, in the worker's main thread.
+"""Runs what owners push: tasks and the calls of an actor, one at a time, in the worker's main thread.
 
 State: the queue of what was pushed and has not begun, the functions this worker knows, the lease it serves. The main
-thread reads the inbox itself while it has nothing to do; while a task runs, the runtime's pump reads it.
+thread reads the inbox itself while it has nothing to do; while a task runs, the runtime's pump reads it. An actor with
+threads or an event loop takes over what is pushed (`sink`, see worker.actor), and uses the parts of a call from here.
 
 Invariants: a task is answered once, by TaskDone or TasksReturned, unless the process dies; `marker` names the task that
 runs, so that the node can say after a death which one it was.
@@ -9,26 +10,30 @@ runs, so that the node can say after a death which one it was.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from mmap import mmap
 from time import monotonic, perf_counter_ns
 from typing import Any, NamedTuple
 
 from skate._c import refs
-from skate._c.refs import FAILED, STORED, Guard, Waiter
+from skate._c.refs import FAILED, INLINE, STORED, Guard, Waiter
 from skate.core.tasks import CALLS_SHIFT, ONCE
-from skate.exceptions import SerializationError, TaskError
+from skate.exceptions import ActorExit, SerializationError, TaskError
 from skate.ids import ProcessId, TaskId, object_id
 from skate.runtime.arguments import unpack_arguments
 from skate.runtime.objects import pack_error
 from skate.runtime.runtime import Runtime
-from skate.store.serialization import from_bytes, load_function, serialize
+from skate.runtime.streams import STREAM
+from skate.store.serialization import from_bytes, load_function, serialize, to_bytes
 from skate.wire import messages as m
 from skate.worker.lease import Lease
 from skate.worker.output import TaskOutput
@@ -54,6 +59,36 @@ class Pushed(NamedTuple):
     flags: int
 
 
+#: what runs in this thread or coroutine, where an actor runs many calls at once
+running: ContextVar[Pushed | None] = ContextVar("skate_running", default=None)
+
+
+class NewActor(NamedTuple):
+    """The worker is to become an actor."""
+
+    actor: bytes
+    lease: int
+    allocation: Any
+    spec: dict[str, Any]
+    restarts: int
+
+
+class End(NamedTuple):
+    """The actor's last handle is gone."""
+
+
+class Stream:
+    """A generator that runs here, as far as its reader has told."""
+
+    __slots__ = ("abandoned", "on_read", "read")
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.abandoned = False
+        #: called under the lock when the reader says something
+        self.on_read: Callable[[], None] | None = None
+
+
 class Loaded:
     """A function as this worker has it: its pickle until it is first called, then itself."""
 
@@ -70,11 +105,18 @@ class Loaded:
 class Executor:
     """The worker's side of a call."""
 
-    def __init__(self, runtime: Runtime, marker: mmap, output: TaskOutput) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        marker: mmap,
+        output: TaskOutput,
+        become_actor: Callable[[Executor, Runtime, NewActor], bool],
+    ) -> None:
         self._runtime = runtime
+        self._become_actor = become_actor
         self._marker = marker
         self._output = output
-        self._queue: deque[Pushed | Lease] = deque()
+        self._queue: deque[Pushed | Lease | NewActor | End] = deque()
         self._functions: dict[bytes, Loaded] = {}
         self._arrival: Waiter | None = None
         self._resume: Waiter | None = None
@@ -84,8 +126,16 @@ class Executor:
         self._main = threading.get_ident()
         #: what the worker holds while it serves an owner; the runtime context reads it
         self.lease: Lease | None = None
-        #: the task that runs, or None
+        #: the task that runs, or None; see `running_now`
         self.current: Pushed | None = None
+        #: the actor that lives here, or None (worker.actor)
+        self.actor: Any = None
+        #: takes what is pushed, under the lock, in place of the queue
+        self.sink: Callable[[Pushed], None] | None = None
+        #: called, under the lock, when the actor's last handle is gone, in place of the queue
+        self.on_end: Callable[[], None] | None = None
+        #: task id -> its stream, while its generator runs
+        self._streams: dict[bytes, Stream] = {}
         runtime.objects.blocking = self._blocking
         runtime.handle(m.ExportFunction, self._exported)
         runtime.handle(m.StartLease, self._lease_started)
@@ -93,6 +143,9 @@ class Executor:
         runtime.handle(m.RecallTasks, self._recalled)
         runtime.handle(m.Resume, self._resumed)
         runtime.handle(m.ExitIfUnused, self._asked_to_leave)
+        runtime.handle(m.StreamRead, self._stream_read)
+        runtime.handle(m.BecomeActor, self._to_become)
+        runtime.handle(m.EndActor, self._told_to_end)
 
     # ------------------------------------------------------------------------------------------------- messages
 
@@ -104,11 +157,37 @@ class Executor:
         self._queue.append(Lease(lease_id, owner, depth, allocation))
 
     def _pushed(self, owner: ProcessId, *fields: Any) -> None:
-        self._queue.append(Pushed(owner, *fields))
+        if self.sink is not None:
+            self.sink(Pushed(owner, *fields))
+        else:
+            self._enqueue(Pushed(owner, *fields))
+
+    def _to_become(self, _: ProcessId, *fields: Any) -> None:
+        self._enqueue(NewActor(*fields))
+
+    def _told_to_end(self, _: ProcessId, actor: bytes) -> None:
+        if self.on_end is not None:
+            self.on_end()
+        else:
+            self._enqueue(End())
+
+    def _enqueue(self, item: Pushed | NewActor | End) -> None:
+        self._queue.append(item)
         arrival = self._arrival
         if arrival is not None:
             self._arrival = None
             self._runtime.finish(arrival)
+
+    def _stream_read(self, _: ProcessId, task: TaskId, read: int) -> None:
+        stream = self._streams.get(task)
+        if stream is None:
+            return  # it has ended meanwhile
+        if read < 0:
+            stream.abandoned = True
+        else:
+            stream.read = read
+        if stream.on_read is not None:
+            stream.on_read()
 
     def _recalled(self, owner: ProcessId, lease_id: int) -> None:
         # Where nothing runs, the first was pushed a moment ago and begins now: given back, it would go in circles.
@@ -145,28 +224,69 @@ class Executor:
     # --------------------------------------------------------------------------------------------------- the loop
 
     def run(self) -> None:
-        """Runs tasks until the node asks this worker to leave, or a task's `max_calls` are used up."""
+        """Runs tasks until the node asks this worker to leave, or its last call of `max_calls`, or its actor ends."""
         runtime = self._runtime
         while True:
-            runtime.lock.acquire()
-            try:
-                item = self._queue.popleft() if self._queue else None
-                if item is None:
-                    if self._stopping:
-                        return
-                    arrival = self._arrival = Waiter()
-            finally:
-                runtime.release()
-            if item is None:
-                runtime.pump.wait(arrival, runtime.lock, None)
-            elif type(item) is Lease:
+            item = self.next_item()
+            kind = type(item)
+            if kind is Pushed:
+                if not self._execute(item):
+                    return
+            elif kind is Lease:
                 self.lease = item
                 self._answered = 0
                 self._marker[:] = bytes(MARKER_BYTES)
                 runtime.depth = item.depth
                 item.apply()
-            elif not self._execute(item):
+            elif kind is NewActor:
+                if not self._become_actor(self, runtime, item):
+                    return
+            else:
                 return
+
+    def next_item(self) -> Pushed | Lease | NewActor | End:
+        """What comes next; blocks until there is something."""
+        runtime = self._runtime
+        while True:
+            runtime.lock.acquire()
+            try:
+                if self._queue:
+                    return self._queue.popleft()
+                if self._stopping:
+                    return End()
+                arrival = self._arrival = Waiter()
+            finally:
+                runtime.release()
+            runtime.pump.wait(arrival, runtime.lock, None)
+
+    def end(self) -> None:
+        """Has the main thread's loop end. From any thread, not under the lock."""
+        self._runtime.lock.acquire()
+        try:
+            self._enqueue(End())
+        finally:
+            self._runtime.release()
+
+    def set_output_name(self, name: str) -> None:
+        """What all lines that are printed from here on begin with."""
+        self._output.name = name
+
+    def serve(self, lease: Lease) -> None:
+        """From here on the worker keeps to this lease, which its actor holds for life."""
+        self.lease = lease
+        self._answered = 0
+        self._marker[:] = bytes(MARKER_BYTES)
+        self._runtime.depth = lease.depth
+        lease.apply()
+
+    def add_method(self, function_id: bytes, name: str, call: Any) -> None:
+        """Makes a method of the actor callable by its id."""
+        loaded = self._functions[function_id] = Loaded(self._runtime.me, name, b"")
+        loaded.call = call
+
+    def running_now(self) -> Pushed | None:
+        """The task or call that this thread or coroutine runs."""
+        return running.get() or self.current
 
     def _execute(self, pushed: Pushed) -> bool:
         """Runs one task and answers. False where it was this worker's last."""
@@ -174,23 +294,24 @@ class Executor:
         self.current = pushed
         self._marker[:16] = pushed.task
         function = self._functions[pushed.function]
-        self._output.name = pushed.name or function.name
+        self._output.name = pushed.name or function.name if self.actor is None else self.actor.shown
         guards: list[Guard] = []
         started = perf_counter_ns()
-        values, error = self._call(function, pushed, guards)
+        try:
+            values, error = self.call(function, pushed, guards)
+        except SystemExit as request:
+            if self.actor is None:
+                raise
+            self._output.end_task()
+            self.leave(request)
+            return False
         elapsed = perf_counter_ns() - started
         self._output.end_task()
         now = monotonic()
         runtime.lock.acquire()
         try:
-            if error is None:
-                answer = self._answer(pushed, values)
-            else:
-                answer = [(FAILED, error, None)] * max(1, pushed.returns)
+            self.answer(pushed, values, error, guards, elapsed)
             values = None
-            kept = [item for guard in guards for item in runtime.references.end_guard(guard)] or None
-            runtime.act(now)  # who else holds the refs inside must be known before the answer is
-            runtime.post(pushed.owner, m.TaskDone(pushed.task, elapsed, answer, kept))
             self._answered += 1
             self._marker[:] = NO_TASK + self._answered.to_bytes(8, "little")
             self.current = None
@@ -208,28 +329,107 @@ class Executor:
         runtime.glance()
         return True
 
-    def _call(self, function: Loaded, pushed: Pushed, guards: list[Guard]) -> tuple[Any, bytes | None]:
+    def run_in_thread(self, pushed: Pushed, last: Callable[[], bool]) -> None:
+        """Runs one call of an actor with threads, in one of them, and answers. `last`: nothing else waits for a thread.
+
+        Raises SystemExit where the actor is to end.
+        """
+        runtime = self._runtime
+        running.set(pushed)
+        guards: list[Guard] = []
+        started = perf_counter_ns()
+        values, error = self.call(self._functions[pushed.function], pushed, guards)
+        elapsed = perf_counter_ns() - started
+        self._output.end_task()
+        runtime.lock.acquire()
+        try:
+            self.answer(pushed, values, error, guards, elapsed)
+            if last():
+                runtime.mailbox.flush()
+            else:
+                runtime.send_soon(monotonic())
+        finally:
+            runtime.release()
+
+    async def run_in_loop(self, pushed: Pushed) -> None:
+        """Runs one call of an asyncio actor and answers; the answer leaves before the loop sleeps.
+
+        Raises SystemExit where the actor is to end.
+        """
+        running.set(pushed)
+        guards: list[Guard] = []
+        function = self._functions[pushed.function]
+        started = perf_counter_ns()
+        values: Any = None
+        error = None
+        try:
+            args, kwargs = self.arguments(pushed, guards)
+            result = function.call(*args, **kwargs)
+            if inspect.isawaitable(result):
+                result = await result
+            args, kwargs = (), {}
+            if pushed.returns < 0 and hasattr(result, "__aiter__"):
+                values = await self._stream_async(pushed, function.name, result)
+            else:
+                values = self._pack(pushed, function.name, result)
+            result = None
+        except SystemExit:
+            raise
+        except BaseException as exception:
+            args, kwargs, result = (), {}, None
+            error = self.packed_error(exception, pushed.name or function.name)
+        elapsed = perf_counter_ns() - started
+        self._output.end_task()
+        self._runtime.lock.acquire()
+        try:
+            self.answer(pushed, values, error, guards, elapsed)
+        finally:
+            self._runtime.release()
+
+    def answer(
+        self, pushed: Pushed, values: Any, error: bytes | None, guards: list[Guard], elapsed: int
+    ) -> None:
+        """Posts the answer of a call. Under the lock."""
+        runtime = self._runtime
+        if error is None:
+            answer = self._handed_over(pushed, values)
+        else:
+            answer = [(FAILED, error, None)] * max(1, pushed.returns)
+        kept = self.end_guards(guards)
+        runtime.act(monotonic())  # who else holds the refs inside must be known before the answer is
+        runtime.post(pushed.owner, m.TaskDone(pushed.task, elapsed, answer, kept))
+
+    def end_guards(self, guards: list[Guard]) -> list[Any] | None:
+        """What the call has kept of its arguments, for their owner. Under the lock."""
+        end_guard = self._runtime.references.end_guard
+        return [item for guard in guards for item in end_guard(guard)] or None
+
+    def leave(self, request: SystemExit) -> None:
+        """The actor ends itself: the node hears of it before it sees the process end.
+
+        Raises `request` again where it says that something is wrong: then the actor may start again.
+        """
+        if request.code:
+            raise request
+        why = str(request) if isinstance(request, ActorExit) else "sys.exit() was called in it."
+        runtime = self._runtime
+        runtime.lock.acquire()
+        try:
+            runtime.post(runtime.node, m.ActorLeaves(self.actor.id, why))
+            runtime.mailbox.flush()
+        finally:
+            runtime.release()
+
+    def call(self, function: Loaded, pushed: Pushed, guards: list[Guard]) -> tuple[Any, bytes | None]:
         """(packed values, None), or (None, packed error)."""
         name = pushed.name or function.name
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
-        dependencies: list[Any] = []
         try:
             if function.call is None:
                 function.call = self._load(function)
             if pushed.args:
-                guard = Guard(pushed.owner)
-                guards.append(guard)
-                if pushed.dependencies:
-                    dependencies = [
-                        self._dependency(pushed.owner, item, guards) for item in pushed.dependencies
-                    ]
-                refs.unpickling_under(guard)
-                try:
-                    args, kwargs = unpack_arguments(pushed.args, dependencies)
-                finally:
-                    refs.unpickling_under(None)
-                dependencies.clear()
+                args, kwargs = self.arguments(pushed, guards)
             result = function.call(*args, **kwargs)
             args, kwargs = (), {}
             return self._pack(pushed, name, result), None
@@ -237,9 +437,29 @@ class Executor:
             raise
         except BaseException as exception:
             args, kwargs = (), {}
+            return None, self.packed_error(exception, name)
+
+    def packed_error(self, exception: BaseException, name: str) -> bytes:
+        node = self._runtime.node.hex()[:8]
+        return pack_error(TaskError.from_exception(exception, name, os.getpid(), node))
+
+    def arguments(self, pushed: Any, guards: list[Guard]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) of what `pushed` carries; the refs among them live by the guards that this adds."""
+        if not pushed.args:
+            return (), {}
+        guard = Guard(pushed.owner)
+        guards.append(guard)
+        dependencies: list[Any] = []
+        try:
+            if pushed.dependencies:
+                dependencies = [self._dependency(pushed.owner, item, guards) for item in pushed.dependencies]
+            refs.unpickling_under(guard)
+            try:
+                return unpack_arguments(pushed.args, dependencies)
+            finally:
+                refs.unpickling_under(None)
+        finally:
             dependencies.clear()
-            node = self._runtime.node.hex()[:8]
-            return None, pack_error(TaskError.from_exception(exception, name, os.getpid(), node))
 
     def _load(self, function: Loaded) -> Any:
         """Unpickles a function; refs in its closure live as long as its exporter keeps them."""
@@ -265,6 +485,8 @@ class Executor:
     def _pack(self, pushed: Pushed, name: str, result: Any) -> list[Any]:
         """The values of a call, serialized, one for each ref that its caller has."""
         number = pushed.returns
+        if number < 0:
+            return self._stream(pushed, name, result)
         if number == 1:
             results = (result,)
         elif number == 0:
@@ -283,19 +505,111 @@ class Executor:
         packed: list[Any] = []
         try:
             for index, value in enumerate(results):
-                if inspect.iscoroutine(value):
-                    value.close()
-                    raise SerializationError(
-                        f"{name}() returned a coroutine: await it inside the task, say with asyncio.run"
-                    )
-                serialized = serialize(value, f"the result of {name}()", "result")
-                identifier = object_id(pushed.task, index)
-                state, stored = self._runtime.objects.keep(identifier, serialized, pushed.attempt > 0)
-                packed.append((state, stored, serialized.refs))
+                packed.append(self._kept(pushed, name, index, value))
         except BaseException:
             self._take_back(pushed.task, packed)
             raise
         return packed
+
+    def _kept(self, pushed: Pushed, name: str, index: int, value: Any) -> tuple[int, Any, Any]:
+        """(state, value, refs inside) of one value, which is in the store where it is large."""
+        if inspect.iscoroutine(value):
+            value.close()
+            raise SerializationError(
+                f"{name}() returned a coroutine: await it inside the task, say with asyncio.run"
+            )
+        serialized = serialize(value, f"the result of {name}()", "result")
+        identifier = object_id(pushed.task, index)
+        state, stored = self._runtime.objects.keep(identifier, serialized, pushed.attempt > 0)
+        return state, stored, serialized.refs
+
+    # -------------------------------------------------------------------------------------------------- streams
+
+    def _stream(self, pushed: Pushed, name: str, results: Iterable[Any]) -> list[Any]:
+        """Sends what a generator yields, as it yields it; gives the value of the task's own ref."""
+        if not hasattr(results, "__iter__"):
+            raise TypeError(
+                f"{name}() was called with num_returns='streaming', so it must be a generator or return an iterable; "
+                f"it returned {type(results).__name__}"
+            )
+        stream = self._streams[pushed.task] = Stream()
+        sent = 0
+        try:
+            for value in results:
+                self._send_item(pushed, name, sent, value)
+                sent += 1
+                value = None
+                while self._is_ahead(pushed, stream, sent):
+                    self._wait_for_reader(pushed, stream, sent)
+                if stream.abandoned:
+                    break
+        finally:
+            del self._streams[pushed.task]
+            if hasattr(results, "close"):
+                results.close()
+        return self._stream_end(sent)
+
+    async def _stream_async(self, pushed: Pushed, name: str, results: Any) -> list[Any]:
+        """As `_stream`, of an async generator."""
+        stream = self._streams[pushed.task] = Stream()
+        sent = 0
+        try:
+            async for value in results:
+                self._send_item(pushed, name, sent, value)
+                sent += 1
+                value = None
+                while self._is_ahead(pushed, stream, sent):
+                    loop = asyncio.get_running_loop()
+                    told = loop.create_future()
+                    stream.on_read = partial(_ring, loop, told)
+                    if self._is_ahead(pushed, stream, sent):  # else the reader has just spoken
+                        await told
+                if stream.abandoned:
+                    break
+        finally:
+            del self._streams[pushed.task]
+            await results.aclose()
+        return self._stream_end(sent)
+
+    def _send_item(self, pushed: Pushed, name: str, index: int, value: Any) -> None:
+        kept = self._kept(pushed, name, index + 1, value)
+        value = None
+        runtime = self._runtime
+        now = monotonic()
+        runtime.lock.acquire()
+        try:
+            ((state, stored, contents),) = self._handed_over(pushed, [kept])
+            runtime.act(now)
+            runtime.post(pushed.owner, m.StreamItem(pushed.task, index, state, stored, contents))
+            runtime.send_soon(now)
+        finally:
+            runtime.release()
+        runtime.glance()
+
+    @staticmethod
+    def _is_ahead(pushed: Pushed, stream: Stream, sent: int) -> bool:
+        limit = STREAM - pushed.returns
+        return 0 < limit <= sent - stream.read and not stream.abandoned
+
+    def _wait_for_reader(self, pushed: Pushed, stream: Stream, sent: int) -> None:
+        """Blocks until the reader has said something."""
+        runtime = self._runtime
+        told = Waiter()
+        told.missing = 1
+        runtime.lock.acquire()
+        try:
+            if not self._is_ahead(pushed, stream, sent):
+                return
+            stream.on_read = partial(runtime.finish, told)
+            runtime.mailbox.flush()
+        finally:
+            runtime.release()
+        runtime.objects.wait_for(told, None)
+        stream.on_read = None
+
+    @staticmethod
+    def _stream_end(sent: int) -> list[Any]:
+        return [(INLINE, to_bytes(serialize(sent)), None)]
 
     def _take_back(self, task: TaskId, packed: list[Any]) -> None:
         """The call fails after all: those of its values that are in the store already are nobody's."""
@@ -308,8 +622,8 @@ class Executor:
         finally:
             runtime.release()
 
-    def _answer(self, pushed: Pushed, values: list[Any]) -> list[Any]:
-        """The values as TaskDone carries them; the owner is registered with the refs inside. Under the lock."""
+    def _handed_over(self, pushed: Pushed, values: list[Any]) -> list[Any]:
+        """The values as a message carries them; the owner is registered with the refs inside. Under the lock."""
         hand_over = self._runtime.references.hand_over
         return [
             (state, stored, hand_over([ref.entry for ref in inner], pushed.owner) if inner else None)
@@ -318,7 +632,7 @@ class Executor:
 
     def current_names(self) -> tuple[str, str]:
         """(name, function as module.qualname) of the task that runs."""
-        pushed = self.current
+        pushed = self.running_now()
         assert pushed is not None
         function = self._functions[pushed.function]
         call = function.call
@@ -355,3 +669,13 @@ class Executor:
             runtime.pump.wait(resume, runtime.lock, None)
             self._resume = None
             lease.apply()
+
+
+def _ring(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    """Ends a wait in the loop, from any thread."""
+
+    def call() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    loop.call_soon_threadsafe(call)

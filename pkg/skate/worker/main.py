@@ -15,6 +15,7 @@ from skate.runtime import current, forks  # noqa: F401  (a fork forgets the runt
 from skate.runtime.runtime import Runtime
 from skate.store.local import LocalStore
 from skate.wire import messages as m
+from skate.worker.actor import become_actor
 from skate.worker.executor import MARKER_BYTES, Executor
 from skate.worker.lease import USER_OMP, set_blas_threads
 from skate.worker.output import TaskOutput
@@ -33,7 +34,7 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
     node = NodeId(bytes.fromhex(config["node"]))
     manager = process_id(node, 0)
     runtime = Runtime(me, manager, config["folder"], LocalStore.attach(config["segment"]), "skate-pump")
-    executor = Executor(runtime, marker, TaskOutput())
+    executor = Executor(runtime, marker, TaskOutput(), become_actor)
     runtime.handle(m.Registered, lambda *_: None)
     current.set_runtime(
         runtime, current.Facts(node=node, job=job["id"], namespace=job["namespace"], executor=executor)

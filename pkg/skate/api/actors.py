@@ -1,0 +1,74 @@
+"""What programs ask about actors that exist: by name, to end them, from inside. No state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from skate.api.actor_handle import ActorHandle, ActorType
+from skate.api.session import require_runtime
+from skate.exceptions import ActorExit
+from skate.runtime import current
+
+
+def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
+    """A handle of the living actor that has this name, in this namespace (None: the program's own). Blocks shortly.
+
+    The handle does not keep the actor alive. Raises ValueError where there is none, TypeError for what is no name.
+    """
+    _check_name("name", name)
+    if namespace is not None:
+        _check_name("namespace", namespace)
+    runtime = require_runtime()
+    assert current.facts is not None
+    space = namespace or current.facts.namespace
+    found = runtime.actors.find(name, space)
+    if found is None:
+        raise ValueError(
+            f"Failed to look up actor with name {name!r} in namespace {space!r}: no living actor has it. "
+            "Names are per namespace: init(namespace=...) or get_actor(name, namespace=...) choose it."
+        )
+    actor, about = found
+    return ActorHandle(actor, None, ActorType.from_about(about))
+
+
+def _check_name(what: str, name: Any) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a str, got {name!r} of type {type(name).__name__}")
+    if not name:
+        raise ValueError(f"{what} must not be empty")
+
+
+def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
+    """Ends an actor's process at once: no atexit handlers run, calls that are pending fail. Does not block.
+
+    With `no_restart=False` it starts again, if its `max_restarts` allow. Raises TypeError for what is no handle.
+    """
+    if not isinstance(actor, ActorHandle):
+        raise TypeError(
+            f"kill() takes an actor's handle, got {actor!r} of type {type(actor).__name__}. "
+            "Tasks are ended by cancel()."
+        )
+    require_runtime().actors.kill(actor._actor_id, no_restart)
+
+
+def exit_actor() -> None:
+    """Ends the actor that calls it, on purpose: it does not start again; atexit handlers run.
+
+    The call in which it happens, and those behind it, fail with ActorDiedError. Raises TypeError outside of actors.
+    """
+    require_runtime()
+    assert current.facts is not None
+    executor = current.facts.executor
+    if executor is None or executor.actor is None:
+        raise TypeError("exit_actor() was called outside of an actor: call it in a method of one")
+    raise ActorExit
+
+
+def list_named_actors(all_namespaces: bool = False) -> list[Any]:
+    """Names of living actors: those of this namespace, or {"name": …, "namespace": …} of all. Blocks shortly."""
+    runtime = require_runtime()
+    assert current.facts is not None
+    listing = runtime.query("named actors")
+    if all_namespaces:
+        return [{"name": name, "namespace": namespace} for namespace, name in listing]
+    return [name for namespace, name in listing if namespace == current.facts.namespace]

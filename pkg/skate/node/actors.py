@@ -1,0 +1,174 @@
+"""The node's side of actors: what core.actors decides, done; what its processes say, passed on to it.
+
+State: the directory. Workers come through admission, in which an actor is an owner with one request of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from skate.core.actors import (
+    ALIVE,
+    Actor,
+    ActorDirectory,
+    Become,
+    EndGently,
+    KillProcess,
+    Place,
+    Tell,
+)
+from skate.core.admission import Admission, LeaseRequest, NodeLease
+from skate.core.resources import ResourceSet
+from skate.ids import ActorId, ProcessId
+from skate.wire import messages as m
+
+log = logging.getLogger("skate.node")
+
+Post = Callable[[ProcessId, Any], None]
+
+
+class NodeActors:
+    """The actors of a node. `post` sends a message, `kill` ends a process, `lives` tells whether one is there."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        post: Post,
+        kill: Callable[[ProcessId, str], None],
+        lives: Callable[[ProcessId], bool],
+    ) -> None:
+        self.directory = ActorDirectory()
+        self._admission = admission
+        self._post = post
+        self._kill = kill
+        self._lives = lives
+        #: the leases of actors that have a worker
+        self._leases: dict[ActorId, NodeLease] = {}
+        directory = self.directory
+        self.handlers: dict[int, Callable[..., None]] = {
+            m.RegisterActor.code: self._register,  # type: ignore[attr-defined]
+            m.MakeActor.code: self._make,  # type: ignore[attr-defined]
+            m.ReleaseActor.code: self._release,  # type: ignore[attr-defined]
+            m.WatchActor.code: self._watch,  # type: ignore[attr-defined]
+            m.FindActor.code: self._find,  # type: ignore[attr-defined]
+            m.KillActor.code: lambda _, actor, no_restart, by: directory.killed(actor, no_restart, by),  # type: ignore[attr-defined]
+            m.ActorStarted.code: lambda worker, _, error: directory.started(worker.id, error),  # type: ignore[attr-defined]
+            m.ActorLeaves.code: lambda worker, _, why: directory.leaves(worker.id, why),  # type: ignore[attr-defined]
+        }
+
+    # -------------------------------------------------------------------------------------------------- messages
+
+    def _register(
+        self, process: Any, token: int, actor: ActorId, name: str, namespace: str, detached: bool, about: Any
+    ) -> None:
+        if not self._is_owner(process, actor):
+            return
+        other = self.directory.registered(actor, name, namespace, detached, about)
+        if token:
+            self._post(process.id, m.StateReply(token, other and (other.id, other.about)))
+
+    def _make(self, process: Any, actor: ActorId, spec: Any, error: bytes) -> None:
+        if not self._is_owner(process, actor):
+            return
+        if error:
+            self.directory.undescribable(actor, error)
+        else:
+            self.directory.described(actor, spec, spec["max_restarts"])
+
+    def _release(self, process: Any, actor: ActorId) -> None:
+        if self._is_owner(process, actor):
+            self.directory.released(actor)
+
+    def _watch(self, process: Any, actor: ActorId, awaited: bool) -> None:
+        owner_lives = self._lives(ProcessId(actor[: len(process.id)]))
+        self.directory.watched(actor, process.id, awaited=awaited, owner_lives=owner_lives)
+
+    def _find(self, process: Any, token: int, name: str, namespace: str) -> None:
+        found = self.directory.named(name, namespace)
+        self._post(process.id, m.StateReply(token, found and (found.id, found.about)))
+
+    def _is_owner(self, process: Any, actor: ActorId) -> bool:
+        if actor.startswith(process.id):
+            return True
+        log.warning(
+            "process %s spoke for actor %s, which is not its own: refused", process.id.hex(), actor.hex()
+        )
+        return False
+
+    # --------------------------------------------------------------------------------------------- from admission
+
+    def granted(self, lease: NodeLease) -> None:
+        """The actor that asked for this lease has its worker."""
+        assert lease.worker is not None
+        actor = ActorId(lease.request.owner)  # type: ignore[arg-type]
+        self._leases[actor] = lease
+        self.directory.placed(actor, lease.worker.id)
+
+    def failed(self, request: LeaseRequest, report: str) -> None:
+        """No worker for the actor could be started."""
+        why = json.loads(report).get("stderr_tail", "") if report else ""
+        self.directory.unplaceable(
+            ActorId(request.owner),  # type: ignore[arg-type]
+            f"No process for it could be started. {why}".strip(),
+        )
+
+    def process_left(self, process: ProcessId, cause: str, running: bytes) -> None:
+        """A process of the node has ended."""
+        self.directory.process_left(process, json.loads(cause), running)
+
+    # ----------------------------------------------------------------------------------------------------- effects
+
+    def act(self) -> bool:
+        """Does what the directory has decided; whether there was anything."""
+        effects = self.directory.take_effects()
+        for effect in effects:
+            if type(effect) is Tell:
+                self._tell(effect)
+            elif type(effect) is Place:
+                self._place(effect.actor)
+            elif type(effect) is Become:
+                self._become(effect.actor)
+            elif type(effect) is EndGently:
+                assert effect.actor.worker is not None
+                self._post(effect.actor.worker, m.EndActor(effect.actor.id))
+            elif type(effect) is KillProcess:
+                self._kill(effect.worker, effect.why)
+            else:
+                self._leases.pop(effect.actor.id, None)
+                self._admission.process_left(ProcessId(effect.actor.id))
+        return bool(effects)
+
+    def _tell(self, effect: Tell) -> None:
+        actor = effect.actor
+        worker = actor.worker if actor.state == ALIVE else None
+        notice = m.ActorState(actor.id, actor.state, worker, actor.cause, actor.running)
+        for watcher in effect.watchers:
+            if self._lives(watcher):
+                self._post(watcher, notice)
+
+    def _place(self, actor: Actor) -> None:
+        spec = actor.spec
+        environment = spec["environment"]
+        self._admission.actor_placed(
+            actor.id,
+            ResourceSet(spec["demand"]),
+            spec["lends"],
+            spec["depth"],
+            tuple((str(name), str(value)) for name, value in environment) if environment else None,
+        )
+
+    def _become(self, actor: Actor) -> None:
+        lease = self._leases[actor.id]
+        assert actor.worker is not None
+        resources = lease.allocation.request.units()
+        if lease.request.lends:
+            resources.pop("CPU", None)
+        allocation = {"resources": resources, "devices": list(lease.allocation.devices)}
+        self._post(actor.worker, m.BecomeActor(actor.id, lease.id, allocation, actor.spec, actor.restarts))
+
+    def listing(self) -> list[tuple[str, str]]:
+        """(namespace, name) of each living actor that has a name."""
+        return sorted(self.directory.names)

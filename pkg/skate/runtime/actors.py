@@ -1,0 +1,256 @@
+"""Actors, on the side of those who make and call them.
+
+State: the lines of calls (core.calls), and the actors that this process has made and whose constructors may still need
+their arguments. A handle that counts holds a ref to the actor's *token*, an object of its maker whose value nobody
+reads: so whatever keeps objects alive keeps actors alive, in any process. When the token is freed, the actor ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from skate._c.refs import FAILED, INLINE, ObjectEntry, ObjectRef
+from skate.core.actors import ALIVE, DEAD, PENDING
+from skate.core.calls import ActorLine, Calls, Effect, FailCalls, LoseCalls, WatchActor
+from skate.core.dispatch import PushTasks
+from skate.core.tasks import Function, OwnedTask
+from skate.exceptions import ActorDiedError, ActorUnavailableError, TaskError, WorkerCrashedError
+from skate.ids import ActorId, ProcessId, object_id
+from skate.runtime.arguments import pack_arguments
+from skate.runtime.objects import pack_error
+from skate.store.serialization import from_bytes
+from skate.wire import messages as m
+
+if TYPE_CHECKING:
+    from skate.runtime.runtime import Runtime
+
+
+def token_of(actor: ActorId) -> bytes:
+    """The id of the object that stands for the actor."""
+    return object_id(actor, 0)
+
+
+class Made:
+    """An actor that this process has made, until it cannot start any more."""
+
+    __slots__ = ("dependencies", "line", "nested", "pinned", "spec", "token")
+
+    def __init__(
+        self,
+        line: ActorLine,
+        token: ObjectEntry,
+        spec: dict[str, Any],
+        dependencies: list[ObjectEntry] | None,
+        nested: Sequence[ObjectEntry],
+    ) -> None:
+        self.line = line
+        self.token = token
+        self.spec = spec
+        self.dependencies = dependencies
+        self.nested = nested
+        #: the token is pinned: the constructor counts as a call
+        self.pinned = True
+
+
+class Actors:
+    """The actors that this process has made or calls."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._references = runtime.references
+        self.calls = Calls()
+        self._made: dict[ActorId, Made] = {}
+        runtime.handle(m.ActorState, self._state)
+        runtime.handle(m.ActorMade, self._constructed)
+
+    # ---------------------------------------------------------------------------------------------------- making
+
+    def make(
+        self,
+        cls: Function,
+        spec: dict[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        about: Any,
+        name: str,
+        namespace: str,
+        detached: bool,
+        ordered: bool,
+        max_pending: int,
+    ) -> tuple[ActorId, ObjectRef | None, Any]:
+        """Has the node make an actor: (actor id, ref to its token, about). Blocks for an answer where it has a name.
+
+        `spec` says how it runs (api.actor_class makes it), `about` what handles need. Where an actor of that name is
+        there already: (its id, None, its `about`). Raises SerializationError.
+        """
+        runtime = self._runtime
+        packed, dependencies, nested, _made = pack_arguments(runtime.objects, cls.name, args, kwargs)
+        actor = ActorId(runtime.next_task_id())
+        if name:
+            other = runtime.ask(lambda token: m.RegisterActor(token, actor, name, namespace, detached, about))
+            if other is not None:
+                return ActorId(other[0]), None, other[1]
+        spec = spec | {"class": cls.id, "pickled": cls.pickled, "args": packed, "depth": runtime.depth}
+        runtime.lock.acquire()
+        try:
+            if runtime.broken is not None:
+                raise runtime.broken
+            if not name:
+                runtime.post(runtime.node, m.RegisterActor(0, actor, "", namespace, detached, None))
+            token = self._references.create(token_of(actor))
+            token.state = INLINE
+            token.value = b""
+            token.contents = []  # so that its end is not this process's private matter
+            ref = ObjectRef(token)
+            line = self.calls.line_of(actor, ordered=ordered, max_pending=max_pending)
+            line.state = PENDING
+            line.watched = True
+            made = self._made[actor] = Made(line, token, spec, dependencies, nested)
+            runtime.objects.when_freed[token.id] = partial(self._released, actor)
+            self._references.pin([token])
+            self._references.pin(nested)
+            if dependencies:
+                self._references.pin(dependencies)
+                if runtime.objects.when_ready(dependencies, partial(self._arguments_ready, actor)):
+                    self._arguments_ready(actor)
+            else:
+                runtime.post(runtime.node, m.MakeActor(actor, made.spec | {"dependencies": None}, b""))
+            now = monotonic()
+            runtime.act(now)
+            runtime.send_soon(now)
+        finally:
+            runtime.release()
+        return actor, ref, about
+
+    def _arguments_ready(self, actor: ActorId, _: Any = None) -> None:
+        made = self._made.get(actor)
+        if made is None:
+            return  # it was killed before it began
+        post, node = self._runtime.post, self._runtime.node
+        dependencies = made.dependencies or []
+        for entry in dependencies:
+            if entry.state == FAILED:
+                post(node, m.MakeActor(actor, None, entry.value or b""))
+                return
+        values = [(entry.id, entry.state, entry.value) for entry in dependencies]
+        post(node, m.MakeActor(actor, made.spec | {"dependencies": values}, b""))
+
+    def _constructed(self, worker: ProcessId, actor: ActorId, kept: Any) -> None:
+        """The constructor has read its arguments."""
+        if kept:
+            self._references.on_kept(kept, worker)
+        made = self._made.get(actor)
+        if made is not None and not made.spec["max_restarts"]:
+            self._let_go_of_arguments(made)
+
+    def _let_go_of_arguments(self, made: Made) -> None:
+        if made.dependencies:
+            self._references.unpin(made.dependencies)
+        if made.nested:
+            self._references.unpin(made.nested)
+        made.dependencies, made.nested = None, ()
+
+    def _released(self, actor: ActorId) -> None:
+        """The token is freed: nobody holds a handle, nothing is pending. Under the lock."""
+        made = self._made.pop(actor, None)
+        if made is not None:
+            self._let_go_of_arguments(made)
+        self._runtime.post(self._runtime.node, m.ReleaseActor(actor))
+
+    # -------------------------------------------------------------------------------------------------- the node
+
+    def _state(
+        self, _: ProcessId, actor: ActorId, state: int, worker: Any, cause: Any, running: bytes
+    ) -> None:
+        line = self.calls.lines.get(actor)
+        life = line.life if line is not None else None
+        self.calls.actor_state(actor, state, worker, cause, running, monotonic())
+        if life is not None and life.worker != worker:
+            self._runtime.mailbox.forget(life.worker)  # what was posted since its death was heard of
+        made = self._made.get(actor)
+        if made is None:
+            return
+        if state == DEAD:
+            self._let_go_of_arguments(made)
+            del self._made[actor]
+        if made.pinned and state in (ALIVE, DEAD):
+            made.pinned = False
+            self._references.unpin([made.token])
+
+    def find(self, name: str, namespace: str) -> tuple[ActorId, Any] | None:
+        """(actor id, about) of the living actor that has the name. Blocks until the node answers."""
+        return self._runtime.ask(lambda token: m.FindActor(token, name, namespace))  # type: ignore[no-any-return]
+
+    def kill(self, actor: ActorId, no_restart: bool) -> None:
+        """Has the node kill the actor's process. Does not block."""
+        runtime = self._runtime
+        runtime.lock.acquire()
+        try:
+            runtime.post(runtime.node, m.KillActor(actor, no_restart, f"process {runtime.me.hex()}"))
+            runtime.mailbox.flush()
+        finally:
+            runtime.release()
+
+    # -------------------------------------------------------------------------------------------------- decisions
+
+    def carry_out(self, effect: Effect) -> None:
+        """Does what the calls' machine decided. Under the lock."""
+        submission = self._runtime.submission
+        if type(effect) is PushTasks:
+            submission.push(effect.lease.worker, effect.tasks)
+        elif type(effect) is WatchActor:
+            line = effect.line
+            self._runtime.post(self._runtime.node, m.WatchActor(line.actor, line.counts))
+        elif type(effect) is FailCalls:
+            self._fail(effect.line, effect.calls)
+        else:
+            assert type(effect) is LoseCalls
+            again: list[OwnedTask] = []
+            failed: list[OwnedTask] = []
+            for call in effect.calls:
+                keep = effect.line.state != DEAD and call.may_retry()
+                (again if keep else failed).append(call)
+            self._fail(effect.line, failed)
+            if again:
+                self.calls.calls_again(effect.line, again)
+
+    def _fail(self, line: ActorLine, calls: list[OwnedTask]) -> None:
+        if calls:
+            error = pack_error(error_of(line))
+            for call in calls:
+                self._runtime.submission.finish(call, FAILED, error)
+
+
+def error_of(line: ActorLine) -> Exception:
+    """What calls of an actor fail with that is DEAD, or away: from the node's report of its last process."""
+    cause = line.cause or {}
+    if cause.get("kind") == "init":
+        error = from_bytes(cause["error"])
+        if isinstance(error, TaskError):
+            return ActorDiedError(error, actor_id=line.actor)
+        return ActorDiedError(f"An argument of its __init__ failed: {error}", actor_id=line.actor)
+    text = cause.get("text", "")
+    if cause.get("kind") == "crash" and "exit_status" in cause:
+        crash = WorkerCrashedError(
+            "the actor",
+            pid=cause.get("pid"),
+            node=cause.get("node", ""),
+            exit_status=cause["exit_status"],
+            stderr_tail=cause.get("stderr_tail", ""),
+            likely_oom=cause.get("likely_oom", False),
+        )
+        text = str(crash)
+    if line.state != DEAD:
+        return ActorUnavailableError(f"it restarts. {text}", line.actor)
+    return ActorDiedError(
+        text or "Its process is gone.",
+        actor_id=line.actor,
+        class_name=line.class_name,
+        name=line.name,
+        pid=cause.get("pid"),
+        node=cause.get("node", ""),
+    )

@@ -1,0 +1,284 @@
+"""Generators as tasks, on the owner's side: their values are objects as they are yielded.
+
+State, a stream: refs that have come and were not taken yet. The task's own return value (index 0) says only how it
+ended; the yielded ones follow as index 1, 2, ... A task that is tried again yields its first values again: those that
+have come already are dropped.
+
+`returns` of PushTask for a stream is STREAM, or STREAM - n for one that may be n values ahead of its reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from skate._c.refs import FAILED, INLINE, STORED, ObjectRef, Waiter
+from skate.exceptions import GetTimeoutError
+from skate.ids import ProcessId, TaskId, object_id
+from skate.store.serialization import serialize, to_bytes
+from skate.wire import messages as m
+
+if TYPE_CHECKING:
+    from skate.core.tasks import OwnedTask
+    from skate.runtime.runtime import Runtime
+
+STREAM: Final = -1
+
+
+def stream_returns(limit: int | None) -> int:
+    """What `returns` says for a generator that may be `limit` values ahead of its reader (None: any number)."""
+    return STREAM if limit is None or limit < 0 else STREAM - limit
+
+
+class Stream:
+    """The values of one generator that have come and were not taken."""
+
+    __slots__ = (
+        "abandoned",
+        "asked",
+        "ended",
+        "gathers",
+        "limited",
+        "read",
+        "received",
+        "refs",
+        "task",
+        "waiters",
+    )
+
+    def __init__(self, task: OwnedTask, *, limit: int, gathers: bool) -> None:
+        self.task = task
+        #: `returns` of its PushTask
+        self.asked = STREAM - limit
+        self.refs: deque[ObjectRef] = deque()
+        #: values that have come, and that the program has taken
+        self.received = 0
+        self.read = 0
+        self.ended = False
+        #: nobody will take any more
+        self.abandoned = False
+        #: the generator waits for its reader
+        self.limited = limit > 0
+        #: num_returns="dynamic": the refs become the value of the task's own ref when it ends
+        self.gathers = gathers
+        self.waiters: list[Waiter] = []
+
+
+class Streams:
+    """The streams of the generators that this process owns."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        runtime.handle(m.StreamItem, self._item)
+
+    # -------------------------------------------------------------------------------------------------- messages
+
+    def _item(
+        self, worker: ProcessId, task_id: TaskId, index: int, state: int, value: Any, contents: Any
+    ) -> None:
+        runtime = self._runtime
+        task = runtime.submission.tasks.get(task_id)
+        stream = task.stream if task is not None else None
+        lease = task.lease if task is not None else None
+        if stream is None or lease is None or lease.worker != worker or index != stream.received:
+            runtime.submission.discard(task_id, [(state, value, contents)], index + 1)
+            identifier = object_id(task_id, index + 1)
+            if state == STORED and identifier not in runtime.references.entries:
+                runtime.free(identifier)  # a retry's, of a value that was read and dropped already
+            return
+        self._append(stream, state, value, contents)
+        if stream.abandoned:
+            runtime.post(worker, m.StreamRead(task_id, -1))
+
+    def _append(self, stream: Stream, state: int, value: Any, contents: Any) -> None:
+        """A value, or the error that ends the stream, has come. Under the lock."""
+        runtime = self._runtime
+        stream.received += 1
+        entry = runtime.references.create(object_id(stream.task.id, stream.received))
+        ref = ObjectRef(entry)
+        runtime.objects.settle(entry, state, value, contents)
+        if not stream.abandoned:
+            stream.refs.append(ref)
+            self._wake(stream)
+
+    def ended(self, task: OwnedTask, values: list[Any]) -> list[Any]:
+        """The generator is done, or has failed: gives what its own ref becomes. Under the lock."""
+        stream = task.stream
+        state, value, _ = values[0]
+        if state == FAILED and not stream.gathers:
+            self._append(stream, FAILED, value, None)
+        stream.ended = True
+        self._wake(stream)
+        if stream.gathers and state != FAILED:
+            refs = list(stream.refs)
+            stream.refs.clear()
+            packed = serialize(DynamicObjectRefGenerator(refs))
+            contents = [(ref.entry.id, b"") for ref in refs]
+            return [(INLINE, to_bytes(packed), contents)]
+        return values
+
+    def _wake(self, stream: Stream) -> None:
+        waiters, stream.waiters = stream.waiters, []
+        for waiter in waiters:
+            if not waiter.done:
+                self._runtime.finish(waiter)
+
+    # --------------------------------------------------------------------------------------------------- reading
+
+    def take(self, stream: Stream) -> ObjectRef | None:
+        """The next ref, or None where it has not come yet; StopIteration at the end. Under the lock."""
+        if stream.refs:
+            ref = stream.refs.popleft()
+            stream.read += 1
+            lease = stream.task.lease
+            if stream.limited and lease is not None:
+                self._runtime.post(lease.worker, m.StreamRead(stream.task.id, stream.read))
+            return ref
+        if stream.ended:
+            raise StopIteration
+        return None
+
+    def next_ref(self, stream: Stream, timeout: float | None = None) -> ObjectRef:
+        """The next ref; blocks until it has come. StopIteration at the end, GetTimeoutError after `timeout` seconds."""
+        runtime = self._runtime
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            waiter = Waiter()
+            waiter.missing = 1
+            runtime.lock.acquire()
+            try:
+                ref = self.take(stream)
+                if ref is None:
+                    if runtime.broken is not None:
+                        raise runtime.broken
+                    stream.waiters.append(waiter)
+                elif stream.limited:
+                    runtime.mailbox.flush()
+            finally:
+                runtime.release()
+            if ref is not None:
+                return ref
+            if not runtime.objects.wait_for(waiter, deadline):
+                raise GetTimeoutError(f"the generator has yielded nothing within {timeout} s")
+
+    async def next_ref_async(self, stream: Stream) -> ObjectRef:
+        """As `next_ref`, in any event loop; StopAsyncIteration at the end."""
+        runtime = self._runtime
+        loop = asyncio.get_running_loop()
+        while True:
+            came: asyncio.Future[None] = loop.create_future()
+            runtime.lock.acquire()
+            try:
+                ref = self.take(stream)
+                if ref is None:
+                    stream.waiters.append(Waiter(partial(_ring, loop, came)))
+                else:
+                    runtime.send_soon(monotonic())
+            except StopIteration:
+                raise StopAsyncIteration from None
+            finally:
+                runtime.release()
+            if ref is not None:
+                return ref
+            await came
+
+    def abandon(self, stream: Stream) -> None:
+        """Nobody will read any more: the generator is told to stop. Under the lock."""
+        stream.abandoned = True
+        stream.refs.clear()
+        lease = stream.task.lease
+        if lease is not None and not stream.ended:
+            self._runtime.post(lease.worker, m.StreamRead(stream.task.id, -1))
+
+
+def _ring(loop: asyncio.AbstractEventLoop, came: asyncio.Future[None], _: Any = None) -> None:
+    def call() -> None:
+        if not came.done():  # whoever waited may have been cancelled
+            came.set_result(None)
+
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(call)
+
+
+class ObjectRefGenerator:
+    """The refs of what a generator task yields, as it yields them: `for ref in generator`, or `async for`.
+
+    `next` blocks until the generator has yielded once more (or raised: then the last ref holds its exception).
+    Dropping this object ends the generator.
+    """
+
+    def __init__(self, runtime: Runtime, stream: Stream, completed: ObjectRef) -> None:
+        self._runtime = runtime
+        self._stream = stream
+        self._completed = completed
+
+    def __iter__(self) -> ObjectRefGenerator:
+        return self
+
+    def __next__(self) -> ObjectRef:
+        return self._runtime.streams.next_ref(self._stream)
+
+    def __aiter__(self) -> ObjectRefGenerator:
+        return self
+
+    async def __anext__(self) -> ObjectRef:
+        return await self._runtime.streams.next_ref_async(self._stream)
+
+    def send(self, value: None) -> ObjectRef:
+        """As `next`; only None can be sent."""
+        if value is not None:
+            raise TypeError(f"a generator in another process can be sent nothing, got {value!r}")
+        return next(self)
+
+    def completed(self) -> ObjectRef:
+        """A ref that is ready when the generator has ended; `get` of it raises what the generator raised."""
+        return self._completed
+
+    def next_ready(self) -> bool:
+        """Whether `next` would not block."""
+        return bool(self._stream.refs) or self._stream.ended
+
+    def is_finished(self) -> bool:
+        """Whether everything that was yielded has been taken, and no more will come."""
+        return self._stream.ended and not self._stream.refs
+
+    def task_id(self) -> bytes:
+        """The id of the task: 16 bytes."""
+        return self._stream.task.id
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an ObjectRefGenerator cannot be sent to another process: its values come here. "
+            "Pass on the refs that it gives, or call the generator task there."
+        )
+
+    def __del__(self) -> None:
+        stream = self._stream
+        if not stream.abandoned and not (stream.ended and not stream.refs):
+            self._runtime.on_dropped(stream)
+
+    def __repr__(self) -> str:
+        return f"ObjectRefGenerator({self._stream.task.id.hex()})"
+
+
+class DynamicObjectRefGenerator:
+    """What `get` gives for a task with num_returns="dynamic": the refs of all that it yielded."""
+
+    def __init__(self, refs: list[ObjectRef]) -> None:
+        self._refs = refs
+
+    def __iter__(self) -> Iterator[ObjectRef]:
+        return iter(self._refs)
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def __getitem__(self, index: int) -> ObjectRef:
+        return self._refs[index]
+
+    def __repr__(self) -> str:
+        return f"DynamicObjectRefGenerator({self._refs})"

@@ -1,0 +1,348 @@
+"""An actor in its process: the instance, and how its calls run.
+
+State: the instance. Calls run one at a time in the main thread, as tasks do; or in threads (`max_concurrency`,
+concurrency groups); or, where the class has an `async def` method, in an event loop in the main thread. The loop reads
+the inbox itself whenever it would sleep, so a call costs no thread a wake-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import queue
+import selectors
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from skate._c import refs
+from skate._c.refs import Guard
+from skate.core.methods import BUILT_IN, DEFAULT_GROUP, method_id
+from skate.exceptions import ActorExit
+from skate.ids import ActorId, ProcessId, owner_of
+from skate.store.serialization import load_function
+from skate.wire import messages as m
+from skate.worker.executor import End, Executor, NewActor, Pushed
+from skate.worker.lease import Lease
+
+if TYPE_CHECKING:
+    from skate.runtime.runtime import Runtime
+
+log = logging.getLogger("skate")
+
+#: how many methods of an asyncio actor run at once where nothing is said, as in Ray
+ASYNC_CONCURRENCY = 1_000
+
+
+class HostedActor:
+    """The actor that lives in this process."""
+
+    def __init__(self, new: NewActor) -> None:
+        self.id = ActorId(new.actor)  # type: ignore[arg-type]
+        self.owner = owner_of(new.actor)
+        self.spec = new.spec
+        self.restarts = new.restarts
+        self.name: str = new.spec["name"]
+        #: begins the lines that it prints
+        self.shown: str = new.spec["class_name"]
+        self.instance: Any = None
+
+    def construct(self, executor: Executor, runtime: Runtime) -> bytes:
+        """Makes the instance; gives the packed error where that raised, else nothing. Says to the node which."""
+        guards: list[Guard] = []
+        error = b""
+        try:
+            cls = self._load()
+            args, kwargs = executor.arguments(self, guards)
+            self.instance = cls(*args, **kwargs)
+            self._add_methods(executor)
+        except SystemExit:
+            raise
+        except BaseException as exception:
+            error = executor.packed_error(exception, f"{self.shown}.__init__")
+        args, kwargs = (), {}
+        runtime.lock.acquire()
+        try:
+            kept = executor.end_guards(guards)
+            runtime.post(self.owner, m.ActorMade(self.id, kept))
+            runtime.post(runtime.node, m.ActorStarted(self.id, error))
+            runtime.mailbox.flush()
+        finally:
+            runtime.release()
+        return error
+
+    # What Executor.arguments reads, as of a call.
+
+    @property
+    def args(self) -> bytes:
+        return self.spec["args"]  # type: ignore[no-any-return]
+
+    @property
+    def dependencies(self) -> Any:
+        return self.spec["dependencies"]
+
+    def _load(self) -> Any:
+        before = refs.unpickling_under(
+            Guard(self.owner)
+        )  # refs in the class live as long as its maker knows it
+        try:
+            return load_function(self.spec["pickled"])
+        finally:
+            refs.unpickling_under(before)
+
+    def _add_methods(self, executor: Executor) -> None:
+        groups = [DEFAULT_GROUP, *(self.spec["groups"] or ())]
+        for name in self.spec["methods"]:
+            call = getattr(self.instance, name)
+            for group in groups:
+                executor.add_method(method_id(name, group), f"{self.shown}.{name}", call)
+        own = {
+            "__ray_ready__": lambda: True,
+            "__ray_call__": lambda function, *args, **kwargs: function(self.instance, *args, **kwargs),
+            "__ray_terminate__": _terminate,
+        }
+        for name in BUILT_IN:
+            if name not in self.spec["methods"]:
+                for group in groups:
+                    executor.add_method(method_id(name, group), f"{self.shown}.{name}", own[name])
+
+    def group_of(self) -> Mapping[bytes, str]:
+        """Method id -> concurrency group."""
+        groups = [DEFAULT_GROUP, *(self.spec["groups"] or ())]
+        return {
+            method_id(name, group): group for name in (*self.spec["methods"], *BUILT_IN) for group in groups
+        }
+
+    def limits(self, default: int) -> dict[str, int]:
+        """Concurrency group -> how many of its calls run at once."""
+        return {DEFAULT_GROUP: self.spec["max_concurrency"] or default} | (self.spec["groups"] or {})
+
+
+def _terminate() -> None:
+    raise ActorExit("__ray_terminate__ was called.")
+
+
+def become_actor(executor: Executor, runtime: Runtime, new: NewActor) -> bool:
+    """Makes the actor and serves it; returns when it has ended. True where the executor's own loop is to serve it."""
+    actor = executor.actor = HostedActor(new)
+    spec = new.spec
+    executor.serve(Lease(new.lease, ProcessId(new.actor), spec["depth"] + 1, new.allocation))
+    runtime.objects.blocking = None  # an actor keeps what it holds while it waits
+    if spec["asyncio"]:
+        EventLoop(executor, runtime, actor).run()
+        return False
+    if spec["max_concurrency"] not in (None, 1) or spec["groups"]:
+        Threads(executor, runtime, actor).run()
+        return False
+    try:
+        return not actor.construct(executor, runtime)
+    except SystemExit as request:
+        executor.leave(request)
+        return False
+
+
+class Threads:
+    """Runs the calls of a threaded actor: each concurrency group has threads of its own."""
+
+    def __init__(self, executor: Executor, runtime: Runtime, actor: HostedActor) -> None:
+        self._executor = executor
+        self._runtime = runtime
+        self._actor = actor
+        self._group_of: Mapping[bytes, str] = {}
+        self._queues: dict[str, queue.SimpleQueue[Pushed | None]] = {}
+        self._exit: SystemExit | None = None
+
+    def run(self) -> None:
+        """Serves until the actor ends."""
+        executor, actor = self._executor, self._actor
+        executor.set_output_name(actor.shown)
+        self._group_of = actor.group_of()
+        limits = actor.limits(1)
+        self._queues = {group: queue.SimpleQueue() for group in limits}
+        executor.sink = self._take
+        try:
+            if actor.construct(executor, self._runtime):
+                return
+        except SystemExit as request:
+            executor.leave(request)
+            return
+        for group, limit in limits.items():
+            for number in range(limit):
+                threading.Thread(
+                    target=self._serve,
+                    args=(self._queues[group],),
+                    name=f"skate-{group or 'default'}-{number}",
+                    daemon=True,
+                ).start()
+        while type(executor.next_item()) is not End:
+            pass
+        if self._exit is not None:
+            executor.leave(self._exit)
+
+    def _take(self, pushed: Pushed) -> None:
+        group = self._group_of.get(pushed.function, DEFAULT_GROUP)
+        self._queues[group].put(pushed)
+
+    def _serve(self, calls: queue.SimpleQueue[Pushed | None]) -> None:
+        while True:
+            pushed = calls.get()
+            assert pushed is not None
+            try:
+                self._executor.run_in_thread(pushed, calls.empty)
+            except SystemExit as request:
+                self._exit = request
+                self._executor.end()
+                return
+
+
+class Group:
+    """A concurrency group of an asyncio actor."""
+
+    __slots__ = ("free", "waiting")
+
+    def __init__(self, limit: int) -> None:
+        self.free = limit
+        self.waiting: deque[Pushed] = deque()
+
+
+class EventLoop:
+    """Runs the calls of an asyncio actor, in the main thread."""
+
+    def __init__(self, executor: Executor, runtime: Runtime, actor: HostedActor) -> None:
+        self._executor = executor
+        self._runtime = runtime
+        self._actor = actor
+        self._loop = asyncio.SelectorEventLoop(InboxSelector(runtime))
+        self._thread = threading.get_ident()
+        self._group_of: Mapping[bytes, str] = {}
+        self._groups: dict[str, Group] = {}
+        self._arrived: deque[Pushed] = deque()
+        self._ringing = False
+        self._ended: asyncio.Future[SystemExit | None] = self._loop.create_future()
+        #: calls that run; the loop itself holds its tasks weakly
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(self) -> None:
+        """Serves until the actor ends."""
+        asyncio.set_event_loop(self._loop)
+        self._executor.set_output_name(self._actor.shown)
+        self._executor.on_end = self._end
+        self._runtime.objects.blocking = self._warns
+        try:
+            request = self._loop.run_until_complete(self._main())
+        except SystemExit as raised:
+            request = raised
+        if request is not None:
+            self._executor.leave(request)
+
+    async def _main(self) -> SystemExit | None:
+        self._group_of = self._actor.group_of()
+        self._groups = {group: Group(limit) for group, limit in self._actor.limits(ASYNC_CONCURRENCY).items()}
+        self._executor.sink = self._take
+        if self._actor.construct(self._executor, self._runtime):
+            return None
+        return await self._ended
+
+    def _take(self, pushed: Pushed) -> None:
+        self._arrived.append(pushed)
+        if self._ringing:
+            return
+        self._ringing = True
+        self._call(self._start_calls)
+
+    def _call(self, function: Callable[[], Any]) -> None:
+        """Calls `function` in the loop soon, from any thread."""
+        if threading.get_ident() == self._thread:
+            self._loop.call_soon(function)
+        else:
+            self._loop.call_soon_threadsafe(function)
+
+    def _start_calls(self) -> None:
+        self._ringing = False
+        arrived = self._arrived
+        while arrived:
+            pushed = arrived.popleft()
+            group = self._groups[self._group_of.get(pushed.function, DEFAULT_GROUP)]
+            if group.free:
+                group.free -= 1
+                self._start(group, pushed)
+            else:
+                group.waiting.append(pushed)
+
+    def _start(self, group: Group, pushed: Pushed) -> None:
+        task = self._loop.create_task(self._run(group, pushed))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, group: Group, pushed: Pushed) -> None:
+        try:
+            await self._executor.run_in_loop(pushed)
+        except SystemExit as request:
+            if not self._ended.done():
+                self._ended.set_result(request)
+        finally:
+            if group.waiting:
+                self._start(group, group.waiting.popleft())
+            else:
+                group.free += 1
+
+    def _end(self) -> None:
+        """The last handle is gone. From any thread."""
+        self._call(lambda: None if self._ended.done() else self._ended.set_result(None))
+
+    @contextmanager
+    def _warns(self) -> Iterator[None]:
+        """Around a wait that blocks."""
+        if threading.get_ident() == self._thread:
+            _warn_of_blocking()
+        yield
+
+
+@functools.cache
+def _warn_of_blocking() -> None:
+    """Once a process, as Ray does."""
+    warnings.warn(
+        "skate.get() or skate.wait() blocks inside an asyncio actor: its other calls stand still meanwhile. "
+        "Write `await ref`, or `await asyncio.gather(*refs)`.",
+        RuntimeWarning,
+        stacklevel=6,
+    )
+
+
+class InboxSelector(selectors.EpollSelector):
+    """What an event loop sleeps in: takes in the process's mail too, unless another thread reads it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__()
+        self._runtime = runtime
+        self._mailbox = runtime.mailbox
+        self._pump = runtime.pump
+        self._inbox = self.register(self._mailbox.fileno(), selectors.EVENT_READ)
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """As in selectors. All mail leaves before it sleeps."""
+        if not self._pump.take():
+            self._runtime.before_sleep()
+            return self._without_inbox(super().select(timeout))
+        try:
+            due = self._runtime.before_sleep()
+            if self._mailbox.read(0):
+                timeout = 0
+            elif due is not None:
+                timeout = due if timeout is None else min(timeout, due)
+            ready = super().select(timeout)
+            others = self._without_inbox(ready)
+            if len(others) != len(ready):
+                self._mailbox.serve()
+            return others
+        finally:
+            self._pump.give_up()
+
+    def _without_inbox(
+        self, ready: list[tuple[selectors.SelectorKey, int]]
+    ) -> list[tuple[selectors.SelectorKey, int]]:
+        return [item for item in ready if item[0] is not self._inbox]

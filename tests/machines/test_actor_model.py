@@ -1,0 +1,437 @@
+"""Actors from registration to death, and the calls to them, with messages in any order that links allow.
+
+The node's directory and the callers' lines are the real machines. The model is the world around them: processes that
+run what was pushed to them in order, links that deliver in order each and in any order together, deaths at any moment.
+What is checked is what a program relies on: a call ends once; it runs no more often than its retries allow; calls of
+one caller run in order in each life; an actor has one life at a time; a name is unique among the living.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from skate.core.actors import (
+    ALIVE,
+    DEAD,
+    ActorDirectory,
+    Become,
+    EndGently,
+    KillProcess,
+    Place,
+    Tell,
+    Unplace,
+)
+from skate.core.calls import ActorLine, Calls, FailCalls, LoseCalls, PushTasks, WatchActor
+from skate.core.dispatch import LATE
+from skate.core.methods import method_id
+from skate.core.tasks import Function, OwnedTask
+from skate.ids import ActorId, NodeId, ProcessId, TaskId, process_id
+from skate.options import TaskOptions
+
+NODE = NodeId(b"node")
+CALLERS = [process_id(NODE, number) for number in (1, 2)]
+METHOD = Function(method_id("f", ""), "A.f", None)
+
+
+class Process:
+    """An actor's process: runs what is pushed to it, one call after the other."""
+
+    def __init__(self, actor: ActorId) -> None:
+        self.actor = actor
+        self.queue: deque[tuple[ProcessId, bytes]] = deque()
+        self.running = b""
+        self.ran: list[tuple[ProcessId, bytes]] = []
+        self.ending = False
+
+
+class Caller:
+    """A process with handles."""
+
+    def __init__(self, me: ProcessId) -> None:
+        self.me = me
+        self.calls = Calls()
+        self.lines: dict[ActorId, ActorLine] = {}
+        self.tasks: dict[bytes, OwnedTask] = {}
+        self.serial = 0
+
+
+class World(RuleBasedStateMachine):
+    """Directory, callers, processes, links."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.directory = ActorDirectory()
+        self.callers = {me: Caller(me) for me in CALLERS}
+        self.serial = 100
+        self.actors: list[ActorId] = []
+        self.retries: dict[ActorId, int] = {}
+        self.released: set[ActorId] = set()
+        self.placing: list[ActorId] = []
+        self.starting: dict[ProcessId, ActorId] = {}
+        self.processes: dict[ProcessId, Process] = {}
+        #: (from, to) -> messages under way
+        self.links: dict[tuple[bytes, bytes], deque[Any]] = {}
+        self.runs: dict[bytes, int] = {}
+        self.attempts: dict[bytes, int] = {}
+        self.ended: dict[bytes, str] = {}
+
+    # ------------------------------------------------------------------------------------------------ effects
+
+    def send(self, sender: bytes, to: bytes, message: Any) -> None:
+        self.links.setdefault((sender, to), deque()).append(message)
+
+    def act(self) -> None:
+        """Carries out what the machines decided."""
+        while effects := self.directory.take_effects():
+            for effect in effects:
+                getattr(self, f"do_{type(effect).__name__}")(effect)
+        for caller in self.callers.values():
+            while effects := caller.calls.take_effects():
+                for effect in effects:
+                    getattr(self, f"do_{type(effect).__name__}")(caller, effect)
+
+    def do_Place(self, effect: Place) -> None:
+        assert effect.actor.id not in self.placing, "placed twice at once"
+        self.placing.append(effect.actor.id)
+
+    def do_Unplace(self, effect: Unplace) -> None:
+        if effect.actor.id in self.placing:
+            self.placing.remove(effect.actor.id)
+
+    def do_Become(self, effect: Become) -> None:
+        actor = effect.actor
+        assert actor.worker is not None
+        living = [process for process in self.processes.values() if process.actor == actor.id]
+        assert not living, "two lives at once"
+        self.processes[actor.worker] = Process(actor.id)
+        self.starting[actor.worker] = actor.id
+
+    def do_EndGently(self, effect: EndGently) -> None:
+        assert effect.actor.worker is not None
+        self.processes[effect.actor.worker].ending = True
+
+    def do_KillProcess(self, effect: KillProcess) -> None:
+        if effect.worker in self.processes:
+            self.lose(effect.worker)
+
+    def do_Tell(self, effect: Tell) -> None:
+        actor = effect.actor
+        worker = actor.worker if actor.state == ALIVE else None
+        for watcher in effect.watchers:
+            self.send(NODE, watcher, (actor.id, actor.state, worker, actor.cause, actor.running))
+
+    def do_PushTasks(self, caller: Caller, effect: PushTasks) -> None:
+        for task in effect.tasks:
+            self.attempts[task.id] = self.attempts.get(task.id, 0) + 1
+            self.send(caller.me, effect.lease.worker, task.id)
+
+    def do_WatchActor(self, caller: Caller, effect: WatchActor) -> None:
+        self.send(caller.me, NODE, effect.line.actor)
+
+    def do_FailCalls(self, caller: Caller, effect: FailCalls) -> None:
+        for task in effect.calls:
+            self.end(caller, task, "failed")
+
+    def do_LoseCalls(self, caller: Caller, effect: LoseCalls) -> None:
+        again = []
+        for task in effect.calls:
+            if effect.line.state != DEAD and task.may_retry():
+                again.append(task)
+            else:
+                self.end(caller, task, "failed")
+        caller.calls.calls_again(effect.line, again)
+
+    def end(self, caller: Caller, task: OwnedTask, how: str) -> None:
+        assert task.id not in self.ended, "a call ended twice"
+        self.ended[task.id] = how
+        del caller.tasks[task.id]
+
+    def lose(self, worker: ProcessId) -> None:
+        """A process ends, at once. What it has sent still arrives; what was sent to it does not."""
+        process = self.processes.pop(worker)
+        self.starting.pop(worker, None)
+        for sender, to in list(self.links):
+            if to == worker:
+                del self.links[sender, to]
+        self.directory.process_left(worker, {"exit_status": -9}, process.running)
+
+    # -------------------------------------------------------------------------------------------------- making
+
+    @rule(restarts=st.integers(-1, 2), retries=st.integers(0, 2), name=st.sampled_from(["", "a", "b"]))
+    def make(self, restarts: int, retries: int, name: str) -> None:
+        if len(self.actors) >= 4:
+            return
+        owner = self.callers[CALLERS[0]]
+        owner.serial += 1
+        actor = ActorId(TaskId(owner.me + owner.serial.to_bytes(8, "big")))
+        taken = name and ("ns", name) in self.directory.names
+        other = self.directory.registered(actor, name, "ns", False, None)
+        assert (other is not None) == bool(taken)
+        if other is not None:
+            return
+        self.actors.append(actor)
+        self.retries[actor] = retries
+        line = owner.calls.line_of(actor)
+        owner.lines[actor] = line
+        line.state, line.watched = 1, True
+        self.directory.described(actor, {"spec": 1}, restarts)
+        self.act()
+
+    @precondition(lambda self: self.placing)
+    @rule(data=st.data())
+    def place(self, data: Any) -> None:
+        actor = data.draw(st.sampled_from(self.placing))
+        self.placing.remove(actor)
+        self.serial += 1
+        self.directory.placed(actor, process_id(NODE, self.serial))
+        self.act()
+
+    @precondition(lambda self: self.placing)
+    @rule(data=st.data())
+    def cannot_place(self, data: Any) -> None:
+        actor = data.draw(st.sampled_from(self.placing))
+        self.directory.unplaceable(actor, "no process")
+        self.act()
+
+    @precondition(lambda self: self.starting)
+    @rule(data=st.data(), fails=st.sampled_from([False, False, False, True]))
+    def start(self, data: Any, fails: bool) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.starting)))
+        del self.starting[worker]
+        self.directory.started(worker, b"error" if fails else b"")
+        self.act()
+
+    # ------------------------------------------------------------------------------------------------- calling
+
+    @precondition(lambda self: set(self.actors) - self.released)
+    @rule(data=st.data(), who=st.sampled_from(CALLERS), ready=st.booleans())
+    def submit(self, data: Any, who: ProcessId, ready: bool) -> None:
+        actor = data.draw(st.sampled_from(sorted(set(self.actors) - self.released)))
+        caller = self.callers[who]
+        line = caller.calls.line_of(actor)
+        caller.lines[actor] = line
+        caller.serial += 1
+        options = TaskOptions(max_retries=self.retries[actor])
+        task = OwnedTask(
+            TaskId(who + (1000 + caller.serial).to_bytes(8, "big")), METHOD, line, options, b"", None, (), []
+        )
+        caller.tasks[task.id] = task
+        caller.calls.call_submitted(line, task, ready)
+        self.act()
+
+    def unready(self) -> list[tuple[Caller, OwnedTask]]:
+        return [
+            (caller, task)
+            for caller in self.callers.values()
+            for task in caller.tasks.values()
+            if task.state == 0
+        ]
+
+    @precondition(lambda self: self.unready())
+    @rule(data=st.data(), withdraw=st.booleans())
+    def argument_comes(self, data: Any, withdraw: bool) -> None:
+        caller, task = data.draw(st.sampled_from(self.unready()))
+        if withdraw:
+            caller.calls.call_withdrawn(task.queue, task)
+            self.end(caller, task, "withdrawn")
+        else:
+            caller.calls.call_ready(task.queue, task)
+        self.act()
+
+    @precondition(lambda self: any(self.links.values()))
+    @rule(data=st.data())
+    def deliver(self, data: Any) -> None:
+        sender, to = data.draw(st.sampled_from(sorted(key for key, queue in self.links.items() if queue)))
+        self.deliver_one(sender, to)
+
+    def deliver_one(self, sender: bytes, to: bytes) -> None:
+        message = self.links[sender, to].popleft()
+        if to == NODE:
+            self.directory.watched(message, ProcessId(sender), awaited=True, owner_lives=True)
+        elif sender == NODE:
+            actor, state, worker, cause, running = message
+            self.callers[to].calls.actor_state(actor, state, worker, cause, running, self.now)  # type: ignore[index]
+        elif to in self.callers:
+            caller = self.callers[ProcessId(to)]
+            task = caller.tasks.get(message)
+            if task is not None and task.lease is not None and task.lease.worker == sender:
+                caller.calls.call_done(task.lease, task)  # type: ignore[arg-type]
+                self.end(caller, task, "answered")
+        elif to in self.processes:  # else it has died meanwhile
+            self.processes[ProcessId(to)].queue.append((ProcessId(sender), message))
+        self.act()
+
+    def able(self) -> list[ProcessId]:
+        return sorted(
+            worker
+            for worker, process in self.processes.items()
+            if (process.queue or process.running) and worker not in self.starting
+        )
+
+    @precondition(lambda self: self.able())
+    @rule(data=st.data())
+    def run(self, data: Any) -> None:
+        self.run_one(data.draw(st.sampled_from(self.able())))
+
+    def run_one(self, worker: ProcessId) -> None:
+        """Begins the next call, or answers the one that runs."""
+        process = self.processes[worker]
+        if process.running:
+            who, task_id = process.ran[-1]
+            process.running = b""
+            self.send(worker, who, task_id)
+            return
+        who, task_id = process.queue.popleft()
+        process.running = task_id
+        process.ran.append((who, task_id))
+        self.runs[task_id] = self.runs.get(task_id, 0) + 1
+        mine = [
+            other
+            for caller, other in process.ran
+            if caller == who and self.attempts[other] == 1 and self.runs[other] == 1
+        ]
+        assert mine == sorted(mine), "calls of one caller out of order"
+
+    # --------------------------------------------------------------------------------------------------- ending
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def crash(self, data: Any) -> None:
+        self.lose(data.draw(st.sampled_from(sorted(self.processes))))
+        self.act()
+
+    @precondition(lambda self: self.actors)
+    @rule(data=st.data(), no_restart=st.booleans())
+    def kill(self, data: Any, no_restart: bool) -> None:
+        self.directory.killed(data.draw(st.sampled_from(self.actors)), no_restart, "test")
+        self.act()
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def leave(self, data: Any) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.processes)))
+        self.directory.leaves(worker, "it wanted to")
+        self.lose(worker)
+        self.act()
+
+    @precondition(lambda self: set(self.actors) - self.released)
+    @rule(data=st.data())
+    def release(self, data: Any) -> None:
+        """Nobody holds a handle: no caller has anything pending, for that would hold one."""
+        actor = data.draw(st.sampled_from(sorted(set(self.actors) - self.released)))
+        pending = [
+            task
+            for caller in self.callers.values()
+            for task in caller.tasks.values()
+            if task.queue.actor == actor  # type: ignore[union-attr]
+        ]
+        if pending:
+            return
+        self.released.add(actor)
+        self.directory.released(actor)
+        self.act()
+        for worker, process in list(self.processes.items()):
+            if process.actor == actor and process.ending:
+                assert not process.running and not process.queue
+                self.lose(worker)
+        self.act()
+        assert actor not in self.directory.actors, "a released actor is remembered"
+
+    @rule(seconds=st.sampled_from([0.01, LATE]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        for caller in self.callers.values():
+            caller.calls.tick(self.now)
+        self.act()
+
+    # --------------------------------------------------------------------------------------------------- checks
+
+    @invariant()
+    def machines_hold(self) -> None:
+        self.directory.check()
+        for caller in self.callers.values():
+            caller.calls.check()
+
+    @invariant()
+    def no_call_runs_too_often(self) -> None:
+        for caller in self.callers.values():
+            for task in caller.tasks.values():
+                allowed = 1 + self.retries[task.queue.actor]  # type: ignore[union-attr]
+                assert self.runs.get(task.id, 0) <= allowed
+
+    def teardown(self) -> None:
+        """When nothing new happens, every call ends."""
+        for _ in range(10_000):
+            for caller, task in self.unready():
+                caller.calls.call_ready(task.queue, task)
+            self.act()
+            busy = [key for key, queue in self.links.items() if queue]
+            if busy:
+                self.deliver_one(*busy[0])
+            elif self.placing:
+                self.serial += 1
+                self.directory.placed(self.placing.pop(0), process_id(NODE, self.serial))
+                self.act()
+            elif self.starting:
+                worker, _ = self.starting.popitem()
+                self.directory.started(worker, b"")
+                self.act()
+            elif self.able():
+                self.run_one(self.able()[0])
+            elif any(caller.calls.next_tick() is not None for caller in self.callers.values()):
+                self.now += LATE
+                for caller in self.callers.values():
+                    caller.calls.tick(self.now)
+                self.act()
+            else:
+                break
+        left = [task for caller in self.callers.values() for task in caller.tasks.values()]
+        assert not left, f"calls that never end: {left}"
+        self.machines_hold()
+
+
+TestActors = World.TestCase
+TestActors.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+
+
+def test_a_name_is_free_again_after_the_actor_s_death() -> None:
+    directory = ActorDirectory()
+    first, second = (ActorId(TaskId(CALLERS[0] + bytes(7) + bytes([n]))) for n in (1, 2))
+    assert directory.registered(first, "a", "ns", False, None) is None
+    assert directory.registered(second, "a", "ns", False, None) is directory.actors[first]
+    directory.killed(first, True, "test")
+    assert directory.registered(second, "a", "ns", False, None) is None
+
+
+def test_who_asks_early_is_told_when_the_registration_comes() -> None:
+    directory = ActorDirectory()
+    actor = ActorId(TaskId(CALLERS[0] + bytes(8)))
+    directory.watched(actor, CALLERS[1], awaited=True, owner_lives=True)
+    directory.registered(actor, "", "ns", False, None)
+    directory.take_effects()
+    directory.described(actor, {"spec": 1}, 0)
+    worker = process_id(NODE, 9)
+    directory.placed(actor, worker)
+    directory.started(worker, b"")
+    told = [effect for effect in directory.take_effects() if type(effect) is Tell]
+    assert CALLERS[1] in told[-1].watchers
+    assert told[-1].actor.state == ALIVE
+
+
+def test_an_actor_ends_with_its_owner_and_a_detached_one_does_not() -> None:
+    directory = ActorDirectory()
+    actors = [ActorId(TaskId(CALLERS[0] + bytes(7) + bytes([n]))) for n in (1, 2)]
+    directory.registered(actors[0], "", "ns", False, None)
+    directory.registered(actors[1], "kept", "ns", True, None)
+    directory.process_left(CALLERS[0], None, b"")
+    assert list(directory.actors) == [actors[1]]
+    directory.watched(actors[0], CALLERS[1], awaited=True, owner_lives=False)
+    (told,) = [e for e in directory.take_effects() if type(e) is Tell and e.watchers == (CALLERS[1],)]
+    assert told.actor.state == DEAD
+    assert told.actor.cause is not None
+    assert told.actor.cause["kind"] == "owner"
