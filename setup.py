@@ -28,7 +28,9 @@ EXTENSIONS = {
 #: Python modules on the way of a call, compiled as they stand: a quarter off a call's overhead. A build in place leaves
 #: them alone, so that an edit counts at once.
 COMPILED = [
+    "skate.api.actor_handle",
     "skate.api.remote_function",
+    "skate.core.calls",
     "skate.core.dispatch",
     "skate.core.references",
     "skate.core.tasks",
@@ -37,7 +39,9 @@ COMPILED = [
     "skate.runtime.arguments",
     "skate.runtime.objects",
     "skate.runtime.runtime",
+    "skate.runtime.streams",
     "skate.runtime.submission",
+    "skate.worker.actor",
     "skate.worker.executor",
 ]
 PURE = os.environ.get("SKATE_PURE") == "1" or DEBUG or SANITIZE or "--inplace" in sys.argv

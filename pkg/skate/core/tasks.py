@@ -25,11 +25,6 @@ PUSHED: Final = 2
 DONE: Final = 3
 STATE_NAMES: Final = ("WAITING", "QUEUED", "PUSHED", "DONE")
 
-#: flag of PushTask: the task must not run twice, so its result may not wait in a buffer behind the next task
-ONCE: Final = 1
-#: PushTask's flags above this bit: after how many calls of the function a worker ends; 0: never
-CALLS_SHIFT: Final = 8
-
 
 class Function:
     """A function as its owner knows it: how it travels, and how long it takes."""
@@ -66,7 +61,6 @@ class OwnedTask:
         "blamed",
         "dependencies",
         "expected",
-        "flags",
         "function",
         "id",
         "lease",
@@ -110,7 +104,6 @@ class OwnedTask:
         self.expected = 0.0
         #: it was in flight when a worker died: it travels alone, so that the next death has one culprit
         self.blamed = False
-        self.flags = ONCE if options.max_retries == 0 else 0
         self.name: str = options.name or ""
         #: of a generator: what becomes of its values (runtime.streams)
         self.stream: Any = None

@@ -37,14 +37,10 @@ from skate.node.spiller import Spiller
 from skate.node.zygote import end_children, receive, send
 from skate.store.local import LocalStore
 from skate.wire import messages as m
+from skate.wire import testament
 from skate.wire.messages import encode
 
 log = logging.getLogger("skate.node")
-
-#: what a worker shows of itself: the task that it runs (zeros: none), and how many tasks of its lease it has answered
-TASK_BYTES = 16
-MARKER_BYTES = TASK_BYTES + 8
-NO_TASK = bytes(TASK_BYTES)
 
 
 class Process:
@@ -56,7 +52,7 @@ class Process:
         self.pid = 0
         self.registered = False
         self.readers: list[LineReader] = []
-        self.marker: mmap.mmap | None = None
+        self.testament: mmap.mmap | None = None
         self.environment: Any = None
         self.pidfd = -1
         self.log_to_driver = True
@@ -275,9 +271,8 @@ class NodeManager:
         worker.environment = environment
         path = os.path.join(self._folder, f"{worker.id.hex()}.now")
         with open(path, "wb+") as file:
-            file.write(bytes(MARKER_BYTES))
-            file.flush()
-            worker.marker = mmap.mmap(file.fileno(), MARKER_BYTES)
+            file.truncate(testament.BYTES)
+            worker.testament = mmap.mmap(file.fileno(), testament.BYTES)
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         send(
@@ -360,10 +355,10 @@ class NodeManager:
             self._close(reader)
             if reader.tail and reader is worker.readers[1]:
                 stderr_tail = "\n".join(reader.tail)
-        assert worker.marker is not None
-        running = bytes(worker.marker[:TASK_BYTES])
-        answered = int.from_bytes(worker.marker[TASK_BYTES:], "little")
-        worker.marker.close()
+        assert worker.testament is not None
+        running = testament.running(worker.testament)
+        answered, answers = testament.answers(worker.testament)
+        worker.testament.close()
         for name in (f"{worker.id.hex()}.now", worker.id.hex()):
             try:
                 os.unlink(os.path.join(self._folder, name))
@@ -391,7 +386,10 @@ class NodeManager:
             self._last_failure = cause
             self._admission.worker_start_failed(worker.environment)
         self._admission.process_left(worker.id)
-        notice = m.ProcessDied(worker.id, cause, b"" if running == NO_TASK else running, answered)
+        for owner, record in answers:
+            if owner in self._processes:
+                self._post(owner, m.LateAnswer(worker.id, record))
+        notice = m.ProcessDied(worker.id, cause, running, answered)
         for process in self._processes.values():
             if process.registered:
                 self._post(process.id, notice)

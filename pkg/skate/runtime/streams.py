@@ -73,11 +73,11 @@ class Streams:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        runtime.handle(m.StreamItem, self._item)
+        runtime.handle(m.StreamItem, self.item)
 
     # -------------------------------------------------------------------------------------------------- messages
 
-    def _item(
+    def item(
         self, worker: ProcessId, task_id: TaskId, index: int, state: int, value: Any, contents: Any
     ) -> None:
         runtime = self._runtime

@@ -17,7 +17,7 @@ from skate._c import frames
 from skate._c.refs import FAILED, PENDING, STORED, ObjectEntry, ObjectRef
 from skate.core.calls import ActorLine, Life
 from skate.core.dispatch import AskLeases, Effect, GiveBack, LoseTasks, PushTasks, Queue
-from skate.core.tasks import CALLS_SHIFT, Function, OwnedTask
+from skate.core.tasks import Function, OwnedTask
 from skate.exceptions import PendingCallsLimitExceeded, SkateError, TaskError, WorkerCrashedError
 from skate.ids import ProcessId, TaskId, object_id
 from skate.runtime.arguments import pack_arguments
@@ -25,6 +25,7 @@ from skate.runtime.objects import pack_error
 from skate.runtime.streams import STREAM, ObjectRefGenerator, Stream
 from skate.store.serialization import from_bytes
 from skate.wire import messages as m
+from skate.wire.messages import SCHEMAS
 
 if TYPE_CHECKING:
     from skate.options import TaskOptions
@@ -51,6 +52,7 @@ class Submission:
         self.warn: Callable[[str], None] = log.warning
         runtime.handle(m.TaskDone, self._task_done)
         runtime.handle(m.TasksReturned, self._tasks_returned)
+        runtime.handle(m.LateAnswer, self._answered_late)
         runtime.handle(m.LeaseGranted, self._lease_granted)
         runtime.handle(m.ReclaimLease, self._lease_reclaimed)
         runtime.handle(m.Infeasible, self._infeasible)
@@ -123,7 +125,6 @@ class Submission:
             entries = [create(object_id(task_id, index)) for index in range(1 if returns < 0 else returns)]
             handles = [ObjectRef(entry) for entry in entries]
             task = OwnedTask(task_id, function, queue, options, packed, dependencies, nested, entries)
-            task.flags |= options.calls_per_worker << CALLS_SHIFT
             if returns < 0:
                 gathers = options.num_returns == "dynamic"
                 task.stream = Stream(task, limit=STREAM - returns, gathers=gathers)
@@ -205,7 +206,7 @@ class Submission:
                 len(task.returns) if task.stream is None else task.stream.asked,
                 task.attempt,
                 task.name,
-                task.flags,
+                task.options.calls_per_worker,
             )
             post(worker, frames.encode(code, schema, fields))
 
@@ -239,6 +240,17 @@ class Submission:
         ):  # an error comes at least once
             settle(entry, state, value, contents)
         self._let_go(task)
+
+    def _answered_late(self, _: ProcessId, worker: ProcessId, record: bytes) -> None:
+        """What a dead worker had answered: it has come already, or it never left."""
+        for code, fields in frames.decode(frames.frame([record]), SCHEMAS):
+            task = self.tasks.get(fields[0])
+            if task is None or task.lease is None or task.lease.worker != worker:
+                continue
+            if code == m.TaskDone.code:  # type: ignore[attr-defined]
+                self._task_done(worker, *fields)
+            elif code == m.StreamItem.code and task.stream and fields[1] == task.stream.received:  # type: ignore[attr-defined]
+                self._runtime.streams.item(worker, *fields)
 
     def discard(self, task_id: bytes, values: Any, first: int = 0) -> None:
         """An answer that comes too late: the task was tried again elsewhere, or given up. Under the lock."""

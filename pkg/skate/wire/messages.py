@@ -9,7 +9,7 @@ Who says what:
                          StillUsed, MakeRoom, Restore, ForgetSpilled,
                          RegisterActor, MakeActor, ReleaseActor, WatchActor, FindActor, KillActor
     node -> process      Registered, LeaseGranted, LeasesFailed, ReclaimLease, Infeasible, Resume, ProcessDied, Log,
-                         StateReply, Left, ExitIfUnused, StoreReply, StoreWarning, ActorState
+                         StateReply, Left, ExitIfUnused, StoreReply, StoreWarning, ActorState, LateAnswer
     owner -> worker      ExportFunction, StartLease, PushTask, RecallTasks, StreamRead
     worker -> owner      TaskDone, TasksReturned, StreamItem, ActorMade
     node -> actor        BecomeActor, EndActor
@@ -289,7 +289,7 @@ class PushTask(NamedTuple):
     returns: int  # number of return values; below 0 a stream of them, see runtime.streams
     attempt: int
     name: str  # what the program calls the task; empty: the function's name
-    flags: int  # see core.tasks
+    max_calls: int  # of the function, after which the worker ends; 0: any number
 
 
 @_message(23)
@@ -330,6 +330,14 @@ class StreamRead(NamedTuple):
 
     task: TaskId
     read: int
+
+
+@_message(28)
+class LateAnswer(NamedTuple):
+    """From the node: a worker that has died had given this answer; perhaps it never left (see wire.testament)."""
+
+    worker: ProcessId
+    record: bytes  # a TaskDone or StreamItem
 
 
 # ---------------------------------------------------------------------------------------------------------- actors

@@ -4,8 +4,8 @@ State: the queue of what was pushed and has not begun, the functions this worker
 thread reads the inbox itself while it has nothing to do; while a task runs, the runtime's pump reads it. An actor with
 threads or an event loop takes over what is pushed (`sink`, see worker.actor), and uses the parts of a call from here.
 
-Invariants: a task is answered once, by TaskDone or TasksReturned, unless the process dies; `marker` names the task that
-runs, so that the node can say after a death which one it was.
+Invariants: a task is answered once, by TaskDone or TasksReturned, unless the process dies; the testament says what runs
+and what was answered, so that after a death the node can tell, and deliver.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from mmap import mmap
 from time import monotonic, perf_counter_ns
 from typing import Any, NamedTuple
 
 from skate._c import refs
 from skate._c.refs import FAILED, INLINE, STORED, Guard, Waiter
-from skate.core.tasks import CALLS_SHIFT, ONCE
 from skate.exceptions import ActorExit, SerializationError, TaskError
 from skate.ids import ProcessId, TaskId, object_id
 from skate.runtime.arguments import unpack_arguments
@@ -35,14 +33,12 @@ from skate.runtime.runtime import Runtime
 from skate.runtime.streams import STREAM
 from skate.store.serialization import from_bytes, load_function, serialize, to_bytes
 from skate.wire import messages as m
+from skate.wire.messages import encode
+from skate.wire.testament import Testament
 from skate.worker.lease import Lease
 from skate.worker.output import TaskOutput
 
 log = logging.getLogger("skate")
-
-NO_TASK = bytes(16)
-#: length of the marker: the task that runs, then how many of the lease were answered
-MARKER_BYTES = 24
 
 
 class Pushed(NamedTuple):
@@ -56,7 +52,7 @@ class Pushed(NamedTuple):
     returns: int
     attempt: int
     name: str
-    flags: int
+    max_calls: int
 
 
 #: what runs in this thread or coroutine, where an actor runs many calls at once
@@ -108,13 +104,13 @@ class Executor:
     def __init__(
         self,
         runtime: Runtime,
-        marker: mmap,
+        testament: Testament,
         output: TaskOutput,
         become_actor: Callable[[Executor, Runtime, NewActor], bool],
     ) -> None:
         self._runtime = runtime
         self._become_actor = become_actor
-        self._marker = marker
+        self._testament = testament
         self._output = output
         self._queue: deque[Pushed | Lease | NewActor | End] = deque()
         self._functions: dict[bytes, Loaded] = {}
@@ -235,7 +231,7 @@ class Executor:
             elif kind is Lease:
                 self.lease = item
                 self._answered = 0
-                self._marker[:] = bytes(MARKER_BYTES)
+                self._testament.new_lease()
                 runtime.depth = item.depth
                 item.apply()
             elif kind is NewActor:
@@ -275,7 +271,7 @@ class Executor:
         """From here on the worker keeps to this lease, which its actor holds for life."""
         self.lease = lease
         self._answered = 0
-        self._marker[:] = bytes(MARKER_BYTES)
+        self._testament.new_lease()
         self._runtime.depth = lease.depth
         lease.apply()
 
@@ -292,7 +288,7 @@ class Executor:
         """Runs one task and answers. False where it was this worker's last."""
         runtime = self._runtime
         self.current = pushed
-        self._marker[:16] = pushed.task
+        self._testament.begins(pushed.task)
         function = self._functions[pushed.function]
         self._output.name = pushed.name or function.name if self.actor is None else self.actor.shown
         guards: list[Guard] = []
@@ -313,18 +309,17 @@ class Executor:
             self.answer(pushed, values, error, guards, elapsed)
             values = None
             self._answered += 1
-            self._marker[:] = NO_TASK + self._answered.to_bytes(8, "little")
+            self._testament.answered(self._answered)
             self.current = None
-            if pushed.flags & ONCE or not self._queue:
+            if not self._queue:
                 runtime.mailbox.flush()
             else:
                 runtime.send_soon(now)
         finally:
             runtime.release()
-        calls = pushed.flags >> CALLS_SHIFT
-        if calls:
+        if pushed.max_calls:
             function.calls += 1
-            if function.calls >= calls:
+            if function.calls >= pushed.max_calls:
                 return False
         runtime.glance()
         return True
@@ -397,7 +392,15 @@ class Executor:
             answer = [(FAILED, error, None)] * max(1, pushed.returns)
         kept = self.end_guards(guards)
         runtime.act(monotonic())  # who else holds the refs inside must be known before the answer is
-        runtime.post(pushed.owner, m.TaskDone(pushed.task, elapsed, answer, kept))
+        self._post_answer(pushed.owner, m.TaskDone(pushed.task, elapsed, answer, kept))
+
+    def _post_answer(self, owner: ProcessId, message: Any) -> None:
+        """Posts what must not be lost if this process dies before it has left. Under the lock."""
+        record = encode(message)
+        mailbox = self._runtime.mailbox
+        mailbox.post(owner, record)
+        if not self._testament.note(owner, record):
+            mailbox.flush()
 
     def end_guards(self, guards: list[Guard]) -> list[Any] | None:
         """What the call has kept of its arguments, for their owner. Under the lock."""
@@ -580,7 +583,7 @@ class Executor:
         try:
             ((state, stored, contents),) = self._handed_over(pushed, [kept])
             runtime.act(now)
-            runtime.post(pushed.owner, m.StreamItem(pushed.task, index, state, stored, contents))
+            self._post_answer(pushed.owner, m.StreamItem(pushed.task, index, state, stored, contents))
             runtime.send_soon(now)
         finally:
             runtime.release()

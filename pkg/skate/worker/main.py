@@ -15,8 +15,9 @@ from skate.runtime import current, forks  # noqa: F401  (a fork forgets the runt
 from skate.runtime.runtime import Runtime
 from skate.store.local import LocalStore
 from skate.wire import messages as m
+from skate.wire import testament
 from skate.worker.actor import become_actor
-from skate.worker.executor import MARKER_BYTES, Executor
+from skate.worker.executor import Executor
 from skate.worker.lease import USER_OMP, set_blas_threads
 from skate.worker.output import TaskOutput
 
@@ -30,11 +31,11 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
     _be_random()
     logging.basicConfig(level=job["logging_level"], format="%(levelname)s %(name)s: %(message)s", force=True)
     with open(os.path.join(config["folder"], f"{me.hex()}.now"), "rb+") as file:
-        marker = mmap.mmap(file.fileno(), MARKER_BYTES)
+        memory = mmap.mmap(file.fileno(), testament.BYTES)
     node = NodeId(bytes.fromhex(config["node"]))
     manager = process_id(node, 0)
     runtime = Runtime(me, manager, config["folder"], LocalStore.attach(config["segment"]), "skate-pump")
-    executor = Executor(runtime, marker, TaskOutput(), become_actor)
+    executor = Executor(runtime, testament.Testament(memory), TaskOutput(), become_actor)
     runtime.handle(m.Registered, lambda *_: None)
     current.set_runtime(
         runtime, current.Facts(node=node, job=job["id"], namespace=job["namespace"], executor=executor)

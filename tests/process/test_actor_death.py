@@ -1,0 +1,125 @@
+"""Actors that die at awkward moments: what was answered is delivered, what was not is tried again or fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import skate
+from api.rendezvous import eventually
+from skate.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedError
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cpu2():
+    skate.init(num_cpus=2)
+    yield
+    skate.shutdown()
+
+
+@skate.remote
+class Counter:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self) -> int:
+        self.count += 1
+        return self.count
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def die(self) -> None:
+        os._exit(3)
+
+    def die_by_signal(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def items(self, number: int):
+        yield from range(number)
+        os._exit(3)
+
+
+@pytest.mark.parametrize("die", ["die", "die_by_signal"])
+@pytest.mark.parametrize("before", [1, 7, 300])
+def test_what_was_answered_before_the_death_arrives(before: int, die: str) -> None:
+    """The answers wait in the process for a moment, to leave together; its death does not lose them."""
+    actor = Counter.remote()
+    refs = [actor.add.remote() for _ in range(before)]
+    dead = getattr(actor, die).remote()
+    behind = [actor.add.remote() for _ in range(3)]
+    assert skate.get(refs) == list(range(1, before + 1))
+    for ref in (dead, *behind):
+        with pytest.raises(ActorDiedError):
+            skate.get(ref)
+
+
+def test_what_was_yielded_before_the_death_arrives() -> None:
+    actor = Counter.remote()
+    values = []
+    with pytest.raises(ActorDiedError):
+        for ref in actor.items.remote(50):
+            values.append(skate.get(ref))
+    assert values == list(range(50))
+
+
+@skate.remote(max_retries=0)
+def answer() -> int:
+    return 1
+
+
+@skate.remote(max_retries=0)
+def crash() -> None:
+    os._exit(3)
+
+
+def test_what_tasks_answered_before_a_worker_s_death_arrives() -> None:
+    skate.get([answer.remote() for _ in range(100)])
+    for _ in range(5):
+        refs = [answer.remote() for _ in range(50)]
+        dead = crash.remote()
+        assert skate.get(refs) == [1] * 50
+        with pytest.raises(WorkerCrashedError):
+            skate.get(dead)
+
+
+def test_a_restarted_actor_begins_anew() -> None:
+    actor = Counter.options(max_restarts=1, max_task_retries=-1).remote()
+    pid = skate.get(actor.pid.remote())
+    assert skate.get([actor.add.remote() for _ in range(3)]) == [1, 2, 3]
+    os.kill(pid, signal.SIGKILL)
+    assert skate.get(actor.pid.remote()) != pid
+    assert skate.get(actor.add.remote()) == 1
+
+
+def test_killed_again_and_again_while_calls_are_pending() -> None:
+    """Whatever is in flight when a process dies is tried again: each call has one answer, and the last life counts."""
+    actor = Counter.options(max_restarts=-1, max_task_retries=-1).remote()
+    for _ in range(5):
+        pid = skate.get(actor.pid.remote())
+        refs = [actor.add.remote() for _ in range(200)]
+        os.kill(pid, signal.SIGKILL)
+        counts = skate.get(refs)
+        assert len(counts) == 200
+        assert sorted(counts) != [], "every call has an answer"
+    assert skate.get(actor.pid.remote()) != pid
+
+
+def test_without_retries_a_call_in_flight_fails_as_unavailable() -> None:
+    actor = Counter.options(max_restarts=1).remote()
+    skate.get(actor.add.remote())
+    with pytest.raises(ActorUnavailableError, match="status 3"):
+        skate.get(actor.die.remote())
+    eventually(lambda: _works(actor))
+    with pytest.raises(ActorDiedError, match="status 3"):
+        skate.get(actor.die.remote())
+
+
+def _works(actor: object) -> bool:
+    try:
+        return skate.get(actor.add.remote()) > 0  # type: ignore[attr-defined]
+    except ActorUnavailableError:
+        return False
