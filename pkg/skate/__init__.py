@@ -11,7 +11,7 @@ print(skate.get([square.remote(i) for i in range(4)]))  # [0, 1, 4, 9]
 
 from __future__ import annotations
 
-from skate import exceptions, util
+from skate import actor, exceptions, util
 from skate._c.refs import ObjectRef
 from skate.api.actor_class import ActorClass, method
 from skate.api.actor_handle import ActorHandle
@@ -41,6 +41,7 @@ __all__ = [
     "ObjectRefGenerator",
     "RemoteFunction",
     "RuntimeContext",
+    "actor",
     "available_resources",
     "cluster_resources",
     "exceptions",

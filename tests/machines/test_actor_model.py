@@ -24,6 +24,7 @@ from skate.core.actors import (
     Place,
     Tell,
     Unplace,
+    killed_by,
 )
 from skate.core.calls import ActorLine, Calls, FailCalls, LoseCalls, PushTasks, WatchActor
 from skate.core.dispatch import LATE
@@ -96,6 +97,7 @@ class World(RuleBasedStateMachine):
                     getattr(self, f"do_{type(effect).__name__}")(caller, effect)
 
     def do_Place(self, effect: Place) -> None:
+        assert effect.actor.spec is not None
         assert effect.actor.id not in self.placing, "placed twice at once"
         self.placing.append(effect.actor.id)
 
@@ -123,7 +125,7 @@ class World(RuleBasedStateMachine):
         actor = effect.actor
         worker = actor.worker if actor.state == ALIVE else None
         for watcher in effect.watchers:
-            self.send(NODE, watcher, (actor.id, actor.state, worker, actor.cause, actor.running))
+            self.send(NODE, watcher, (actor.id, actor.state, worker, actor.cause))
 
     def do_PushTasks(self, caller: Caller, effect: PushTasks) -> None:
         for task in effect.tasks:
@@ -153,17 +155,27 @@ class World(RuleBasedStateMachine):
 
     def lose(self, worker: ProcessId) -> None:
         """A process ends, at once. What it has sent still arrives; what was sent to it does not."""
-        process = self.processes.pop(worker)
+        del self.processes[worker]
         self.starting.pop(worker, None)
+        for me in (
+            CALLERS
+        ):  # what it had answered and has not arrived: passed on, or, of a long answer, that it comes
+            for number, task_id in enumerate(self.links.get((worker, me), ())):
+                self.send(NODE, me, ("answered" if number % 2 else "coming", worker, task_id))
         for sender, to in list(self.links):
             if to == worker:
                 del self.links[sender, to]
-        self.directory.process_left(worker, {"exit_status": -9}, process.running)
+        self.directory.process_left(worker, {"exit_status": -9})
 
     # -------------------------------------------------------------------------------------------------- making
 
-    @rule(restarts=st.integers(-1, 2), retries=st.integers(0, 2), name=st.sampled_from(["", "a", "b"]))
-    def make(self, restarts: int, retries: int, name: str) -> None:
+    @rule(
+        restarts=st.integers(-1, 2),
+        retries=st.integers(0, 2),
+        name=st.sampled_from(["", "a", "b"]),
+        later=st.booleans(),
+    )
+    def make(self, restarts: int, retries: int, name: str, later: bool) -> None:
         if len(self.actors) >= 4:
             return
         owner = self.callers[CALLERS[0]]
@@ -180,7 +192,8 @@ class World(RuleBasedStateMachine):
         owner.lines[actor] = line
         line.state, line.watched = 1, True
         self.directory.described(actor, {"spec": 1}, restarts)
-        self.act()
+        if not later:  # else with what happens next
+            self.act()
 
     @precondition(lambda self: self.placing)
     @rule(data=st.data())
@@ -253,18 +266,28 @@ class World(RuleBasedStateMachine):
         message = self.links[sender, to].popleft()
         if to == NODE:
             self.directory.watched(message, ProcessId(sender), awaited=True, owner_lives=True)
+        elif sender == NODE and isinstance(message[0], str):
+            word, worker, task_id = message
+            task = self.callers[ProcessId(to)].tasks.get(task_id)
+            if task is not None and task.lease is not None and task.lease.worker == worker:
+                if word == "coming":
+                    task.lease.coming.add(task_id)  # type: ignore[union-attr]
+                else:
+                    self.answered(self.callers[ProcessId(to)], worker, task_id)
         elif sender == NODE:
-            actor, state, worker, cause, running = message
-            self.callers[to].calls.actor_state(actor, state, worker, cause, running, self.now)  # type: ignore[index]
+            actor, state, worker, cause = message
+            self.callers[to].calls.actor_state(actor, state, worker, cause, self.now)  # type: ignore[index]
         elif to in self.callers:
-            caller = self.callers[ProcessId(to)]
-            task = caller.tasks.get(message)
-            if task is not None and task.lease is not None and task.lease.worker == sender:
-                caller.calls.call_done(task.lease, task)  # type: ignore[arg-type]
-                self.end(caller, task, "answered")
+            self.answered(self.callers[ProcessId(to)], sender, message)
         elif to in self.processes:  # else it has died meanwhile
             self.processes[ProcessId(to)].queue.append((ProcessId(sender), message))
         self.act()
+
+    def answered(self, caller: Caller, worker: bytes, task_id: bytes) -> None:
+        task = caller.tasks.get(task_id)
+        if task is not None and task.lease is not None and task.lease.worker == worker:
+            caller.calls.call_done(task.lease, task)  # type: ignore[arg-type]
+            self.end(caller, task, "answered")
 
     def able(self) -> list[ProcessId]:
         return sorted(
@@ -306,9 +329,13 @@ class World(RuleBasedStateMachine):
         self.act()
 
     @precondition(lambda self: self.actors)
-    @rule(data=st.data(), no_restart=st.booleans())
-    def kill(self, data: Any, no_restart: bool) -> None:
-        self.directory.killed(data.draw(st.sampled_from(self.actors)), no_restart, "test")
+    @rule(data=st.data(), no_restart=st.booleans(), by_caller=st.booleans())
+    def kill(self, data: Any, no_restart: bool, by_caller: bool) -> None:
+        actor = data.draw(st.sampled_from(self.actors))
+        if by_caller and no_restart:
+            cause = killed_by("test")
+            self.callers[CALLERS[0]].calls.actor_state(actor, DEAD, None, cause, self.now)
+        self.directory.killed(actor, no_restart, "test")
         self.act()
 
     @precondition(lambda self: self.processes)
@@ -337,7 +364,8 @@ class World(RuleBasedStateMachine):
         self.act()
         for worker, process in list(self.processes.items()):
             if process.actor == actor and process.ending:
-                assert not process.running and not process.queue
+                assert not process.running
+                assert not process.queue
                 self.lose(worker)
         self.act()
         assert actor not in self.directory.actors, "a released actor is remembered"
@@ -428,7 +456,7 @@ def test_an_actor_ends_with_its_owner_and_a_detached_one_does_not() -> None:
     actors = [ActorId(TaskId(CALLERS[0] + bytes(7) + bytes([n]))) for n in (1, 2)]
     directory.registered(actors[0], "", "ns", False, None)
     directory.registered(actors[1], "kept", "ns", True, None)
-    directory.process_left(CALLERS[0], None, b"")
+    directory.process_left(CALLERS[0], None)
     assert list(directory.actors) == [actors[1]]
     directory.watched(actors[0], CALLERS[1], awaited=True, owner_lives=False)
     (told,) = [e for e in directory.take_effects() if type(e) is Tell and e.watchers == (CALLERS[1],)]

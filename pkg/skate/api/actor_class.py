@@ -193,6 +193,11 @@ def _type_of(cls: type, options: ActorOptions) -> ActorType:
             plain_arity(plain, skip=0 if isinstance(function, staticmethod) else 1),
             _signature_of(plain, drop_self=not isinstance(function, staticmethod)),
         )
+    if options.allow_out_of_order_execution is False and (asyncio or (options.max_concurrency or 1) > 1):
+        raise ValueError(
+            f"allow_out_of_order_execution=False: {cls.__name__} is "
+            f"{'an asyncio actor' if asyncio else 'a threaded actor'}, whose calls run in no order; leave it out"
+        )
     one_at_a_time = options.max_concurrency in (None, 1) and not options.concurrency_groups
     return ActorType(
         class_name=cls.__name__,

@@ -163,7 +163,7 @@ class ActorMethod:
             max_retries=kind.max_task_retries if retries is None else retries,
             retry_exceptions=chosen.retry_exceptions,
         )
-        self._streams = isinstance(returns, str)
+        self._streams = returns == "streaming"
         self._returns: int = (
             stream_returns(chosen._generator_backpressure_num_objects)
             if isinstance(returns, str)
@@ -193,14 +193,13 @@ class ActorMethod:
         if kwargs or self._takes is None or len(args) not in self._takes:
             self._check_arguments(args, kwargs)
         if self._streams:
-            stream = runtime.submission.submit_stream(
+            return runtime.submission.submit_stream(
                 self._function, self._call, self._line, args, kwargs, self._returns, self._pinned
             )
-            return stream.completed() if self._call.num_returns == "dynamic" else stream
         refs = runtime.submission.submit(
             self._function, self._call, self._line, args, kwargs, self._returns, self._pinned
         )
-        if self._returns == 1:
+        if self._returns == 1 or self._returns < 0:
             return refs[0]
         return refs or None
 

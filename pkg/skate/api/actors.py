@@ -13,11 +13,15 @@ from skate.runtime import current
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     """A handle of the living actor that has this name, in this namespace (None: the program's own). Blocks shortly.
 
-    The handle does not keep the actor alive. Raises ValueError where there is none, TypeError for what is no name.
+    The handle does not keep the actor alive. Raises ValueError where there is none, and for what is no name, as Ray
+    does; TypeError for a namespace that is no str.
     """
-    _check_name("name", name)
-    if namespace is not None:
-        _check_name("namespace", namespace)
+    if not name or not isinstance(name, str):
+        raise ValueError(f"get_actor() takes the name of an actor, a str that is not empty; got {name!r}")
+    if namespace is not None and not isinstance(namespace, str):
+        raise TypeError(f"namespace must be a str or None, got {namespace!r}")
+    if namespace == "":
+        raise ValueError("namespace must not be empty; leave it out for the program's own")
     runtime = require_runtime()
     assert current.facts is not None
     space = namespace or current.facts.namespace
@@ -31,20 +35,14 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     return ActorHandle(actor, None, ActorType.from_about(about))
 
 
-def _check_name(what: str, name: Any) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"{what} must be a str, got {name!r} of type {type(name).__name__}")
-    if not name:
-        raise ValueError(f"{what} must not be empty")
-
-
 def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     """Ends an actor's process at once: no atexit handlers run, calls that are pending fail. Does not block.
 
-    With `no_restart=False` it starts again, if its `max_restarts` allow. Raises TypeError for what is no handle.
+    With `no_restart=False` it starts again, if its `max_restarts` allow. Raises ValueError, as Ray, for what is no
+    handle.
     """
     if not isinstance(actor, ActorHandle):
-        raise TypeError(
+        raise ValueError(
             f"kill() takes an actor's handle, got {actor!r} of type {type(actor).__name__}. "
             "Tasks are ended by cancel()."
         )

@@ -7,6 +7,7 @@ from typing import Any
 from skate._c import refs as _refs
 from skate._c.refs import ObjectRef
 from skate.api.session import require_runtime
+from skate.runtime.streams import ObjectRefGenerator
 
 
 def put(value: Any) -> ObjectRef:
@@ -42,7 +43,7 @@ def get(refs: ObjectRef | list[ObjectRef], *, timeout: float | None = None) -> A
 
 
 def wait(
-    refs: list[ObjectRef],
+    refs: list[Any],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
@@ -50,12 +51,18 @@ def wait(
 ) -> tuple[list[ObjectRef], list[ObjectRef]]:
     """(ready, not ready), each in the order given; at most `num_returns` are ready. Blocks until as many are.
 
-    With `timeout` (seconds; 0 only looks) fewer may be ready. A ref whose task failed is ready. Raises TypeError for
-    what is no list of refs, ValueError for refs given twice and for num_returns below 1 or above the number of refs.
+    With `timeout` (seconds; 0 only looks) fewer may be ready. A ref whose task failed is ready; an ObjectRefGenerator
+    among the refs is ready when its next ref is. Raises TypeError for what is no list of refs, ValueError for refs
+    given twice and for num_returns below 1 or above the number of refs.
     """
     if type(refs) is ObjectRef:
         raise TypeError("wait() takes a list of ObjectRefs, got a single one: write wait([ref])")
-    wanted = _ref_list("wait", refs)
+    try:
+        wanted = _ref_list("wait", refs)
+    except TypeError:
+        if isinstance(refs, list) and any(type(ref) is ObjectRefGenerator for ref in refs):
+            return _wait_with_generators(refs, num_returns, timeout)
+        raise
     if timeout is not None and timeout < 0:
         raise ValueError(f"wait(): timeout must be 0 or more seconds, or None; got {timeout!r}")
     if not wanted:
@@ -69,6 +76,19 @@ def wait(
     runtime = require_runtime()
     _check_session(runtime, wanted)
     return runtime.objects.wait(wanted, num_returns, timeout)
+
+
+def _wait_with_generators(items: list[Any], num_returns: int, timeout: float | None) -> Any:
+    """As `wait`, where a generator is ready when its next ref is."""
+    if len(set(map(id, items))) != len(items):
+        raise ValueError("wait() got the same generator more than once; each may stand in the list once")
+    refs = [item.peek() if type(item) is ObjectRefGenerator else item for item in items]
+    ready, _ = wait(refs, num_returns=num_returns, timeout=timeout)
+    chosen = set(ready)
+    return (
+        [item for item, ref in zip(items, refs, strict=True) if ref in chosen],
+        [item for item, ref in zip(items, refs, strict=True) if ref not in chosen],
+    )
 
 
 def _ref_list(function: str, refs: Any) -> list[ObjectRef]:

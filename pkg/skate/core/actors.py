@@ -78,6 +78,12 @@ class Tell(NamedTuple):
 
 
 Effect = Place | Unplace | Become | EndGently | KillProcess | Tell
+_OF_THE_LIVING: Final = (Place, Become, EndGently)
+
+
+def killed_by(by: str) -> dict[str, Any]:
+    """The cause of an actor's death by `kill`."""
+    return {"kind": "killed", "text": f"It was killed by skate.kill(), called in {by}."}
 
 
 class Actor:
@@ -94,7 +100,6 @@ class Actor:
         "owner",
         "restarts",
         "restarts_left",
-        "running",
         "spec",
         "state",
         "watchers",
@@ -120,8 +125,6 @@ class Actor:
         self.ending: dict[str, Any] | None = None
         #: why its last process ended
         self.cause: dict[str, Any] | None = None
-        #: the call that ran when it ended: an id, or empty
-        self.running = b""
 
     def __repr__(self) -> str:
         return f"<Actor {self.id.hex()} {STATE_NAMES[self.state]} {self.name}>"
@@ -222,7 +225,7 @@ class ActorDirectory:
         actor = self.actors.get(actor_id)
         if actor is None or actor.state == DEAD:
             return
-        cause = {"kind": "killed", "text": f"It was killed by skate.kill(), called in {by}."}
+        cause = killed_by(by)
         if no_restart:
             self._die(actor, cause)
         elif actor.worker is not None:
@@ -259,7 +262,6 @@ class ActorDirectory:
             self._die(actor, {"kind": "init", "error": error})
             return
         actor.state = ALIVE
-        actor.running = b""
         self._tell(actor)
 
     def leaves(self, worker: ProcessId, why: str) -> None:
@@ -268,7 +270,7 @@ class ActorDirectory:
         if actor is not None and actor.state != DEAD:
             actor.ending = {"kind": "exited", "text": why}
 
-    def process_left(self, process: ProcessId, report: dict[str, Any] | None, running: bytes) -> None:
+    def process_left(self, process: ProcessId, report: dict[str, Any] | None) -> None:
         """A process has ended: perhaps an actor's, perhaps an owner of actors. `report` says how."""
         for actor in list(self.actors.values()):
             actor.watchers.discard(process)
@@ -283,7 +285,6 @@ class ActorDirectory:
         housed.worker = None
         if housed.state == DEAD:
             return
-        housed.running = running
         ending, housed.ending = housed.ending, None
         cause = dict(report or {}) | {"kind": "crash"} | (ending or {})
         may_restart = cause["kind"] in ("crash", "killed")
@@ -313,6 +314,9 @@ class ActorDirectory:
             self._effects.append(Tell(actor, tuple(sorted(actor.watchers))))
 
     def _die(self, actor: Actor, cause: dict[str, Any]) -> None:
+        self._effects = [  # what was decided and not done yet is not wanted any more
+            effect for effect in self._effects if type(effect) not in _OF_THE_LIVING or effect[0] is not actor
+        ]
         actor.state = DEAD
         actor.cause = cause
         self._tell(actor)

@@ -9,8 +9,9 @@ Rules:
   is not there yet. The others (actors with threads or an event loop) leave as soon as their arguments are there.
 * Nothing leaves before the actor is ALIVE. What is submitted while it restarts waits where the call may be tried
   again, and fails at once where it may not.
-* When the actor's process ends, what was pushed to it is lost. The node says which call ran: what this caller had
-  pushed before that one was answered, and its answers may be on the way still; they are waited for, LATE seconds.
+* When the actor's process ends, what was pushed to it and not answered is lost. The node passes on what was answered
+  before it says so, but for long answers: of those it knows only that they are `coming`. They are waited for, LATE
+  seconds.
 
 Invariants (`check`): a call is in one line's `waiting` or in flight in one life; an ordered line that is ALIVE has no
 ready call in front.
@@ -58,13 +59,15 @@ Effect = PushTasks | WatchActor | FailCalls | LoseCalls
 class Life:
     """One process of an actor, and what was pushed to it. Stands in the place of a lease."""
 
-    __slots__ = ("in_flight", "line", "worker")
+    __slots__ = ("coming", "in_flight", "line", "worker")
 
     def __init__(self, line: ActorLine, worker: ProcessId) -> None:
         self.line = line
         self.worker = worker
         #: pushed and not answered, in the order in which they were
         self.in_flight: dict[bytes, OwnedTask] = {}
+        #: those that were answered at length before the process ended
+        self.coming: set[bytes] = set()
 
 
 class ActorLine:
@@ -198,17 +201,19 @@ class Calls:
         state: int,
         worker: ProcessId | None,
         cause: dict[str, Any] | None,
-        running: bytes,
         now: float,
     ) -> None:
         """The node says how the actor stands."""
         line = self.lines.get(actor)
-        if line is None or line.state == DEAD:
+        if line is None:
+            return
+        if line.state == DEAD:
+            self._lose_late(line)
             return
         ended = line.life
         if ended is not None and ended.worker != worker:
             line.life = None
-            self._end(line, ended, running, now)
+            self._end(ended, now)
         line.state = state
         line.cause = cause
         if state == ALIVE and line.life is None:
@@ -263,16 +268,19 @@ class Calls:
         batch.append(call)
         return batch
 
-    def _end(self, line: ActorLine, life: Life, running: bytes, now: float) -> None:
+    def _end(self, life: Life, now: float) -> None:
         """A process of the actor is gone."""
         calls = list(life.in_flight.values())
-        if line.ordered and running in life.in_flight:
-            at = [call.id for call in calls].index(running)  # type: ignore[arg-type]
-            lost = calls[at:]
-            life.in_flight = {call.id: call for call in calls[:at]}
-            self._lose(life, lost)
+        life.in_flight = {call.id: call for call in calls if call.id in life.coming}
+        self._lose(life, [call for call in calls if call.id not in life.coming])
         if life.in_flight:
             self._late.append((now + LATE, life))
+
+    def _lose_late(self, line: ActorLine) -> None:
+        """The node confirms a death that was foreseen (`kill`): it has passed on all that was answered before."""
+        for _, life in self._late:
+            if life.line is line:
+                self._lose(life, list(life.in_flight.values()))
 
     def _lose(self, life: Life, calls: list[OwnedTask]) -> None:
         for call in calls:

@@ -123,6 +123,8 @@ class Pump:
         try:
             while not waiter.done and not self._closed:
                 timeout = self._before_sleep()
+                if waiter.done:
+                    return  # what was waited for was a timer's
                 if deadline is not None:
                     left = deadline - monotonic()
                     if left <= 0:

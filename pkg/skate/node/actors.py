@@ -115,9 +115,9 @@ class NodeActors:
             f"No process for it could be started. {why}".strip(),
         )
 
-    def process_left(self, process: ProcessId, cause: str, running: bytes) -> None:
+    def process_left(self, process: ProcessId, cause: str) -> None:
         """A process of the node has ended."""
-        self.directory.process_left(process, json.loads(cause), running)
+        self.directory.process_left(process, json.loads(cause))
 
     # ----------------------------------------------------------------------------------------------------- effects
 
@@ -144,7 +144,7 @@ class NodeActors:
     def _tell(self, effect: Tell) -> None:
         actor = effect.actor
         worker = actor.worker if actor.state == ALIVE else None
-        notice = m.ActorState(actor.id, actor.state, worker, actor.cause, actor.running)
+        notice = m.ActorState(actor.id, actor.state, worker, actor.cause)
         for watcher in effect.watchers:
             if self._lives(watcher):
                 self._post(watcher, notice)

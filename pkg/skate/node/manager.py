@@ -393,7 +393,7 @@ class NodeManager:
         for process in self._processes.values():
             if process.registered:
                 self._post(process.id, notice)
-        self._actors.process_left(worker.id, cause, notice.running)
+        self._actors.process_left(worker.id, cause)
 
     def _out_of_memory(self) -> bool:
         before, self._oom_kills = self._oom_kills, _oom_kills()

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from skate._c.refs import FAILED, INLINE, ObjectEntry, ObjectRef
-from skate.core.actors import ALIVE, DEAD, PENDING
+from skate.core.actors import ALIVE, DEAD, PENDING, killed_by
 from skate.core.calls import ActorLine, Calls, Effect, FailCalls, LoseCalls, WatchActor
 from skate.core.dispatch import PushTasks
 from skate.core.tasks import Function, OwnedTask
@@ -163,12 +163,10 @@ class Actors:
 
     # -------------------------------------------------------------------------------------------------- the node
 
-    def _state(
-        self, _: ProcessId, actor: ActorId, state: int, worker: Any, cause: Any, running: bytes
-    ) -> None:
+    def _state(self, _: ProcessId, actor: ActorId, state: int, worker: Any, cause: Any) -> None:
         line = self.calls.lines.get(actor)
         life = line.life if line is not None else None
-        self.calls.actor_state(actor, state, worker, cause, running, monotonic())
+        self.calls.actor_state(actor, state, worker, cause, monotonic())
         if life is not None and life.worker != worker:
             self._runtime.mailbox.forget(life.worker)  # what was posted since its death was heard of
         made = self._made.get(actor)
@@ -188,9 +186,14 @@ class Actors:
     def kill(self, actor: ActorId, no_restart: bool) -> None:
         """Has the node kill the actor's process. Does not block."""
         runtime = self._runtime
+        by = f"process {runtime.me.hex()}"
+        now = monotonic()
         runtime.lock.acquire()
         try:
-            runtime.post(runtime.node, m.KillActor(actor, no_restart, f"process {runtime.me.hex()}"))
+            runtime.post(runtime.node, m.KillActor(actor, no_restart, by))
+            if no_restart:  # no call from here may overtake it
+                self.calls.actor_state(actor, DEAD, None, killed_by(by), now)
+                runtime.act(now)
             runtime.mailbox.flush()
         finally:
             runtime.release()
@@ -231,8 +234,8 @@ def error_of(line: ActorLine) -> Exception:
     if cause.get("kind") == "init":
         error = from_bytes(cause["error"])
         if isinstance(error, TaskError):
-            return ActorDiedError(error, actor_id=line.actor)
-        return ActorDiedError(f"An argument of its __init__ failed: {error}", actor_id=line.actor)
+            return ActorDiedError(error, actor_id=line.actor.hex())
+        return ActorDiedError(f"An argument of its __init__ failed: {error}", actor_id=line.actor.hex())
     text = cause.get("text", "")
     if cause.get("kind") == "crash" and "exit_status" in cause:
         crash = WorkerCrashedError(
@@ -245,10 +248,10 @@ def error_of(line: ActorLine) -> Exception:
         )
         text = str(crash)
     if line.state != DEAD:
-        return ActorUnavailableError(f"it restarts. {text}", line.actor)
+        return ActorUnavailableError(f"it restarts. {text}", line.actor.hex())
     return ActorDiedError(
         text or "Its process is gone.",
-        actor_id=line.actor,
+        actor_id=line.actor.hex(),
         class_name=line.class_name,
         name=line.name,
         pid=cause.get("pid"),

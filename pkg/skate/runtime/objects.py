@@ -58,6 +58,8 @@ class Objects:
         self._callbacks: dict[tuple[bytes, Any], Any] = {}
         #: id of an object of this process -> what to call, under the lock, when it is freed
         self.when_freed: dict[bytes, Callable[[], None]] = {}
+        #: called with "get" or "wait" before one; an asyncio actor warns there
+        self.before_blocking: Callable[[str], None] | None = None
         #: called around a wait that really blocks; workers lend their CPUs meanwhile
         self.blocking: Any = None
         runtime.handle(m.AskObject, self._asked)
@@ -103,6 +105,8 @@ class Objects:
 
     def get(self, wanted: list[ObjectRef], timeout: float | None) -> list[Any]:
         """The values, in order. Blocks until all are there, or one has failed, or `timeout` seconds are over."""
+        if self.before_blocking is not None:
+            self.before_blocking("get")
         waiter = Waiter(eager=True)
         if not self._wait(wanted, waiter, len(wanted), timeout):
             missing = [ref for ref in wanted if ref.entry.state == PENDING]
@@ -121,6 +125,8 @@ class Objects:
         self, wanted: list[ObjectRef], num_returns: int, timeout: float | None
     ) -> tuple[list[ObjectRef], list[ObjectRef]]:
         """(ready, rest), each in the order given. Blocks until `num_returns` are ready or `timeout` is over."""
+        if self.before_blocking is not None:
+            self.before_blocking("wait")
         if refs.ready_count(wanted) < num_returns:
             self._wait(wanted, Waiter(), num_returns, timeout)
         return refs.split_ready(wanted, num_returns)  # type: ignore[no-any-return]
@@ -275,6 +281,14 @@ class Objects:
 
     async def await_ref(self, ref: ObjectRef) -> Any:
         """The object's value, in any event loop."""
+        await self.until_ready(ref)
+        try:
+            return self.value(ref.entry, False)
+        except NotHere:
+            return await asyncio.get_running_loop().run_in_executor(None, self.value, ref.entry)
+
+    async def until_ready(self, ref: ObjectRef) -> None:
+        """Returns when the object is there, or has failed."""
         if ref.entry.state == PENDING:
             ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -284,10 +298,6 @@ class Objects:
 
             self._ring_loop(ref, wake)
             await ready
-        try:
-            return self.value(ref.entry, False)
-        except NotHere:
-            return await asyncio.get_running_loop().run_in_executor(None, self.value, ref.entry)
 
     def add_done_callback(self, ref: ObjectRef, callback: Any, context: Any) -> None:
         """Has the running event loop call `callback(ref)` once the object is there."""

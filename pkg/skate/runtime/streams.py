@@ -9,15 +9,11 @@ have come already are dropped.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Iterator
-from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from skate._c.refs import FAILED, INLINE, STORED, ObjectRef, Waiter
-from skate.exceptions import GetTimeoutError
+from skate._c.refs import FAILED, INLINE, STORED, ObjectRef
 from skate.ids import ProcessId, TaskId, object_id
 from skate.store.serialization import serialize, to_bytes
 from skate.wire import messages as m
@@ -41,13 +37,13 @@ class Stream:
         "abandoned",
         "asked",
         "ended",
+        "expected",
         "gathers",
         "limited",
         "read",
         "received",
         "refs",
         "task",
-        "waiters",
     )
 
     def __init__(self, task: OwnedTask, *, limit: int, gathers: bool) -> None:
@@ -65,7 +61,8 @@ class Stream:
         self.limited = limit > 0
         #: num_returns="dynamic": the refs become the value of the task's own ref when it ends
         self.gathers = gathers
-        self.waiters: list[Waiter] = []
+        #: the ref of the next value, where somebody waits for that
+        self.expected: ObjectRef | None = None
 
 
 class Streams:
@@ -98,93 +95,87 @@ class Streams:
         """A value, or the error that ends the stream, has come. Under the lock."""
         runtime = self._runtime
         stream.received += 1
-        entry = runtime.references.create(object_id(stream.task.id, stream.received))
-        ref = ObjectRef(entry)
-        runtime.objects.settle(entry, state, value, contents)
+        ref, stream.expected = stream.expected, None
+        if ref is None:
+            ref = ObjectRef(runtime.references.create(object_id(stream.task.id, stream.received)))
+        runtime.objects.settle(ref.entry, state, value, contents)
         if not stream.abandoned:
             stream.refs.append(ref)
-            self._wake(stream)
 
     def ended(self, task: OwnedTask, values: list[Any]) -> list[Any]:
         """The generator is done, or has failed: gives what its own ref becomes. Under the lock."""
         stream = task.stream
         state, value, _ = values[0]
+        stream.ended = True
         if state == FAILED and not stream.gathers:
             self._append(stream, FAILED, value, None)
-        stream.ended = True
-        self._wake(stream)
+        elif stream.expected is not None:
+            last, stream.expected = stream.expected, None
+            self._runtime.objects.settle(
+                last.entry, INLINE, b""
+            )  # who waits for it sees that the stream has ended
         if stream.gathers and state != FAILED:
-            refs = list(stream.refs)
-            stream.refs.clear()
+            refs = list(stream.refs)  # which stay until what holds them has its value
             packed = serialize(DynamicObjectRefGenerator(refs))
             contents = [(ref.entry.id, b"") for ref in refs]
             return [(INLINE, to_bytes(packed), contents)]
         return values
 
-    def _wake(self, stream: Stream) -> None:
-        waiters, stream.waiters = stream.waiters, []
-        for waiter in waiters:
-            if not waiter.done:
-                self._runtime.finish(waiter)
-
     # --------------------------------------------------------------------------------------------------- reading
 
-    def take(self, stream: Stream) -> ObjectRef | None:
-        """The next ref, or None where it has not come yet; StopIteration at the end. Under the lock."""
+    def peek(self, stream: Stream) -> ObjectRef | None:
+        """A ref that is ready as soon as the next value has come, or the stream has ended; None where it has.
+
+        Under the lock. It is the next value's own ref, if there is a next value.
+        """
         if stream.refs:
-            ref = stream.refs.popleft()
+            return stream.refs[0]
+        if stream.ended:
+            return None
+        if stream.expected is None:
+            entry = self._runtime.references.create(object_id(stream.task.id, stream.received + 1))
+            stream.expected = ObjectRef(entry)
+        return stream.expected
+
+    def _take(self, stream: Stream) -> tuple[ObjectRef | None, bool]:
+        """(ref, True): the next value, taken; (ref, False): what to wait for; (None, False): the end."""
+        runtime = self._runtime
+        runtime.lock.acquire()
+        try:
+            if runtime.broken is not None:
+                raise runtime.broken
+            ref = self.peek(stream)
+            if ref is None or not stream.refs:
+                return ref, False
+            stream.refs.popleft()
             stream.read += 1
             lease = stream.task.lease
             if stream.limited and lease is not None:
-                self._runtime.post(lease.worker, m.StreamRead(stream.task.id, stream.read))
-            return ref
-        if stream.ended:
-            raise StopIteration
-        return None
+                runtime.post(lease.worker, m.StreamRead(stream.task.id, stream.read))
+                runtime.mailbox.flush()
+            return ref, True
+        finally:
+            runtime.release()
 
-    def next_ref(self, stream: Stream, timeout: float | None = None) -> ObjectRef:
-        """The next ref; blocks until it has come. StopIteration at the end, GetTimeoutError after `timeout` seconds."""
-        runtime = self._runtime
-        deadline = None if timeout is None else monotonic() + timeout
+    def next_ref(self, stream: Stream) -> ObjectRef:
+        """The next ref; blocks until it has come. StopIteration at the end."""
         while True:
-            waiter = Waiter()
-            waiter.missing = 1
-            runtime.lock.acquire()
-            try:
-                ref = self.take(stream)
-                if ref is None:
-                    if runtime.broken is not None:
-                        raise runtime.broken
-                    stream.waiters.append(waiter)
-                elif stream.limited:
-                    runtime.mailbox.flush()
-            finally:
-                runtime.release()
-            if ref is not None:
+            ref, taken = self._take(stream)
+            if ref is None:
+                raise StopIteration
+            if taken:
                 return ref
-            if not runtime.objects.wait_for(waiter, deadline):
-                raise GetTimeoutError(f"the generator has yielded nothing within {timeout} s")
+            self._runtime.objects.wait([ref], 1, None)
 
     async def next_ref_async(self, stream: Stream) -> ObjectRef:
         """As `next_ref`, in any event loop; StopAsyncIteration at the end."""
-        runtime = self._runtime
-        loop = asyncio.get_running_loop()
         while True:
-            came: asyncio.Future[None] = loop.create_future()
-            runtime.lock.acquire()
-            try:
-                ref = self.take(stream)
-                if ref is None:
-                    stream.waiters.append(Waiter(partial(_ring, loop, came)))
-                else:
-                    runtime.send_soon(monotonic())
-            except StopIteration:
-                raise StopAsyncIteration from None
-            finally:
-                runtime.release()
-            if ref is not None:
+            ref, taken = self._take(stream)
+            if ref is None:
+                raise StopAsyncIteration
+            if taken:
                 return ref
-            await came
+            await self._runtime.objects.until_ready(ref)
 
     def abandon(self, stream: Stream) -> None:
         """Nobody will read any more: the generator is told to stop. Under the lock."""
@@ -193,15 +184,6 @@ class Streams:
         lease = stream.task.lease
         if lease is not None and not stream.ended:
             self._runtime.post(lease.worker, m.StreamRead(stream.task.id, -1))
-
-
-def _ring(loop: asyncio.AbstractEventLoop, came: asyncio.Future[None], _: Any = None) -> None:
-    def call() -> None:
-        if not came.done():  # whoever waited may have been cancelled
-            came.set_result(None)
-
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(call)
 
 
 class ObjectRefGenerator:
@@ -228,11 +210,21 @@ class ObjectRefGenerator:
     async def __anext__(self) -> ObjectRef:
         return await self._runtime.streams.next_ref_async(self._stream)
 
-    def send(self, value: None) -> ObjectRef:
-        """As `next`; only None can be sent."""
-        if value is not None:
-            raise TypeError(f"a generator in another process can be sent nothing, got {value!r}")
-        return next(self)
+    def peek(self) -> ObjectRef:
+        """A ref that is ready when `next` does not block any more: for `wait`."""
+        runtime = self._runtime
+        runtime.lock.acquire()
+        try:
+            return runtime.streams.peek(self._stream) or self._completed
+        finally:
+            runtime.release()
+
+    def _refuse(self, *_: Any) -> Any:
+        raise NotImplementedError(
+            "a generator that runs in another process takes nothing: drop the ObjectRefGenerator to end it"
+        )
+
+    send = throw = close = asend = athrow = aclose = _refuse
 
     def completed(self) -> ObjectRef:
         """A ref that is ready when the generator has ended; `get` of it raises what the generator raised."""
@@ -240,7 +232,7 @@ class ObjectRefGenerator:
 
     def next_ready(self) -> bool:
         """Whether `next` would not block."""
-        return bool(self._stream.refs) or self._stream.ended
+        return bool(self._stream.refs)
 
     def is_finished(self) -> bool:
         """Whether everything that was yielded has been taken, and no more will come."""

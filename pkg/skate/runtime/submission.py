@@ -19,7 +19,7 @@ from skate.core.calls import ActorLine, Life
 from skate.core.dispatch import AskLeases, Effect, GiveBack, LoseTasks, PushTasks, Queue
 from skate.core.tasks import Function, OwnedTask
 from skate.exceptions import PendingCallsLimitExceeded, SkateError, TaskError, WorkerCrashedError
-from skate.ids import ProcessId, TaskId, object_id
+from skate.ids import TASK_ID_BYTES, ProcessId, TaskId, object_id
 from skate.runtime.arguments import pack_arguments
 from skate.runtime.objects import pack_error
 from skate.runtime.streams import STREAM, ObjectRefGenerator, Stream
@@ -242,7 +242,12 @@ class Submission:
         self._let_go(task)
 
     def _answered_late(self, _: ProcessId, worker: ProcessId, record: bytes) -> None:
-        """What a dead worker had answered: it has come already, or it never left."""
+        """What a dead worker had answered: it has come already, or it never left; a long one may be under way."""
+        if len(record) == TASK_ID_BYTES:
+            task = self.tasks.get(record)
+            if task is not None and type(task.lease) is Life and task.lease.worker == worker:
+                task.lease.coming.add(record)
+            return
         for code, fields in frames.decode(frames.frame([record]), SCHEMAS):
             task = self.tasks.get(fields[0])
             if task is None or task.lease is None or task.lease.worker != worker:

@@ -337,7 +337,7 @@ class LateAnswer(NamedTuple):
     """From the node: a worker that has died had given this answer; perhaps it never left (see wire.testament)."""
 
     worker: ProcessId
-    record: bytes  # a TaskDone or StreamItem
+    record: bytes  # a TaskDone or StreamItem; or a task's id alone, where the answer was too long to write down
 
 
 # ---------------------------------------------------------------------------------------------------------- actors
@@ -387,7 +387,6 @@ class ActorState(NamedTuple):
     state: int
     worker: Plain  # process id where it is ALIVE, else None
     cause: Plain  # None, or why its last process ended
-    running: bytes  # the call that ran then: an id, or empty
 
 
 @_message(55)

@@ -9,6 +9,8 @@ together, see Runtime.send_soon) is so delivered by the node manager; an owner t
     24   which half is being written, u8; then bytes used of each half, u32, u32
     33   two halves: entries of u32 length, process id of the owner, record
 
+Of an answer that is too long its task's id stands here alone: it has left, and may be under way.
+
 A half that is full makes the other, older one start afresh: what stands there has left long ago.
 """
 

@@ -8,15 +8,12 @@ the inbox itself whenever it would sleep, so a call costs no thread a wake-up.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import queue
 import selectors
 import threading
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from skate._c import refs
@@ -154,7 +151,9 @@ class Threads:
         self._actor = actor
         self._group_of: Mapping[bytes, str] = {}
         self._queues: dict[str, queue.SimpleQueue[Pushed | None]] = {}
+        #: one of its methods has ended the actor: what runs goes on to its end, what waits does not begin
         self._exit: SystemExit | None = None
+        self._threads: list[threading.Thread] = []
 
     def run(self) -> None:
         """Serves until the actor ends."""
@@ -172,15 +171,22 @@ class Threads:
             return
         for group, limit in limits.items():
             for number in range(limit):
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._serve,
                     args=(self._queues[group],),
                     name=f"skate-{group or 'default'}-{number}",
                     daemon=True,
-                ).start()
+                )
+                self._threads.append(thread)
+                thread.start()
         while type(executor.next_item()) is not End:
             pass
         if self._exit is not None:
+            for group, limit in limits.items():
+                for _ in range(limit):
+                    self._queues[group].put(None)
+            for thread in self._threads:
+                thread.join()
             executor.leave(self._exit)
 
     def _take(self, pushed: Pushed) -> None:
@@ -190,7 +196,8 @@ class Threads:
     def _serve(self, calls: queue.SimpleQueue[Pushed | None]) -> None:
         while True:
             pushed = calls.get()
-            assert pushed is not None
+            if pushed is None or self._exit is not None:
+                return
             try:
                 self._executor.run_in_thread(pushed, calls.empty)
             except SystemExit as request:
@@ -223,6 +230,7 @@ class EventLoop:
         self._arrived: deque[Pushed] = deque()
         self._ringing = False
         self._ended: asyncio.Future[SystemExit | None] = self._loop.create_future()
+        self._warned: set[str] = set()
         #: calls that run; the loop itself holds its tasks weakly
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -231,7 +239,7 @@ class EventLoop:
         asyncio.set_event_loop(self._loop)
         self._executor.set_output_name(self._actor.shown)
         self._executor.on_end = self._end
-        self._runtime.objects.blocking = self._warns
+        self._runtime.objects.before_blocking = self._warn_of_blocking
         try:
             request = self._loop.run_until_complete(self._main())
         except SystemExit as raised:
@@ -294,23 +302,16 @@ class EventLoop:
         """The last handle is gone. From any thread."""
         self._call(lambda: None if self._ended.done() else self._ended.set_result(None))
 
-    @contextmanager
-    def _warns(self) -> Iterator[None]:
-        """Around a wait that blocks."""
-        if threading.get_ident() == self._thread:
-            _warn_of_blocking()
-        yield
-
-
-@functools.cache
-def _warn_of_blocking() -> None:
-    """Once a process, as Ray does."""
-    warnings.warn(
-        "skate.get() or skate.wait() blocks inside an asyncio actor: its other calls stand still meanwhile. "
-        "Write `await ref`, or `await asyncio.gather(*refs)`.",
-        RuntimeWarning,
-        stacklevel=6,
-    )
+    def _warn_of_blocking(self, function: str) -> None:
+        """Once each, as Ray does."""
+        if threading.get_ident() != self._thread or function in self._warned:
+            return
+        self._warned.add(function)
+        log.warning(
+            "Using blocking skate.%s inside async actor. This blocks the event loop: the actor's other calls stand "
+            "still meanwhile. Write `await ref`, or `await asyncio.gather(*refs)`.",
+            function,
+        )
 
 
 class InboxSelector(selectors.EpollSelector):

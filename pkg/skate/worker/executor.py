@@ -262,6 +262,7 @@ class Executor:
             self._enqueue(End())
         finally:
             self._runtime.release()
+        self._runtime.mailbox.poke()  # the main thread sleeps in the inbox
 
     def set_output_name(self, name: str) -> None:
         """What all lines that are printed from here on begin with."""
@@ -400,6 +401,7 @@ class Executor:
         mailbox = self._runtime.mailbox
         mailbox.post(owner, record)
         if not self._testament.note(owner, record):
+            self._testament.note(owner, message.task)
             mailbox.flush()
 
     def end_guards(self, guards: list[Guard]) -> list[Any] | None:
