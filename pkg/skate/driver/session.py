@@ -1,15 +1,14 @@
-"""A driver's session: the node manager that `init` starts, and the runtime that talks to it.
+"""A driver's session: the node manager that `init` starts or comes to, and the runtime that talks to it.
 
-State: the node manager's process and the driver's runtime, until `end`. The node manager watches this process
-and ends with it, however it ends; this process watches the node manager, and fails what waits when it dies.
+State: the driver's runtime, and the node manager's process where it was started here, until `end`. The node manager
+watches this process, and ends with it (or lets go of it) however it ends; this process watches the node manager, and
+fails what waits when it dies.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -21,9 +20,9 @@ from time import monotonic, sleep
 from typing import Any, TextIO
 
 from skate._c.refs import Waiter
+from skate.driver import nodes
 from skate.exceptions import LocalNodeManagerDiedError
 from skate.ids import NodeId, ProcessId, process_id
-from skate.node.zygote import NO_WORKER, WORKER_VARIABLE
 from skate.runtime import current, forks  # noqa: F401  (a fork forgets the runtime)
 from skate.runtime.runtime import Runtime
 from skate.store.local import LocalStore
@@ -31,35 +30,38 @@ from skate.wire import messages as m
 
 log = logging.getLogger("skate")
 
-#: seconds that a node manager may take to start, and to end
-START_SECONDS = 60.0
+#: seconds that a node manager may take to end
 END_SECONDS = 10.0
-#: variables that make a BLAS start with one thread, so that the zygote stays single-threaded
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
-
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from skate.node.main import main; main()"
 
 
 class Session:
-    """One driver, its node manager and its runtime."""
+    """One driver and its runtime; and its node manager, unless it came to one that was there."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        """Starts a node manager; blocks until it is ready. RuntimeError, with what it said, where it does not start."""
-        self._process = _spawn(config)
+    def __init__(self, job: dict[str, Any], log_to_driver: bool, node: dict[str, Any] | str) -> None:
+        """Starts a node manager with the configuration `node`, or comes to the one whose session has the folder `node`.
+
+        Blocks until it is ready. RuntimeError, with what it said, where it does not start.
+        """
+        self._process = None if isinstance(node, str) else nodes.spawn(node)
         try:
-            self.facts = _read_facts(self._process) | {"owner_pid": os.getpid()}
+            folder = node if self._process is None else nodes.read_facts(self._process)["folder"]
+            self.facts = nodes.enter(folder, job, log_to_driver) | {
+                "owner_pid": os.getpid(),
+                "job": job["id"],
+            }
             with _uninterrupted():
-                self._connect(config)
+                self._connect(job)
             self._defer_interrupts()
         except BaseException:
-            self._process.kill()  # its zygote clears up
-            self._process.wait()
+            if self._process is not None:
+                self._process.kill()  # its zygote clears up
+                self._process.wait()
             if hasattr(self, "runtime"):
                 current.set_runtime(None, None)
                 self.runtime.close()
             raise
 
-    def _connect(self, config: dict[str, Any]) -> None:
+    def _connect(self, job: dict[str, Any]) -> None:
         for text in self.facts["warnings"]:
             warnings.warn(text, RuntimeWarning, stacklevel=5)
         node = NodeId(bytes.fromhex(self.facts["node"]))
@@ -70,7 +72,7 @@ class Session:
         self._left = Waiter()
         self._left.missing = 1
         self._left_because = ""
-        self._pidfd = os.pidfd_open(self._process.pid)
+        self._pidfd = os.pidfd_open(self.facts["pid"])
         self._ending = False
         runtime = self.runtime
         runtime.handle(m.Registered, lambda *_: None)
@@ -78,9 +80,7 @@ class Session:
         runtime.handle(m.Left, self._node_left)
         runtime.handle(m.StoreWarning, lambda _, text: runtime.later(lambda: log.warning("%s", text)))
         runtime.mailbox.watch(self._pidfd, self._node_died)
-        current.set_runtime(
-            runtime, current.Facts(node=node, job=config["job"]["id"], namespace=config["job"]["namespace"])
-        )
+        current.set_runtime(runtime, current.Facts(node=node, job=job["id"], namespace=job["namespace"]))
         runtime.lock.acquire()
         try:
             runtime.post(self.node, m.Register("driver", os.getpid(), None))
@@ -90,7 +90,9 @@ class Session:
         runtime.start()
 
     def end(self) -> None:
-        """Ends the node and all workers; what they printed is shown first. Blocks until the node's process is gone.
+        """Ends the node and all workers, if the node is this driver's; what they printed is shown first.
+
+        Blocks until the node's process is gone, or has let this driver go.
 
         Threads that wait for something get RuntimeError. Ctrl-C ends the node at once; all is cleared up even so.
         """
@@ -122,6 +124,8 @@ class Session:
         runtime.mailbox.unwatch(self._pidfd)
         os.close(self._pidfd)
         runtime.close()
+        if self._process is None:
+            return
         if not self._left.done:
             log.error("the node manager (pid %d) does not end; it is killed", self._process.pid)
             self._process.kill()
@@ -158,12 +162,12 @@ class Session:
 
     def _node_died(self) -> None:
         self.runtime.mailbox.unwatch(self._pidfd)
-        status = self._process.poll()
+        status = "" if self._process is None else f" with status {self._process.poll()}"
         if not self._ending:
-            why = f"ended: {self._left_because}" if self._left_because else f"died with status {status}"
+            why = f"ended: {self._left_because}" if self._left_because else f"died{status}"
             self.runtime.fail_everything(
                 LocalNodeManagerDiedError(
-                    f"The node manager (pid {self._process.pid}) {why}. All workers and objects went with it. "
+                    f"The node manager (pid {self.facts['pid']}) {why}. All workers and objects went with it. "
                     "Call skate.shutdown() and skate.init() to start again."
                 )
             )
@@ -201,46 +205,3 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came:
             signal.raise_signal(signal.SIGINT)
-
-
-def _spawn(config: dict[str, Any]) -> subprocess.Popen[bytes]:
-    path = [os.path.abspath(entry) if entry else os.getcwd() for entry in sys.path]
-    environment = dict(os.environ)
-    config["job"]["thread_variables"] = {name: environment.get(name) for name in THREAD_VARIABLES}
-    config["job"]["sys_path"] = path
-    for name in THREAD_VARIABLES:
-        environment[name] = "1"
-    environment[WORKER_VARIABLE] = NO_WORKER
-    process = subprocess.Popen(
-        [sys.executable, "-c", _BOOT, json.dumps(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C in a terminal is the driver's
-        env=environment,
-    )
-    assert process.stdin is not None
-    try:
-        process.stdin.write(json.dumps(config).encode())
-        process.stdin.close()
-    except BrokenPipeError:
-        pass  # it has ended; _read_facts says so
-    return process
-
-
-def _read_facts(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
-    line = process.stdout.readline() if ready else b""
-    process.stdout.close()
-    if not line:
-        process.kill()
-        status = process.wait()
-        raise RuntimeError(
-            f"the node manager did not start (status {status}, after at most {START_SECONDS:.0f} s). "
-            "Does `python -c 'import skate, numpy, zmq'` work in this environment?"
-        )
-    facts: dict[str, Any] = json.loads(line)
-    if "error" in facts:
-        process.wait()
-        raise RuntimeError(f"the node manager could not start:\n{facts['error']}")
-    return facts

@@ -1,0 +1,87 @@
+"""Starting a node manager, and coming in through its door. No state."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+from typing import Any
+
+from skate.node.manager import DOOR
+from skate.node.zygote import NO_WORKER, WORKER_VARIABLE, receive, send
+
+#: seconds that a node manager may take to start, and to let a driver in
+START_SECONDS = 60.0
+#: variables that make a BLAS start with one thread, so that the zygote stays single-threaded
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from skate.node.main import main; main()"
+
+
+def module_path() -> list[str]:
+    """sys.path, as it is in another working directory."""
+    return [os.path.abspath(entry) if entry else os.getcwd() for entry in sys.path]
+
+
+def enter(folder: str, job: dict[str, Any], log_to_driver: bool) -> dict[str, Any]:
+    """Comes in through the door of the node whose session has this folder: its facts, and this driver's process id.
+
+    Blocks until the node answers. ConnectionError where it does not let this process in.
+    """
+    job = job | {
+        "sys_path": module_path(),
+        "thread_variables": {name: os.environ.get(name) for name in THREAD_VARIABLES},
+    }
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+        door.settimeout(START_SECONDS)
+        door.connect(os.path.join(folder, DOOR))
+        send(door, {"job": job, "log_to_driver": log_to_driver})
+        facts, _ = receive(door)
+    if facts is None:
+        raise ConnectionError(f"the node of {folder} did not let this process in; its node.log says why")
+    return facts
+
+
+def spawn(config: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """Starts a node manager. `config` is api.session's `node_config`."""
+    environment = dict(os.environ)
+    for name in THREAD_VARIABLES:
+        environment[name] = "1"
+    environment[WORKER_VARIABLE] = NO_WORKER
+    process = subprocess.Popen(
+        [sys.executable, "-c", _BOOT, json.dumps(module_path())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C in a terminal is the driver's
+        env=environment,
+    )
+    assert process.stdin is not None
+    try:
+        process.stdin.write(json.dumps(config).encode())
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it has ended; read_facts says so
+    return process
+
+
+def read_facts(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """What the node manager says of itself; blocks until it does. RuntimeError where it does not start."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
+    line = process.stdout.readline() if ready else b""
+    process.stdout.close()
+    if not line:
+        process.kill()
+        status = process.wait()
+        raise RuntimeError(
+            f"the node manager did not start (status {status}, after at most {START_SECONDS:.0f} s). "
+            "Does `python -c 'import skate, numpy, zmq'` work in this environment?"
+        )
+    facts: dict[str, Any] = json.loads(line)
+    if "error" in facts:
+        process.wait()
+        raise RuntimeError(f"the node manager could not start:\n{facts['error']}")
+    return facts
