@@ -364,7 +364,7 @@ CPU = {"CPU": ONE}
 
 def node_with_workers(number: int) -> Node:
     node = Node(start_at_once=number)
-    for effect in node.admission.prestart(number):
+    for effect in node.admission.prestart(number, None):
         node.do_StartWorker(effect)
     for environment in list(node.starting):
         node.ready(environment)

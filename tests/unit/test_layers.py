@@ -22,7 +22,7 @@ LAYERS = (
     ("driver", "node", "worker"),
     ("api",),
     ("util", "cli", "actor"),
-    ("__init__",),
+    ("__init__", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

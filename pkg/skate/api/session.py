@@ -80,7 +80,10 @@ def init(
     logging_level: int | str = logging.INFO,
     **ignored: Any,
 ) -> RuntimeInfo:
-    """Starts skate on this machine. Blocks for a few tenths of a second, until it is ready.
+    """Starts skate on this machine, or comes to a node that runs. Blocks until it is ready, a few tenths of a second.
+
+    address: "local" for a node of this program's own; "auto" for the newest one that `skate start --head` started here;
+    or what that printed. None: SKATE_ADDRESS, else as "auto" if there is one, else as "local".
 
     num_cpus, num_gpus, resources, memory (bytes) are what tasks may use together; by default what the machine has,
     and 70% of the available memory. object_store_memory is the size of the store in bytes (30% of it).
@@ -96,7 +99,7 @@ def init(
         raise TypeError(f"namespace must be a str or None, got {namespace!r}")
     if namespace == "":
         raise ValueError("namespace must not be empty; leave it out for a namespace of its own")
-    _note_ignored(address, ignored)
+    _note_ignored(ignored)
     with _lock:
         if current.runtime is not None:
             if ignore_reinit_error:
@@ -105,33 +108,104 @@ def init(
                 "skate runs already in this process (init() was called, or .remote(), put() or get() started it). "
                 "Call skate.shutdown() first, or pass ignore_reinit_error=True."
             )
-        config = {
-            "driver_pid": os.getpid(),
-            "num_cpus": num_cpus,
-            "num_gpus": num_gpus,
-            "resources": dict(resources or {}),
-            "memory": memory,
-            "object_store_memory": object_store_memory,
-            "spill_directory": _spill_directory(object_spilling_directory),
-            "spill_limit": _spill_limit(object_spilling_limit),
-            "node_ip": "127.0.0.1",
-            "log_to_driver": bool(log_to_driver),
-            "job": {
-                "id": secrets.token_hex(4),
-                "namespace": namespace or secrets.token_hex(16),
-                "cwd": os.getcwd(),
-                "main_file": getattr(sys.modules.get("__main__"), "__file__", None),
-                "logging_level": _level(logging_level),
-            },
+        node = _node_to_come_to(address)
+        if node is None:
+            node = node_config(
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                resources=resources,
+                memory=memory,
+                object_store_memory=object_store_memory,
+                object_spilling_directory=object_spilling_directory,
+                object_spilling_limit=object_spilling_limit,
+                stays=False,
+            )
+        elif (num_cpus, num_gpus, resources, memory, object_store_memory) != (None,) * 5:
+            raise ValueError(
+                "init() comes to a node that runs already: num_cpus, num_gpus, resources, memory and "
+                "object_store_memory were said when it was started. Leave them out, or init(address='local') for a "
+                "node of this program's own."
+            )
+        job = {
+            "id": secrets.token_hex(4),
+            "namespace": namespace or secrets.token_hex(16),
+            "cwd": os.getcwd(),
+            "main_file": getattr(sys.modules.get("__main__"), "__file__", None),
+            "logging_level": _level(logging_level),
         }
-        _check_resources(config)
         from skate.driver.session import Session
 
-        _session = Session(config)
+        _session = Session(job, bool(log_to_driver), node)
         atexit.register(shutdown)
         return RuntimeInfo(
             _session.facts | {"hostname": socket.gethostname(), "node_id": _session.facts["node"]}
         )
+
+
+def node_config(
+    *,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    resources: Mapping[str, float] | None = None,
+    memory: float | None = None,
+    object_store_memory: int | None = None,
+    object_spilling_directory: str | os.PathLike[str] | None = None,
+    object_spilling_limit: int | None = None,
+    stays: bool,
+) -> dict[str, Any]:
+    """The configuration of a node manager, checked. `stays`: it goes on when drivers leave.
+
+    Raises ValueError and TypeError for bad values, here, in the caller's own process.
+    """
+    from skate.node.detect import default_resources
+
+    asked = {
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+        "resources": dict(resources or {}),
+        "memory": memory,
+        "object_store_memory": object_store_memory,
+    }
+    default_resources(**asked)  # type: ignore[arg-type]
+    return asked | {
+        "spill_directory": _spill_directory(object_spilling_directory),
+        "spill_limit": _spill_limit(object_spilling_limit),
+        "node_ip": "127.0.0.1",
+        "stays": stays,
+        "starter": os.getpid(),
+    }
+
+
+def _node_to_come_to(address: str | None) -> str | None:
+    """The folder of the session to come to; None where this program gets a node of its own.
+
+    As in Ray: an address, else SKATE_ADDRESS (or RAY_ADDRESS), else the newest node that `skate start` started here.
+    ConnectionError where "auto" finds none, ValueError for an address that is none of this machine's.
+    """
+    from skate.node import sessions
+
+    wanted = address or os.environ.get("SKATE_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if wanted == "local":
+        return None
+    if wanted in (None, "auto"):
+        standing = sessions.standing()
+        if standing:
+            return str(standing[-1]["folder"])
+        if wanted == "auto":
+            raise ConnectionError(
+                "init(address='auto'): no node runs on this machine that was started by `skate start --head`. "
+                "Start one, or leave the address out."
+            )
+        return None
+    assert wanted is not None
+    if not os.path.isabs(wanted):
+        raise ValueError(
+            f"init(address={wanted!r}): an address is 'auto', 'local', or what `skate start` printed. Other machines "
+            "cannot be reached yet."
+        )
+    if sessions.facts_of(wanted) is None:
+        raise ConnectionError(f"init(address={wanted!r}): no node runs there")
+    return wanted
 
 
 def _level(level: int | str) -> int:
@@ -153,19 +227,7 @@ def _spill_limit(limit: int | None) -> int | None:
     return limit
 
 
-def _check_resources(config: dict[str, Any]) -> None:
-    """Bad values raise here, in the caller's own process, not in the node manager's."""
-    from skate.node.detect import default_resources
-
-    names = ("num_cpus", "num_gpus", "memory", "object_store_memory", "resources")
-    default_resources(**{name: config[name] for name in names})
-
-
-def _note_ignored(address: str | None, ignored: dict[str, Any]) -> None:
-    if address not in (None, "local"):
-        warnings.warn(
-            f"init(address={address!r}): a session of this machine is started", RuntimeWarning, stacklevel=3
-        )
+def _note_ignored(ignored: dict[str, Any]) -> None:
     for name, value in ignored.items():
         why = _IGNORED.get(name)
         if why is None and not name.startswith("_"):

@@ -26,7 +26,7 @@ a worker, or waits for one in `_waiting`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Final, NamedTuple
 
 from skate.core.resources import Allocation, NodeResources, ResourceSet
@@ -143,7 +143,7 @@ class LeaseRequest:
 
     def is_patient(self, now: float) -> bool:
         """It has not waited for long: what is nested deeper goes first."""
-        return not self.waits_since or now - self.waits_since < PATIENCE_SECONDS
+        return not self.waits_since or now < self.waits_since + PATIENCE_SECONDS
 
 
 class NodeLease:
@@ -321,10 +321,19 @@ class Admission:
         effects, self._effects = self._effects, []
         return effects
 
-    def prestart(self, number: int) -> list[Effect]:
-        """Starts `number` workers of the plain environment before anyone asks."""
-        self._starting[None] = self._starting.get(None, 0) + number
-        return [StartWorker(None)] * number
+    def prestart(self, number: int, environment: Hashable) -> list[Effect]:
+        """Starts `number` workers before anyone asks."""
+        self._starting[environment] = self._starting.get(environment, 0) + number
+        return [StartWorker(environment)] * number
+
+    def environment_left(self, is_gone: Callable[[Hashable], bool]) -> None:
+        """Nobody will ask for workers of such environments any more: idle ones end."""
+        for environment, idle in self._idle.items():
+            if is_gone(environment):
+                for worker in idle:
+                    del self.workers[worker.id]
+                    self._effects.append(KillWorker(worker.id, "its driver is gone"))
+                idle.clear()
 
     def tick(self, now: float) -> float | None:
         """Asks workers that have been idle for long to leave; gives the time of the next such look, or None."""

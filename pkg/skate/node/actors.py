@@ -31,7 +31,11 @@ Post = Callable[[ProcessId, Any], None]
 
 
 class NodeActors:
-    """The actors of a node. `post` sends a message, `kill` ends a process, `lives` tells whether one is there."""
+    """The actors of a node.
+
+    `post` sends a message, `kill` ends a process, `lives` tells whether one is there, `environment` says which workers
+    an actor of this maker with these variables can live in.
+    """
 
     def __init__(
         self,
@@ -39,12 +43,14 @@ class NodeActors:
         post: Post,
         kill: Callable[[ProcessId, str], None],
         lives: Callable[[ProcessId], bool],
+        environment: Callable[[ProcessId, Any], Any],
     ) -> None:
         self.directory = ActorDirectory()
         self._admission = admission
         self._post = post
         self._kill = kill
         self._lives = lives
+        self._environment = environment
         #: the leases of actors that have a worker
         self._leases: dict[ActorId, NodeLease] = {}
         directory = self.directory
@@ -76,6 +82,7 @@ class NodeActors:
         if error:
             self.directory.undescribable(actor, error)
         else:
+            spec["environment"] = self._environment(process.id, spec["environment"])
             self.directory.described(actor, spec, spec["max_restarts"])
 
     def _release(self, process: Any, actor: ActorId) -> None:
@@ -151,13 +158,12 @@ class NodeActors:
 
     def _place(self, actor: Actor) -> None:
         spec = actor.spec
-        environment = spec["environment"]
         self._admission.actor_placed(
             actor.id,
             ResourceSet(spec["demand"]),
             spec["lends"],
             spec["depth"],
-            tuple((str(name), str(value)) for name, value in environment) if environment else None,
+            spec["environment"],
         )
 
     def _become(self, actor: Actor) -> None:

@@ -1,6 +1,6 @@
 """The node manager's process, from its first line to its last.
 
-`python -c …` starts it with its configuration on standard input (see driver.session). It imports what workers need,
+`python -c …` starts it with its configuration on standard input (see driver.nodes). It imports what workers need,
 forks the zygote while it still has one thread, and only then opens sockets. On standard output it writes one line of
 JSON: how the driver reaches it, or what went wrong.
 """
@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
+import time
 import traceback
 import warnings
 from typing import Any
 
 
 def main() -> None:
-    """Runs a node for the driver that wrote its configuration to standard input."""
+    """Runs a node for whoever wrote its configuration to standard input."""
     config = json.load(sys.stdin)
     out, terminal = os.dup(1), os.dup(2)
     try:
@@ -74,7 +76,6 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             "segment": segment.path,
             "node": node.hex(),
             "lock_fd": session.lock_fd,
-            "job": config["job"],
         }
         adopt_orphans()  # those of the zygote, should it be killed
         zygote_pid, channel = fork_zygote(worker_config, [out, terminal, segment.fd])
@@ -87,7 +88,8 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             "pid": os.getpid(),
             "zygote_pid": zygote_pid,
             "store_bytes": store_bytes,
-            "job": config["job"]["id"],
+            "stays": config["stays"],
+            "started": time.time(),
             "warnings": [str(warning.message) for warning in caught],
         }
         cpus = int(totals.get("CPU", 0))
@@ -98,11 +100,25 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
         )
         store = LocalStore(arena)
         spiller = Spiller(session.folder, store, arena, config["spill_limit"])
-        manager = NodeManager(node, session.folder, store, spiller, admission, channel, facts)
-        driver = manager.adopt_driver(config["driver_pid"], config["log_to_driver"])
-        manager.prestart(max(1, min(cpus, os.cpu_count() or 1)))
-        os.write(out, json.dumps(facts | {"driver": driver.hex()}).encode() + b"\n")
+        manager = NodeManager(
+            node,
+            session.folder,
+            store,
+            spiller,
+            admission,
+            channel,
+            facts,
+            prestart=max(1, min(cpus, os.cpu_count() or 1)),
+            ends_with_driver=not config["stays"],
+        )
+        if not config["stays"]:
+            manager.end_with(config["starter"])
+        signal.signal(signal.SIGTERM, lambda *_: manager.end("it was told to stop"))
+        sessions.note_facts(session, facts)
+        os.write(out, json.dumps(facts).encode() + b"\n")
         os.close(out)
+        if config["stays"]:
+            os.dup2(2, terminal)  # it outlives the terminal; who reads that to its end need not wait
         manager.run()
     finally:
         end_children()

@@ -1,7 +1,10 @@
 """The node manager: grants leases, starts and buries workers, passes on what they print.
 
-State: the processes it knows, the admission machine, the zygote's channel. What decides is core.admission; this module
-reads sockets, pipes and pidfds, and does what admission says. One thread.
+State: the processes it knows and the jobs they belong to, the admission machine, the zygote's channel. What decides is
+core.admission (and core.actors); this module reads sockets, pipes and pidfds, and does what they say. One thread.
+
+A driver comes through the door, a socket in the session's folder, brings its job, and gets its process id. A node that
+`init` started ends with its first driver; one that `skate start` started goes on until it is told to end.
 
 What dies, and how it is noticed: a worker, by the zygote that reaps it; a driver, by its pidfd; the zygote, by the end
 of its channel; this process, by the zygote (end of the channel) and by drivers (pidfd).
@@ -14,6 +17,7 @@ import logging
 import mmap
 import os
 import socket
+import struct
 from time import monotonic
 from typing import Any
 
@@ -42,6 +46,17 @@ from skate.wire.messages import encode
 
 log = logging.getLogger("skate.node")
 
+#: the socket, in the session's folder, through which drivers come
+DOOR = "door"
+#: seconds that a visitor may take to say who it is
+KNOCK_SECONDS = 1.0
+_CREDENTIALS = struct.Struct("3i")
+
+
+def environment_of(job: str, variables: Any) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """What tells workers apart: the program that they are of, and the variables that are set in them."""
+    return job, tuple((str(name), str(value)) for name, value in variables or ())
+
 
 class Process:
     """A driver or worker of this node."""
@@ -55,13 +70,15 @@ class Process:
         self.testament: mmap.mmap | None = None
         self.environment: Any = None
         self.pidfd = -1
+        #: the program that it is of: {"id": …, "sys_path": …, …}, see api.session
+        self.job: dict[str, Any] = {}
         self.log_to_driver = True
         #: why this process was ended on purpose
         self.killed_because = ""
 
 
 class NodeManager:
-    """The manager of one node; `run` returns when its driver has left or died."""
+    """The manager of one node; `run` returns when it is to end."""
 
     def __init__(
         self,
@@ -72,6 +89,9 @@ class NodeManager:
         admission: Admission,
         zygote: socket.socket,
         session: dict[str, Any],
+        *,
+        prestart: int,
+        ends_with_driver: bool,
     ) -> None:
         self.node = node
         self.me = process_id(node, 0)
@@ -81,6 +101,11 @@ class NodeManager:
         self._admission = admission
         self._zygote = zygote
         self._session = session
+        #: workers forked for a driver before it asks
+        self._prestart = prestart
+        self._ends_with_driver = ends_with_driver
+        #: job id -> job, of all drivers that ever came: detached actors may start again after theirs has left
+        self._jobs: dict[str, dict[str, Any]] = {}
         self._processes: dict[ProcessId, Process] = {}
         self._by_pid: dict[int, Process] = {}
         self._serial = 0
@@ -103,16 +128,22 @@ class NodeManager:
             m.ForgetSpilled.code: spiller.forget,  # type: ignore[attr-defined]
             m.Leave.code: self._leave,  # type: ignore[attr-defined]
         }
-        self._actors = NodeActors(admission, self._post, self._kill_id, self._processes.__contains__)
+        self._actors = NodeActors(
+            admission, self._post, self._kill_id, self._processes.__contains__, self._environment
+        )
         self._handlers |= self._actors.handlers
         self._mailbox = Mailbox(self.me, folder, self._deliver)
         self._mailbox.watch(zygote.fileno(), self._zygote_speaks)
+        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self._door.bind(os.path.join(folder, DOOR))
+        self._door.listen()
+        self._mailbox.watch(self._door.fileno(), self._somebody_knocks)
         spiller.join(self._mailbox, self.warn_drivers)
 
     # ----------------------------------------------------------------------------------------------------- loop
 
     def run(self) -> None:
-        """Serves until the driver is gone, then ends all workers."""
+        """Serves until the node is to end, then ends all workers."""
         while self._running:
             now = monotonic()
             self._actors.act()
@@ -127,29 +158,68 @@ class NodeManager:
         self._spiller.close()
         self._end_workers()
         self._mailbox.close()
+        self._door.close()
 
-    def adopt_driver(self, pid: int, log_to_driver: bool) -> ProcessId:
-        """Makes a process id for the driver that started this node; its death ends the node."""
-        driver = self._new_process("driver")
+    def end_with(self, pid: int) -> None:
+        """This process ends when that one does, which has started it."""
+        starter = os.pidfd_open(pid)
+        self._mailbox.watch(starter, lambda: self._end("who started it is gone"))
+
+    def end(self, why: str) -> None:
+        """Has `run` end. From a signal handler, too."""
+        self._end(why)
+        self._mailbox.poke()
+
+    def _somebody_knocks(self) -> None:
+        """A driver wants in. What it says first comes at once, or it is sent away."""
+        try:
+            visitor, _ = self._door.accept()
+        except BlockingIOError:
+            return  # it has gone again
+        with visitor:
+            visitor.settimeout(KNOCK_SECONDS)
+            credentials = visitor.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            pid, uid, _ = _CREDENTIALS.unpack(credentials)
+            try:
+                message, _ = receive(visitor)
+                if message is None or uid != os.getuid():
+                    raise ConnectionError("it is not of this user, or has said nothing")
+                send(visitor, self._session | {"driver": self._adopt_driver(pid, message).hex()})
+            except (OSError, ValueError, KeyError) as error:
+                log.warning("process %d of user %d knocked and was not let in: %r", pid, uid, error)
+
+    def _adopt_driver(self, pid: int, message: dict[str, Any]) -> ProcessId:
+        """Makes a process id for a driver; its death is noticed from here on."""
+        job = message["job"]
+        pidfd = os.pidfd_open(pid)
+        driver = self._new_process("driver", job)
         driver.pid = pid
-        driver.log_to_driver = log_to_driver
-        driver.pidfd = os.pidfd_open(pid)
-        self._mailbox.watch(driver.pidfd, self._driver_died)
+        driver.log_to_driver = message["log_to_driver"]
+        driver.pidfd = pidfd
+        self._jobs[job["id"]] = job
+        self._mailbox.watch(pidfd, lambda: self._driver_left(driver, "its driver is gone"))
+        for effect in self._admission.prestart(self._prestart, (job["id"], ())):
+            self._carry_out(effect)
         return driver.id
 
-    def prestart(self, number: int) -> None:
-        """Forks workers before anyone asks for them."""
-        for effect in self._admission.prestart(number):
-            self._carry_out(effect)
+    def _driver_left(self, driver: Process, why: str) -> None:
+        if self._ends_with_driver:
+            self._end(why)
+            return
+        self._mailbox.unwatch(driver.pidfd)
+        os.close(driver.pidfd)
+        log.info("driver %d has left: %s", driver.pid, why)
+        cause = json.dumps({"pid": driver.pid, "node": self.node.hex(), "exit_status": None})
+        self._forget(driver, m.ProcessDied(driver.id, cause, b"", 0))
+        job = driver.job["id"]
+        self._admission.environment_left(lambda environment: environment[0] == job)  # type: ignore[index]
 
-    def _new_process(self, kind: str) -> Process:
+    def _new_process(self, kind: str, job: dict[str, Any]) -> Process:
         self._serial += 1
         process = Process(process_id(self.node, self._serial), kind)
+        process.job = job
         self._processes[process.id] = process
         return process
-
-    def _driver_died(self) -> None:
-        self._end("the driver is gone")
 
     # ------------------------------------------------------------------------------------------------- messages
 
@@ -180,8 +250,14 @@ class NodeManager:
     def _request_leases(
         self, process: Process, class_id: int, demand: Any, depth: int, wanted: int, environment: Any
     ) -> None:
-        key = tuple((str(name), str(value)) for name, value in environment) if environment else None
-        self._admission.leases_requested(process.id, class_id, ResourceSet(demand), depth, wanted, key)
+        self._admission.leases_requested(
+            process.id,
+            class_id,
+            ResourceSet(demand),
+            depth,
+            wanted,
+            environment_of(process.job["id"], environment),
+        )
 
     def _return_lease(self, process: Process, lease: int) -> None:
         self._admission.lease_returned(lease, monotonic())
@@ -224,7 +300,10 @@ class NodeManager:
         return None
 
     def _leave(self, process: Process, reason: str) -> None:
-        self._end(reason)
+        if not self._ends_with_driver:
+            self._post(process.id, m.Left(reason))
+            self._mailbox.flush()
+        self._driver_left(process, reason)
 
     # -------------------------------------------------------------------------------------------------- decisions
 
@@ -267,7 +346,8 @@ class NodeManager:
             self._post(owner_of(request.owner), m.Infeasible(request.class_id, text))
 
     def _start_worker(self, environment: Any) -> None:
-        worker = self._new_process("worker")
+        job_id, variables = environment
+        worker = self._new_process("worker", self._jobs[job_id])
         worker.environment = environment
         path = os.path.join(self._folder, f"{worker.id.hex()}.now")
         with open(path, "wb+") as file:
@@ -277,7 +357,7 @@ class NodeManager:
         err_read, err_write = os.pipe()
         send(
             self._zygote,
-            {"fork": worker.id.hex(), "environment": dict(environment or ())},
+            {"fork": worker.id.hex(), "job": worker.job, "environment": dict(variables)},
             (out_write, err_write),
         )
         os.close(out_write)
@@ -286,6 +366,10 @@ class NodeManager:
             reader = LineReader(fd, source, lambda *line, worker=worker: self._printed(worker, *line))
             worker.readers.append(reader)
             self._mailbox.watch(fd, lambda reader=reader: self._read(reader))
+
+    def _environment(self, maker: ProcessId, variables: Any) -> Any:
+        """The environment of an actor that this process makes."""
+        return environment_of(self._processes[maker].job["id"], variables)
 
     def _kill_id(self, process: ProcessId, why: str) -> None:
         if process in self._processes:
@@ -309,7 +393,9 @@ class NodeManager:
 
     def _printed(self, worker: Process, source: str, name: str, text: str) -> None:
         for process in self._processes.values():
-            if process.kind == "driver" and process.registered and process.log_to_driver:
+            if process.kind != "driver" or process.job is not worker.job:
+                continue
+            if process.registered and process.log_to_driver:
                 self._post(process.id, m.Log(source, name, worker.pid, text))
 
     def warn_drivers(self, text: str) -> None:
@@ -373,10 +459,6 @@ class NodeManager:
                 "likely_oom": status == -9 and not worker.killed_because and self._out_of_memory(),
             }
         )
-        del self._processes[worker.id]
-        self._mailbox.forget(worker.id)
-        self._store.bury(worker.pid, self._processes)
-        self._spiller.process_left(worker.id, self._processes)
         if worker.registered:
             self._admission.worker_died(worker.id)
         else:
@@ -385,15 +467,22 @@ class NodeManager:
             )
             self._last_failure = cause
             self._admission.worker_start_failed(worker.environment)
-        self._admission.process_left(worker.id)
         for owner, record in answers:
             if owner in self._processes:
                 self._post(owner, m.LateAnswer(worker.id, record))
-        notice = m.ProcessDied(worker.id, cause, running, answered)
-        for process in self._processes.values():
-            if process.registered:
-                self._post(process.id, notice)
-        self._actors.process_left(worker.id, cause)
+        self._forget(worker, m.ProcessDied(worker.id, cause, running, answered))
+
+    def _forget(self, process: Process, notice: m.ProcessDied) -> None:
+        """A process is gone: what it held is taken back, and everybody hears of it."""
+        del self._processes[process.id]
+        self._mailbox.forget(process.id)
+        self._store.bury(process.pid, self._processes)
+        self._spiller.process_left(process.id, self._processes)
+        self._admission.process_left(process.id)
+        for other in self._processes.values():
+            if other.registered:
+                self._post(other.id, notice)
+        self._actors.process_left(process.id, notice.cause)
 
     def _out_of_memory(self) -> bool:
         before, self._oom_kills = self._oom_kills, _oom_kills()

@@ -9,6 +9,7 @@ where its session's folder should be. Folders are made and swept under a lock on
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
 import signal
@@ -16,7 +17,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from skate.config import SESSIONS_FOLDER, SPILL_FOLDER
 from skate.node.zygote import WORKER_VARIABLE, remove_session
@@ -26,6 +27,7 @@ from skate.store.segment import SHM_DIR, segment_name
 PLACE: Final = blake2b(os.path.realpath(SESSIONS_FOLDER).encode(), digest_size=2).hexdigest()
 
 _LOCK = "alive"
+_FACTS = "facts.json"
 
 
 class Session(NamedTuple):
@@ -47,6 +49,48 @@ def create(node: str) -> Session:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(lock_fd, node.encode())
     return Session(name, folder, lock_fd)
+
+
+def note_facts(session: Session, facts: dict[str, Any]) -> None:
+    """Writes down how drivers reach the session's node."""
+    temporary = os.path.join(session.folder, _FACTS + ".new")
+    with open(temporary, "w") as file:
+        json.dump(facts, file)
+    os.rename(temporary, os.path.join(session.folder, _FACTS))
+
+
+def facts_of(folder: str) -> dict[str, Any] | None:
+    """What the node of a session's folder has written down; None where no node runs there."""
+    try:
+        lock_fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:  # its node holds the lock
+        pass
+    else:
+        return None
+    finally:
+        os.close(lock_fd)
+    try:
+        with open(os.path.join(folder, _FACTS)) as file:
+            facts: dict[str, Any] = json.load(file)
+            return facts
+    except FileNotFoundError:
+        return None  # it is just starting, or ending
+
+
+def standing() -> list[dict[str, Any]]:
+    """The facts of the nodes on this machine that `skate start` started, the newest last."""
+    if not os.path.isdir(SESSIONS_FOLDER):
+        return []
+    found = []
+    for name in os.listdir(SESSIONS_FOLDER):
+        facts = facts_of(os.path.join(SESSIONS_FOLDER, name))
+        if facts is not None and facts["stays"]:
+            found.append(facts)
+    return sorted(found, key=lambda facts: facts["started"])  # type: ignore[no-any-return]
 
 
 def make_spill_folder(session: Session, directory: str | None) -> None:

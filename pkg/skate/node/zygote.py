@@ -10,8 +10,8 @@ since it is a subreaper.
 
 It talks to the node manager over a socket pair that keeps message borders:
 
-    node -> zygote   {"fork": process id, "environment": {...}} with the write ends of two pipes; {"kill": pid};
-                     {"end": 1}
+    node -> zygote   {"fork": process id, "job": {...}, "environment": {...}} with the write ends of two pipes;
+                     {"kill": pid}; {"end": 1}
     zygote -> node   {"forked": process id, "pid": pid}; {"exited": pid, "status": n}; {"ended": 1};
                      {"unforked": process id, "why": text}
 
@@ -157,7 +157,7 @@ class Zygote:
             sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
             from skate.worker.main import run_worker
 
-            status = run_worker(bytes.fromhex(message["fork"]), self._config)
+            status = run_worker(bytes.fromhex(message["fork"]), self._config | {"job": message["job"]})
         except SystemExit as request:
             status = exit_status_of(request)
         except BaseException:

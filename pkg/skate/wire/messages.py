@@ -337,7 +337,9 @@ class LateAnswer(NamedTuple):
     """From the node: a worker that has died had given this answer; perhaps it never left (see wire.testament)."""
 
     worker: ProcessId
-    record: bytes  # a TaskDone or StreamItem; or a task's id alone, where the answer was too long to write down
+    record: (
+        bytes  # a TaskDone or StreamItem; or a task's id alone, where the answer was too long to write down
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- actors
