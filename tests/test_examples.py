@@ -12,6 +12,42 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 #: What each prints: regular expressions that must be found in its output, in this order.
 PRINTED = {
+    "actor_failures": [
+        r"an exception: LookupError: only 100 left",
+        r"and the actor lives on: 70",
+        r"a constructor that fails: ValueError: no credit here",
+        r"a crash: True",
+        r"dead for good: ActorDiedError",
+        r"a new life, from the constructor on: 90",
+        r"and it knows: True",
+        r"killed: True",
+    ],
+    "actor_order": [
+        r"one submitter: 1 then 3",
+        r"two submitters, as they come: 2 then 3",
+        r"in the order they were asked for: \[3, 2\]",
+        r"an async actor: 3 then 2",
+    ],
+    "actors": [
+        r"one after the other: \[1, 2, 3, 4, 5\]",
+        r"ten of them: \[1, 101, 201, 301, 401, 501, 601, 701, 801, 901\]",
+        r"processes: 10",
+        r"counted by tasks: 35 and its opposite: -35",
+        r"by name: \[1001, 1002\]",
+        r"called directly: .*increment\.remote",
+        r"asked before the last handle went: 105",
+        r"and then the process ended",
+    ],
+    "async_actors": [
+        r"100 pages at 0\.2 s each, all at once: True",
+        r"at once: 100",
+        r"at once, with max_concurrency=2: 2",
+        r"awaited inside: 30",
+        r"in three threads: \[0, 1, 2\]",
+        r"meanwhile: \['healthy', 'computed'\]",
+        r"still downloading: [234]",
+        r"in another group, for this once: healthy",
+    ],
     "asyncio_refs": [
         r"await: one",
         r"gather: \['slow', 'fast'\]",
@@ -54,6 +90,11 @@ PRINTED = {
         r"called back with: 0\.1",
         r"LookupError while 1 still ran",
     ],
+    "messages": [
+        r"New messages: \['Message 0 from worker \d\.'",
+        r"messages: 12",
+        r"worker 0 in order: True\nworker 1 in order: True\nworker 2 in order: True",
+    ],
     "monte_carlo_pi": [r" 7\.5 million darts: 3\.14\d+ ± 0\.0006", r"pi is 3\.142, and off by 0\.000"],
     "nested": [
         r"CPUs: 1\.0",
@@ -88,6 +129,13 @@ PRINTED = {
         r"a GPU of its own: \[1\], CUDA_VISIBLE_DEVICES=1",
         r"four halves of two GPUs: \[\[0\], \[0\], ",
         r"refused: .*1\.5",
+    ],
+    "streaming": [
+        r"the sum of 20 blocks: 190",
+        r"item: first - there before the second: True\nitem: second\nno more: None",
+        r"got 1\ngot 2\nin the middle: LookupError: the third is missing",
+        r"async for: \[0, 1, 2, 3, 4\]",
+        r"held back: \[0, 1, 2\] read, made fewer than 20: True",
     ],
     "tasks": [
         r"a reference: ObjectRef\(\w+\)",

@@ -8,7 +8,13 @@ An adapter says in `can` what it is able to do; a measurement says in `needs` wh
     wait          Ray's wait
     nesting       inside(): tasks that start tasks and get them
     nested refs   inside().put, and handles inside lists
-    actors        actor, method
+    actors        actor, actors, method
+    async actors  actors whose methods are coroutines
+    threads       actors with threads: actor(cls, threads=16)
+    handles       actors' handles as arguments, and inside().call_methods
+    queue         queue
+    pool          pool
+    streams       stream
     groups        placement groups
     session       start and stop, nothing else
     machine       none of these: the limits of the machine
@@ -20,7 +26,7 @@ code and nothing of the adapter's.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
 Submit = Callable[..., Any]
@@ -35,9 +41,26 @@ class Inside(Protocol):
     def call_many(self, function: Callable[..., Any], count: int) -> None:
         """Submit `count` calls without arguments, then get them all."""
 
+    def call_methods(self, actors: Sequence[Any], name: str, count: int, *args: Any) -> None:
+        """Call that method of each of the actors `count` times, then get them all."""
+
     def put(self, value: Any) -> Any: ...
 
     def get(self, handle: Any) -> Any: ...
+
+
+class Queue(Protocol):
+    """What the queues have in common; those without batches put and get the items one by one."""
+
+    def put(self, item: Any) -> None: ...
+
+    def get(self) -> Any: ...
+
+    def put_batch(self, items: list[Any]) -> None: ...
+
+    def get_batch(self, count: int) -> list[Any]: ...
+
+    def shutdown(self) -> None: ...
 
 
 class Contender:
@@ -81,12 +104,29 @@ class Contender:
     def inside(self) -> Inside:
         self._lacks("nesting")
 
-    def actor(self, cls: type) -> Any:
+    def actor(self, cls: type, threads: int = 1) -> Any:
+        """An actor of the class that needs no CPU; with more than one thread, it runs so many calls at once."""
         self._lacks("actors")
+
+    def actors(self, cls: type, count: int) -> list[Any]:
+        """That many actors of one class, asked for one after the other, without waiting for any."""
+        return [self.actor(cls) for _ in range(count)]
 
     def method(self, actor: Any, name: str) -> Submit:
         """What submits a call of the actor's method and returns a handle."""
         self._lacks("actors")
+
+    def queue(self) -> Queue:
+        """A queue that other processes may share."""
+        self._lacks("queues")
+
+    def pool(self, processes: int) -> Any:
+        """What has multiprocessing.Pool's methods."""
+        self._lacks("pools")
+
+    def stream(self, function: Callable[..., Iterator[Any]]) -> Callable[..., Iterable[Any]]:
+        """What submits a call of a generator function and returns handles of its items, as they come."""
+        self._lacks("generators")
 
     def create_groups(self, bundles: list[dict[str, float]], count: int) -> list[Any]:
         """That many placement groups of these bundles, each ready."""

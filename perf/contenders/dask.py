@@ -45,7 +45,9 @@ class Dask(Contender):
     def inside(self) -> DaskInside:
         return DaskInside()
 
-    def actor(self, cls: type) -> Any:
+    def actor(self, cls: type, threads: int = 1) -> Any:
+        if threads > 1:
+            self._lacks("actors with threads of their own")
         return self.client.submit(cls, actor=True, pure=False).result()
 
     def method(self, actor: Any, name: str) -> Submit:
@@ -66,6 +68,9 @@ class DaskInside:
 
     def call_many(self, function: Callable[..., Any], count: int) -> None:
         raise NotImplementedError("dask: tasks from actors are not measured")
+
+    def call_methods(self, actors: Sequence[Any], name: str, count: int, *args: Any) -> None:
+        raise NotImplementedError("dask: calls from actors are not measured")
 
     def put(self, value: Any) -> Any:
         raise NotImplementedError("dask: puts inside tasks are not measured")

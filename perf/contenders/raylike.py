@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +14,8 @@ _NEEDED = ("init", "shutdown", "remote", "get", "put", "wait")
 
 class RayLike(Contender):
     can = frozenset(
-        {"session", "tasks", "refs", "objects", "wait", "nesting", "nested refs", "actors", "groups"}
+        {"session", "tasks", "refs", "objects", "wait", "nesting", "nested refs", "groups"}
+        | {"actors", "async actors", "threads", "handles", "queue", "pool", "streams"}
     )
 
     def __init__(self, name: str, *, is_rival: bool) -> None:
@@ -59,8 +60,13 @@ class RayLike(Contender):
     def inside(self) -> RayLikeInside:
         return RayLikeInside(self.import_name)
 
-    def actor(self, cls: type) -> Any:
-        return self.module.remote(num_cpus=0)(cls).remote()
+    def actor(self, cls: type, threads: int = 1) -> Any:
+        options = {"max_concurrency": threads} if threads > 1 else {}
+        return self.module.remote(num_cpus=0, **options)(cls).remote()
+
+    def actors(self, cls: type, count: int) -> list[Any]:
+        remote = self.module.remote(num_cpus=0)(cls)  # decorated once, as a program would
+        return [remote.remote() for _ in range(count)]
 
     def method(self, actor: Any, name: str) -> Submit:
         def submit(*args: Any) -> Any:  # looks the method up each time, as a program does
@@ -68,19 +74,34 @@ class RayLike(Contender):
 
         return submit
 
+    def queue(self) -> RayLikeQueue:
+        return RayLikeQueue(self._util("queue").Queue())
+
+    def pool(self, processes: int) -> Any:
+        return self._util("multiprocessing").Pool(processes)
+
+    def stream(self, function: Callable[..., Iterator[Any]]) -> Callable[..., Iterable[Any]]:
+        return self.module.remote(function).remote
+
     def create_groups(self, bundles: list[dict[str, float]], count: int) -> list[Any]:
-        create = self._util("placement_group")
+        create = self._util_function("placement_group")
         groups = [create(bundles=bundles) for _ in range(count)]
         for group in groups:
             group.wait(timeout_seconds=30)
         return groups
 
     def remove_groups(self, groups: list[Any]) -> None:
-        remove = self._util("remove_placement_group")
+        remove = self._util_function("remove_placement_group")
         for group in groups:
             remove(group)
 
-    def _util(self, name: str) -> Callable[..., Any]:
+    def _util(self, name: str) -> ModuleType:
+        try:
+            return importlib.import_module(f"{self.import_name}.util.{name}")
+        except ImportError:
+            self._lacks(f"util.{name}")
+
+    def _util_function(self, name: str) -> Callable[..., Any]:
         try:
             function = getattr(importlib.import_module(f"{self.import_name}.util"), name)
         except (ImportError, AttributeError):
@@ -88,6 +109,14 @@ class RayLike(Contender):
         if not callable(function):
             self._lacks(f"util.{name}")
         return function
+
+
+class RayLikeQueue:
+    """See base.Queue."""
+
+    def __init__(self, queue: Any) -> None:
+        self.put, self.get, self.shutdown = queue.put, queue.get, queue.shutdown
+        self.put_batch, self.get_batch = queue.put_nowait_batch, queue.get_nowait_batch
 
 
 class RayLikeInside:
@@ -104,6 +133,10 @@ class RayLikeInside:
         module = importlib.import_module(self.import_name)
         submit = _decorated(module, function)
         module.get([submit() for _ in range(count)])
+
+    def call_methods(self, actors: Sequence[Any], name: str, count: int, *args: Any) -> None:
+        module = importlib.import_module(self.import_name)
+        module.get([getattr(actor, name).remote(*args) for actor in actors for _ in range(count)])
 
     def put(self, value: Any) -> Any:
         return importlib.import_module(self.import_name).put(value)

@@ -65,3 +65,16 @@ class Tally:
 def most_at_once(spans: list[tuple[float, float]]) -> int:
     """The largest number of (start, end) spans that overlap at one moment."""
     return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
+
+
+def lives(pid: int) -> bool:
+    """Whether the process runs: neither gone nor a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def gone(pid: int) -> bool:
+    return not lives(pid)

@@ -234,7 +234,9 @@ class World(RuleBasedStateMachine):
             TaskId(who + (1000 + caller.serial).to_bytes(8, "big")), METHOD, line, options, b"", None, (), []
         )
         caller.tasks[task.id] = task
-        caller.calls.call_submitted(line, task, ready)
+        life = caller.calls.call_submitted(line, task, ready)
+        if life is not None:
+            self.do_PushTasks(caller, PushTasks(life, [task]))
         self.act()
 
     def unready(self) -> list[tuple[Caller, OwnedTask]]:
@@ -270,6 +272,7 @@ class World(RuleBasedStateMachine):
             word, worker, task_id = message
             task = self.callers[ProcessId(to)].tasks.get(task_id)
             if task is not None and task.lease is not None and task.lease.worker == worker:
+                task.lease.closes()
                 if word == "coming":
                     task.lease.coming.add(task_id)  # type: ignore[union-attr]
                 else:

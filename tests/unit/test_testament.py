@@ -43,13 +43,13 @@ def test_the_latest_answers_are_read_in_order(notes: list[tuple[ProcessId, int]]
     for number, (owner, size) in enumerate(notes):
         record = number.to_bytes(2, "big") * (size // 2 + 1)
         record = record[:size]
-        if worker.note(owner, record):
-            noted.append((owner, record))
+        if worker.note(owner, number, record):
+            noted.append((owner, number, record))
         else:
             assert size > LONGEST
         _, found = testament.answers(memory)
         assert found == noted[len(noted) - len(found) :]
-        kept = sum(len(record) for _, record in found)
+        kept = sum(len(record) for *_, record in found)
         assert len(found) == len(noted) or kept > 8_000, "the last answers are kept"
 
 

@@ -52,6 +52,12 @@ class ActorClass:
                 f"class {cls} inherits from a decorated class, which is an ActorClass by now. Inherit from the plain "
                 "class and decorate both: Base = …; BaseActor = skate.remote(Base); class Child(Base): …"
             )
+        self._wrap(cls, options)
+        warn_not_yet(options)
+        self._check_groups()
+
+    def _wrap(self, cls: type, options: ActorOptions) -> None:
+        """Without a look at the class: one that is being unpickled has no methods yet, if they refer to it."""
         self._cls = cls
         self._options = options
         self._exported = Exported(cls)
@@ -61,10 +67,8 @@ class ActorClass:
         self.__qualname__ = cls.__qualname__
         self.__module__ = cls.__module__
         self.__doc__ = cls.__doc__
-        warn_not_yet(options)
-        self._check_groups()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         name = self._cls.__name__
         raise TypeError(
             f"The actor class {name} cannot be instantiated directly. Use {name}.remote(...) to make an actor, or "
@@ -79,7 +83,7 @@ class ActorClass:
     #: Ray's name of it
     __ray_actor_class__ = __skate_class__
 
-    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle:
+    def remote(self, /, *args: Any, **kwargs: Any) -> ActorHandle:
         """Makes an actor; does not block, except for an actor with a name, until the node has answered.
 
         Raises TypeError for arguments that `__init__` does not take, ActorAlreadyExistsError (a ValueError) for a name
@@ -165,10 +169,16 @@ class ActorClass:
                 )
 
     def __reduce__(self) -> Any:
-        return ActorClass, (self._cls, self._options)
+        return _rebuild_class, (self._cls, self._options)
 
     def __repr__(self) -> str:
         return f"<actor class {self._cls.__module__}.{self._cls.__qualname__}>"
+
+
+def _rebuild_class(cls: type, options: ActorOptions) -> ActorClass:
+    actor_class = ActorClass.__new__(ActorClass)
+    actor_class._wrap(cls, options)
+    return actor_class
 
 
 def _type_of(cls: type, options: ActorOptions) -> ActorType:
@@ -187,9 +197,8 @@ def _type_of(cls: type, options: ActorOptions) -> ActorType:
         chosen: MethodOptions = getattr(plain, METHOD_OPTIONS, None) or validate_method_options()
         methods[name] = Method(
             chosen,
-            resolve_num_returns(chosen.num_returns, generator=generator, function=name)
-            if chosen.num_returns is None or generator
-            else chosen.num_returns,
+            resolve_num_returns(chosen.num_returns, generator=generator, function=name),
+            generator,
             plain_arity(plain, skip=0 if isinstance(function, staticmethod) else 1),
             _signature_of(plain, drop_self=not isinstance(function, staticmethod)),
         )

@@ -28,6 +28,7 @@ class Method(NamedTuple):
 
     options: MethodOptions
     num_returns: Any  #: a number, "streaming" or "dynamic"
+    generator: bool
     takes: range | None  #: how many positional arguments alone make a good call
     signature: inspect.Signature
 
@@ -83,7 +84,7 @@ class ActorHandle:
         if kind is not None:
             method = kind.methods.get(name)
             if method is None and name in BUILT_IN:
-                method = Method(validate_method_options(), 1, None, _ANY)
+                method = Method(validate_method_options(), 1, False, None, _ANY)
         if kind is None or method is None:
             known = sorted(each for each in kind.methods if not each.startswith("__")) if kind else []
             raise AttributeError(
@@ -155,8 +156,7 @@ class ActorMethod:
             )
         retries = chosen.max_task_retries
         returns = method.num_returns if chosen.num_returns is None else chosen.num_returns
-        generator = isinstance(method.num_returns, str)
-        returns = resolve_num_returns(returns, generator=generator or returns == "streaming", function=name)
+        returns = resolve_num_returns(returns, generator=method.generator, function=name)
         self._call = TaskOptions(
             name=chosen.name,
             num_returns=returns,
@@ -175,13 +175,13 @@ class ActorMethod:
         self._runtime: Any = None
         self._line: ActorLine | None = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(
             f"The method {self._name}() of an actor cannot be called directly. Use "
             f"handle.{self._name}.remote(...), which gives a ref."
         )
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Calls the method in the actor's process. Does not block.
 
         Gives an ObjectRef; a list of them with num_returns=n, None with 0, an ObjectRefGenerator of a generator. Raises

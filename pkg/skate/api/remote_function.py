@@ -64,14 +64,14 @@ class RemoteFunction:
         functools.update_wrapper(self, function)
         warn_not_yet(options)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         name = self._function.__name__
         raise TypeError(
             f"The remote function {name}() cannot be called directly. Use {name}.remote(...) to run it in a worker, "
             f"or {name}._function(...) to run it here."
         )
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Runs the function in a worker. Does not block.
 
         Gives an ObjectRef; a list of them with num_returns=n, None with num_returns=0, an ObjectRefGenerator of a

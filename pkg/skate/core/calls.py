@@ -59,7 +59,7 @@ Effect = PushTasks | WatchActor | FailCalls | LoseCalls
 class Life:
     """One process of an actor, and what was pushed to it. Stands in the place of a lease."""
 
-    __slots__ = ("coming", "in_flight", "line", "worker")
+    __slots__ = ("closed", "coming", "in_flight", "line", "worker")
 
     def __init__(self, line: ActorLine, worker: ProcessId) -> None:
         self.line = line
@@ -68,6 +68,11 @@ class Life:
         self.in_flight: dict[bytes, OwnedTask] = {}
         #: those that were answered at length before the process ended
         self.coming: set[bytes] = set()
+        self.closed = False
+
+    def closes(self) -> None:
+        """The process is dead, and its last answers come: nothing is pushed to it any more."""
+        self.closed = True
 
 
 class ActorLine:
@@ -151,22 +156,28 @@ class Calls:
 
     # ---------------------------------------------------------------------------------------------------- events
 
-    def call_submitted(self, line: ActorLine, call: OwnedTask, ready: bool) -> None:
-        """A call has its place in the line; `ready`: its arguments are there."""
+    def call_submitted(self, line: ActorLine, call: OwnedTask, ready: bool) -> Life | None:
+        """A call has its place in the line; `ready`: its arguments are there.
+
+        Gives the life that it is pushed to at once, as most are, else None: then what becomes of it is an effect.
+        """
         if ready:
-            call.state = QUEUED
             life = line.life
-            if life is not None and not line.waiting and len(life.in_flight) < MAX_IN_FLIGHT:
-                self._push(life, call, None)
-                return
+            if life is not None and not (line.waiting or life.closed) and len(life.in_flight) < MAX_IN_FLIGHT:
+                call.state = PUSHED
+                call.lease = life
+                life.in_flight[call.id] = call
+                return life
+            call.state = QUEUED
         if line.state == DEAD or (line.state == RESTARTING and call.retries_left == 0):
             self._effects.append(FailCalls(line, [call]))
-            return
+            return None
         line.waiting[call.id] = call
         if line.state == AWAITED:
             self.watch(line)
         elif ready:
             self._feed(line)
+        return None
 
     def call_ready(self, line: ActorLine, call: OwnedTask) -> None:
         """The arguments of a call are there."""
@@ -240,7 +251,7 @@ class Calls:
     def _feed(self, line: ActorLine) -> None:
         """Pushes what may leave."""
         life = line.life
-        if life is None:
+        if life is None or life.closed:
             return
         batch: list[OwnedTask] | None = None
         waiting = line.waiting
@@ -306,7 +317,8 @@ class Calls:
                 seen.add(call.id)
             if line.ordered and line.life is not None and line.waiting:
                 head = next(iter(line.waiting.values()))
-                if head.state == QUEUED and len(line.life.in_flight) < MAX_IN_FLIGHT:
+                full = line.life.closed or len(line.life.in_flight) >= MAX_IN_FLIGHT
+                if head.state == QUEUED and not full:
                     raise AssertionError(f"{head} is ready, and has not left {line}")
         for life in lives:
             for call in life.in_flight.values():

@@ -130,6 +130,10 @@ class HeldLease:
         #: others wait for it
         self.reclaimed = False
 
+    def closes(self) -> None:
+        """Its worker is dead, and its last answers come: nothing is pushed to it any more."""
+        self.reclaimed = True
+
     def __repr__(self) -> str:
         return f"<HeldLease {self.id} of {self.worker.hex()} in flight: {len(self.in_flight)}>"
 

@@ -467,9 +467,9 @@ class NodeManager:
             )
             self._last_failure = cause
             self._admission.worker_start_failed(worker.environment)
-        for owner, record in answers:
+        for owner, attempt, record in answers:
             if owner in self._processes:
-                self._post(owner, m.LateAnswer(worker.id, record))
+                self._post(owner, m.LateAnswer(worker.id, attempt, record))
         self._forget(worker, m.ProcessDied(worker.id, cause, running, answered))
 
     def _forget(self, process: Process, notice: m.ProcessDied) -> None:

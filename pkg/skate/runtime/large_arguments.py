@@ -52,10 +52,5 @@ class LargeArguments:
         object_id = self._holders.get(address)
         if object_id is None:
             return None
-        runtime = self._runtime
-        runtime.lock.acquire()
-        try:
-            entry = runtime.references.entries.get(object_id)
-            return ObjectRef(entry) if entry is not None and entry.state == STORED else None
-        finally:
-            runtime.release()
+        ref = ObjectRef(object_id)  # in one step: finds the object and keeps it; one that was freed is FAILED
+        return ref if ref.entry.state == STORED else None

@@ -153,7 +153,8 @@ class Objects:
             except BaseException:
                 self._give_up(pending, waiter)
                 raise
-        if not done:
+        missing = number - (len(wanted) - len(pending))
+        if not done or waiter.failed or len(pending) > missing:  # it still stands on what it did not wait out
             self._give_up(pending, waiter)
         return done
 

@@ -136,9 +136,12 @@ class Submission:
                 self._references.pin(dependencies)
                 ready = runtime.objects.when_ready(dependencies, partial(self._arguments_ready, task))
             if type(queue) is ActorLine:
-                self._calls.call_submitted(queue, task, ready and not dependencies)
-                if dependencies and ready:
-                    self._arguments_ready(task)
+                if dependencies:
+                    self._calls.call_submitted(queue, task, False)
+                    if ready:
+                        self._arguments_ready(task)
+                else:
+                    self._call_ready(queue, task)
             elif dependencies:
                 if ready:
                     self._arguments_ready(task)
@@ -150,6 +153,11 @@ class Submission:
             runtime.release()
         runtime.glance()
         return task, handles
+
+    def _call_ready(self, line: ActorLine, call: OwnedTask) -> None:
+        life = self._calls.call_submitted(line, call, True)
+        if life is not None:
+            self.push(life.worker, (call,))
 
     def _arguments_ready(self, task: OwnedTask, _: Any = None) -> None:
         for entry in task.dependencies or ():
@@ -185,7 +193,7 @@ class Submission:
         else:
             runtime.post(effect.lease.worker, m.RecallTasks(effect.lease.id))
 
-    def push(self, worker: ProcessId, tasks: list[OwnedTask]) -> None:
+    def push(self, worker: ProcessId, tasks: Sequence[OwnedTask]) -> None:
         """Sends tasks to a worker, or calls to an actor. Under the lock."""
         post = self._runtime.mailbox.post
         code, schema = m.PushTask.code, m.PushTask.schema  # type: ignore[attr-defined]
@@ -227,7 +235,7 @@ class Submission:
             self._references.on_kept(kept, worker)
         if values and values[0][0] == FAILED and self._wants_retry(task, values[0][1]) and task.may_retry():
             if type(lease) is Life:
-                self._calls.call_submitted(lease.line, task, True)
+                self._call_ready(lease.line, task)
             else:
                 self._dispatcher.task_queued(task, now)
             return
@@ -241,21 +249,30 @@ class Submission:
             settle(entry, state, value, contents)
         self._let_go(task)
 
-    def _answered_late(self, _: ProcessId, worker: ProcessId, record: bytes) -> None:
+    def _answered_late(self, _: ProcessId, worker: ProcessId, attempt: int, record: bytes) -> None:
         """What a dead worker had answered: it has come already, or it never left; a long one may be under way."""
         if len(record) == TASK_ID_BYTES:
-            task = self.tasks.get(record)
-            if task is not None and type(task.lease) is Life and task.lease.worker == worker:
+            task = self._held_by(worker, record, attempt)
+            if task is not None and type(task.lease) is Life:
                 task.lease.coming.add(record)
             return
         for code, fields in frames.decode(frames.frame([record]), SCHEMAS):
-            task = self.tasks.get(fields[0])
-            if task is None or task.lease is None or task.lease.worker != worker:
+            task = self._held_by(worker, fields[0], attempt)
+            if task is None:
                 continue
+            assert task.lease is not None
+            task.lease.closes()
             if code == m.TaskDone.code:  # type: ignore[attr-defined]
                 self._task_done(worker, *fields)
             elif code == m.StreamItem.code and task.stream and fields[1] == task.stream.received:  # type: ignore[attr-defined]
                 self._runtime.streams.item(worker, *fields)
+
+    def _held_by(self, worker: ProcessId, task_id: bytes, attempt: int) -> OwnedTask | None:
+        """The task, if this attempt at it is the worker's."""
+        task = self.tasks.get(task_id)
+        if task is None or task.lease is None or task.lease.worker != worker or task.attempt != attempt:
+            return None
+        return task
 
     def discard(self, task_id: bytes, values: Any, first: int = 0) -> None:
         """An answer that comes too late: the task was tried again elsewhere, or given up. Under the lock."""

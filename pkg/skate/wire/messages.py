@@ -337,9 +337,8 @@ class LateAnswer(NamedTuple):
     """From the node: a worker that has died had given this answer; perhaps it never left (see wire.testament)."""
 
     worker: ProcessId
-    record: (
-        bytes  # a TaskDone or StreamItem; or a task's id alone, where the answer was too long to write down
-    )
+    attempt: int  # which one it answered
+    record: bytes  # a TaskDone or StreamItem; a task's id alone, where the answer was too long to write down
 
 
 # ---------------------------------------------------------------------------------------------------------- actors

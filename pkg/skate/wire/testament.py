@@ -7,7 +7,7 @@ together, see Runtime.send_soon) is so delivered by the node manager; an owner t
     0    the task that runs: an id, or zeros
     16   tasks of the lease that were answered, u64
     24   which half is being written, u8; then bytes used of each half, u32, u32
-    33   two halves: entries of u32 length, process id of the owner, record
+    33   two halves: entries of u32 length, u32 attempt of the task, process id of the owner, record
 
 Of an answer that is too long its task's id stands here alone: it has left, and may be under way.
 
@@ -28,8 +28,8 @@ _HEADER_AT: Final = TASK_ID_BYTES + 8
 _HALVES_AT: Final = _HEADER_AT + _HEADER.size
 _HALF_BYTES: Final = 1 << 14
 BYTES: Final = _HALVES_AT + 2 * _HALF_BYTES
-#: length and owner of an entry
-_ENTRY_BYTES: Final = 4 + PROCESS_ID_BYTES
+#: length, attempt and owner of an entry
+_ENTRY_BYTES: Final = 4 + 4 + PROCESS_ID_BYTES
 #: a longer record does not stand here: its answer leaves at once
 LONGEST: Final = _HALF_BYTES // 4
 
@@ -54,8 +54,8 @@ class Testament:
         """No task runs, and `number` tasks of the lease were answered."""
         self._memory[:_HEADER_AT] = NO_TASK + number.to_bytes(8, "little")
 
-    def note(self, owner: ProcessId, record: bytes) -> bool:
-        """Writes an answer down; False for one that is too long."""
+    def note(self, owner: ProcessId, attempt: int, record: bytes) -> bool:
+        """Writes down the answer of an attempt at a task; False for one that is too long."""
         size = len(record)
         if size > LONGEST:
             return False
@@ -66,7 +66,7 @@ class Testament:
             used = 0
         at = _HALVES_AT + self._half * _HALF_BYTES + used
         memory = self._memory
-        memory[at : at + total] = size.to_bytes(4, "little") + owner + record
+        memory[at : at + total] = (size | attempt << 32).to_bytes(8, "little") + owner + record
         self._used[self._half] = used + total  # after the entry: what is counted is whole
         memory[_HEADER_AT:_HALVES_AT] = _HEADER.pack(self._half, *self._used)
         return True
@@ -78,20 +78,21 @@ def running(memory: mmap) -> bytes:
     return b"" if task == NO_TASK else task
 
 
-def answers(memory: mmap) -> tuple[int, list[tuple[ProcessId, bytes]]]:
-    """(how many tasks were answered, the latest answers as (owner, record), oldest first)."""
+def answers(memory: mmap) -> tuple[int, list[tuple[ProcessId, int, bytes]]]:
+    """(how many tasks were answered, the latest answers as (owner, attempt, record), oldest first)."""
     number = int.from_bytes(memory[TASK_ID_BYTES:_HEADER_AT], "little")
     half, *used = _HEADER.unpack(memory[_HEADER_AT:_HALVES_AT])
-    found: list[tuple[ProcessId, bytes]] = []
+    found: list[tuple[ProcessId, int, bytes]] = []
     half &= 1
     for each in (half ^ 1, half):
         start = _HALVES_AT + each * _HALF_BYTES
         at, end = start, start + min(used[each], _HALF_BYTES)
         while at + _ENTRY_BYTES <= end:
             size = int.from_bytes(memory[at : at + 4], "little")
-            owner = ProcessId(memory[at + 4 : at + _ENTRY_BYTES])
+            attempt = int.from_bytes(memory[at + 4 : at + 8], "little")
+            owner = ProcessId(memory[at + 8 : at + _ENTRY_BYTES])
             at += _ENTRY_BYTES + size
             if size > LONGEST or at > end:
                 break  # it was written over in part
-            found.append((owner, memory[at - size : at]))
+            found.append((owner, attempt, memory[at - size : at]))
     return number, found

@@ -393,15 +393,15 @@ class Executor:
             answer = [(FAILED, error, None)] * max(1, pushed.returns)
         kept = self.end_guards(guards)
         runtime.act(monotonic())  # who else holds the refs inside must be known before the answer is
-        self._post_answer(pushed.owner, m.TaskDone(pushed.task, elapsed, answer, kept))
+        self._post_answer(pushed, m.TaskDone(pushed.task, elapsed, answer, kept))
 
-    def _post_answer(self, owner: ProcessId, message: Any) -> None:
+    def _post_answer(self, pushed: Pushed, message: Any) -> None:
         """Posts what must not be lost if this process dies before it has left. Under the lock."""
         record = encode(message)
         mailbox = self._runtime.mailbox
-        mailbox.post(owner, record)
-        if not self._testament.note(owner, record):
-            self._testament.note(owner, message.task)
+        mailbox.post(pushed.owner, record)
+        if not self._testament.note(pushed.owner, pushed.attempt, record):
+            self._testament.note(pushed.owner, pushed.attempt, pushed.task)
             mailbox.flush()
 
     def end_guards(self, guards: list[Guard]) -> list[Any] | None:
@@ -493,7 +493,7 @@ class Executor:
         if number < 0:
             return self._stream(pushed, name, result)
         if number == 1:
-            results = (result,)
+            results = (first_of(result, name) if inspect.isgenerator(result) else result,)
         elif number == 0:
             results = ()
         else:
@@ -552,7 +552,7 @@ class Executor:
             del self._streams[pushed.task]
             if hasattr(results, "close"):
                 results.close()
-        return self._stream_end(sent)
+        return self._stream_end()
 
     async def _stream_async(self, pushed: Pushed, name: str, results: Any) -> list[Any]:
         """As `_stream`, of an async generator."""
@@ -574,7 +574,7 @@ class Executor:
         finally:
             del self._streams[pushed.task]
             await results.aclose()
-        return self._stream_end(sent)
+        return self._stream_end()
 
     def _send_item(self, pushed: Pushed, name: str, index: int, value: Any) -> None:
         kept = self._kept(pushed, name, index + 1, value)
@@ -585,7 +585,7 @@ class Executor:
         try:
             ((state, stored, contents),) = self._handed_over(pushed, [kept])
             runtime.act(now)
-            self._post_answer(pushed.owner, m.StreamItem(pushed.task, index, state, stored, contents))
+            self._post_answer(pushed, m.StreamItem(pushed.task, index, state, stored, contents))
             runtime.send_soon(now)
         finally:
             runtime.release()
@@ -613,8 +613,8 @@ class Executor:
         stream.on_read = None
 
     @staticmethod
-    def _stream_end(sent: int) -> list[Any]:
-        return [(INLINE, to_bytes(serialize(sent)), None)]
+    def _stream_end() -> list[Any]:
+        return [(INLINE, to_bytes(serialize(None)), None)]
 
     def _take_back(self, task: TaskId, packed: list[Any]) -> None:
         """The call fails after all: those of its values that are in the store already are nobody's."""
@@ -674,6 +674,16 @@ class Executor:
             runtime.pump.wait(resume, runtime.lock, None)
             self._resume = None
             lease.apply()
+
+
+def first_of(generator: Any, name: str) -> Any:
+    """What a generator yields first: its value where num_returns=1 was asked for, as in Ray."""
+    try:
+        return next(generator)
+    except StopIteration:
+        raise ValueError(f"{name}() was called with num_returns=1, but it yielded nothing") from None
+    finally:
+        generator.close()
 
 
 def _ring(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:

@@ -1,0 +1,176 @@
+"""Waiting for what is no single ref, the way threads wait for refs: who waits reads the inbox, and lends its CPUs.
+
+A `threading.Event` would do neither. A task that blocked on one would keep its CPU from the very work that it waits
+for, and each answer would have to wake two threads. State: of a Latch, whether it is open, and who waits; of Arrivals,
+the refs that are on their way, and those that have come. Callers: the other modules of skate.util.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from skate._c.refs import ObjectRef, Waiter
+from skate.api.session import require_runtime
+from skate.runtime.runtime import Runtime
+
+__all__ = ["Arrivals", "Latch", "when_done"]
+
+
+class Latch:
+    """Shut, until somebody opens it for good; any number of threads may wait for that."""
+
+    def __init__(self) -> None:
+        self._runtime = require_runtime()
+        self._waiting: list[tuple[Waiter, int]] = []
+        self.is_open = False
+
+    def open(self, *_: object) -> None:
+        """Lets everybody through, now and later. From any thread, any number of times. Does not block."""
+        runtime = self._runtime
+        here = threading.get_ident()
+        runtime.lock.acquire()
+        try:
+            self.is_open = True
+            waiting, self._waiting = self._waiting, []
+            for waiter, thread in waiting:
+                asleep_in_the_inbox = waiter.callback is None and thread != here
+                runtime.finish(waiter)
+                if asleep_in_the_inbox and not runtime.closed:
+                    runtime.mailbox.poke()
+        finally:
+            runtime.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Blocks until the latch is open (True), or for `timeout` seconds (then False)."""
+        if self.is_open:
+            return True
+        waiter = Waiter()
+        waiter.missing = 1
+        mine = (waiter, threading.get_ident())
+        runtime = self._runtime
+        runtime.lock.acquire()
+        try:
+            if self.is_open:
+                return True
+            self._waiting.append(mine)
+        finally:
+            runtime.release()
+        try:
+            return _block(runtime, waiter, timeout)
+        finally:
+            if not waiter.done:  # the time is over, or Ctrl-C was pressed
+                self._forget(mine)
+
+    def _forget(self, mine: tuple[Waiter, int]) -> None:
+        self._runtime.lock.acquire()
+        try:
+            if mine in self._waiting:
+                self._waiting.remove(mine)
+        finally:
+            self._runtime.release()
+
+
+class Arrivals:
+    """Refs in the order in which they get their values. Each is watched once: what that costs does not grow with them.
+
+    For one thread. Dropping it is enough: what it watches ends as if nobody had.
+    """
+
+    def __init__(self) -> None:
+        self._runtime = require_runtime()
+        #: by number, counted from the first that was added: those that `take` has not given yet
+        self._refs: dict[int, ObjectRef] = {}
+        self._arrived: deque[int] = deque()
+        self._added = 0
+        self._waiter: Waiter | None = None
+
+    def __len__(self) -> int:
+        """How many are still to be taken."""
+        return len(self._refs)
+
+    def add(self, ref: ObjectRef) -> None:
+        """Watches one more ref. Does not block."""
+        number = self._added
+        self._added += 1
+        self._refs[number] = ref
+        runtime = self._runtime
+        runtime.lock.acquire()
+        try:
+            if runtime.objects.when_ready([ref.entry], partial(self._arrive, number)):
+                self._arrived.append(number)
+            elif not ref.entry.owned:
+                runtime.mailbox.flush()  # its owner was asked for it
+        finally:
+            runtime.release()
+
+    def _arrive(self, number: int, _: Waiter) -> None:
+        """One more is there. Under the runtime's lock."""
+        self._arrived.append(number)
+        waiter = self._waiter
+        if waiter is not None:
+            waiter.missing -= 1
+            if waiter.missing <= 0:
+                self._waiter = None
+                self._runtime.finish(waiter)
+
+    def take(self, most: int, timeout: float | None = None) -> list[ObjectRef]:
+        """The next refs to be there, as many as `most`, in the order in which they were added. Blocks until they are.
+
+        After `timeout` seconds fewer will do, but one there must be. `[]` where none are left.
+        """
+        most = min(most, len(self._refs))
+        if not most:
+            return []
+        if not self._wait_for(most, timeout):
+            self._wait_for(1, None)
+        arrived = self._arrived
+        numbers = sorted([arrived.popleft() for _ in range(min(most, len(arrived)))])
+        return [self._refs.pop(number) for number in numbers]
+
+    def _wait_for(self, number: int, timeout: float | None) -> bool:
+        runtime = self._runtime
+        waiter = Waiter()
+        runtime.lock.acquire()
+        try:
+            waiter.missing = number - len(self._arrived)
+            if waiter.missing <= 0:
+                return True
+            self._waiter = waiter
+        finally:
+            runtime.release()
+        try:
+            return _block(runtime, waiter, timeout)
+        finally:
+            self._waiter = None
+
+
+def when_done(ref: ObjectRef, call: Callable[[], Any]) -> None:
+    """Calls `call()` once the ref has its value or error: now where it has, else from the thread that reads the inbox.
+
+    So `call` must neither block nor take long: all that comes to this process waits for it.
+    """
+    runtime: Runtime = ref.entry.home
+    runtime.lock.acquire()
+    try:
+        if runtime.objects.when_ready([ref.entry], lambda _: runtime.later(call)):
+            runtime.later(call)
+        elif not ref.entry.owned:
+            runtime.mailbox.flush()
+    finally:
+        runtime.release()
+
+
+def _block(runtime: Runtime, waiter: Waiter, timeout: float | None) -> bool:
+    """As `get` blocks: reads the inbox meanwhile, and in a task lends its CPUs. False where the time is over."""
+    if runtime.objects.before_blocking is not None:
+        runtime.objects.before_blocking("wait")
+    if timeout is not None and timeout <= 0:
+        runtime.before_sleep()
+        runtime.pump.glance(monotonic(), 0.0)
+        return waiter.done
+    return runtime.objects.wait_for(waiter, None if timeout is None else monotonic() + timeout)
