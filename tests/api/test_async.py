@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import threading
+from typing import Any
 
 import pytest
 import skate
@@ -205,3 +206,18 @@ class TestFutures:
     def test_the_ref_need_not_be_kept(self) -> None:
         futures = [identity.remote(i).future() for i in range(50)]
         assert [future.result(timeout=20) for future in futures] == list(range(50))
+
+
+class TestCallbacks:
+    def test_one_that_waits_itself(self) -> None:
+        """It runs in the thread that reads the inbox: waiting there goes on reading."""
+        got: list[int] = []
+        done = threading.Event()
+
+        def call(future: Any) -> None:
+            got.append(future.result() + skate.get(identity.remote(2)))
+            done.set()
+
+        identity.remote(1).future().add_done_callback(call)
+        assert done.wait(20)
+        assert got == [3]

@@ -83,6 +83,12 @@ class ActorClass:
     #: Ray's name of it
     __ray_actor_class__ = __skate_class__
 
+    def __getattr__(self, name: str) -> Any:
+        """The class's own attributes, so that its constants can be read."""
+        if name.startswith("__") or "_cls" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self._cls, name)
+
     def remote(self, /, *args: Any, **kwargs: Any) -> ActorHandle:
         """Makes an actor; does not block, except for an actor with a name, until the node has answered.
 

@@ -221,11 +221,11 @@ class ActorMethod:
 
     def _enter(self) -> Any:
         """The first call in this session."""
-        runtime = require_runtime()
-        if self._token is not None and self._token.entry.home is not runtime:
+        if self._token is not None and self._token.entry.home is not current.runtime:
             raise ActorHandleNotFoundError(
                 f"this handle of {self._type.class_name} is of a session that was shut down; its actor is gone"
             )
+        runtime = require_runtime()
         kind = self._type
         runtime.lock.acquire()
         try:

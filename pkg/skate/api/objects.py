@@ -7,6 +7,7 @@ from typing import Any
 from skate._c import refs as _refs
 from skate._c.refs import ObjectRef
 from skate.api.session import require_runtime
+from skate.runtime import current
 from skate.runtime.streams import ObjectRefGenerator
 
 
@@ -28,7 +29,7 @@ def get(refs: ObjectRef | list[ObjectRef], *, timeout: float | None = None) -> A
     Arrays come back read-only, without a copy: `array.copy()` is writable. Raises what the task raised, as soon as one
     of the refs has failed; GetTimeoutError (a TimeoutError) when `timeout` seconds are over, also for 0.
     """
-    runtime = require_runtime()
+    runtime = current.runtime or _runtime_for(refs)
     if type(refs) is ObjectRef:
         literal = refs.entry.literal
         if literal is not _refs.NOTHING and refs.entry.home is runtime:
@@ -89,6 +90,14 @@ def _wait_with_generators(items: list[Any], num_returns: int, timeout: float | N
         [item for item, ref in zip(items, refs, strict=True) if ref in chosen],
         [item for item, ref in zip(items, refs, strict=True) if ref not in chosen],
     )
+
+
+def _runtime_for(refs: Any) -> Any:
+    """Starts skate, unless these are refs of a session that has ended: then they are refused first."""
+    for ref in refs if isinstance(refs, list) else [refs]:
+        if type(ref) is ObjectRef:
+            _check_session(None, [ref])
+    return require_runtime()
 
 
 def _ref_list(function: str, refs: Any) -> list[ObjectRef]:

@@ -46,6 +46,8 @@ class Pump:
         self._mailbox = mailbox
         self._before_sleep = before_sleep
         self._reading = threading.Lock()
+        #: the thread that holds it; 0: none
+        self._reader = 0
         self._pump_reads = False
         self._wanted = 0  # program threads that wait for the pump to give up the right
         self._ousted = False
@@ -74,7 +76,10 @@ class Pump:
             if self._closed:
                 raise RuntimeError("skate was shut down while this thread waited")
             if self._reading.acquire(blocking=False):
+                self._reader = threading.get_ident()
                 self._read_until(waiter, deadline)
+            elif self._reader == threading.get_ident():  # a callback that waits: it goes on reading
+                self._read_on(waiter, deadline)
             elif self._pump_reads and not self._wanted:
                 self._oust(waiter, deadline, timeout)
             else:
@@ -88,6 +93,7 @@ class Pump:
                 self._ousted = True
                 self._mailbox.poke()
         elif now - self.last_read >= interval and self._reading.acquire(blocking=False):
+            self._reader = threading.get_ident()
             try:
                 self._mailbox.read(0)
             finally:
@@ -98,16 +104,17 @@ class Pump:
 
         For an event loop, which reads whenever it would sleep. Blocks no longer than the pump needs to step aside.
         """
-        if self._reading.acquire(blocking=False):
-            return True
-        if not self._pump_reads or self._wanted:
-            return False
-        self._wanted += 1
-        try:
-            self._mailbox.poke()
-            return self._reading.acquire(timeout=PATIENCE)
-        finally:
-            self._wanted -= 1
+        taken = self._reading.acquire(blocking=False)
+        if not taken and self._pump_reads and not self._wanted:
+            self._wanted += 1
+            try:
+                self._mailbox.poke()
+                taken = self._reading.acquire(timeout=PATIENCE)
+            finally:
+                self._wanted -= 1
+        if taken:
+            self._reader = threading.get_ident()
+        return taken
 
     def give_up(self) -> None:
         """Ends what `take` began."""
@@ -121,18 +128,21 @@ class Pump:
     def _read_until(self, waiter: Waiter, deadline: float | None) -> None:
         """With the right to read: reads until the waiter is done or the deadline has passed; gives the right up."""
         try:
-            while not waiter.done and not self._closed:
-                timeout = self._before_sleep()
-                if waiter.done:
-                    return  # what was waited for was a timer's
-                if deadline is not None:
-                    left = deadline - monotonic()
-                    if left <= 0:
-                        return
-                    timeout = left if timeout is None else min(left, timeout)
-                self._mailbox.read(timeout)
+            self._read_on(waiter, deadline)
         finally:
             self._leave()
+
+    def _read_on(self, waiter: Waiter, deadline: float | None) -> None:
+        while not waiter.done and not self._closed:
+            timeout = self._before_sleep()
+            if waiter.done:
+                return  # what was waited for was a timer's
+            if deadline is not None:
+                left = deadline - monotonic()
+                if left <= 0:
+                    return
+                timeout = left if timeout is None else min(left, timeout)
+            self._mailbox.read(timeout)
 
     def _oust(self, waiter: Waiter, deadline: float | None, timeout: float | None) -> None:
         self._wanted += 1
@@ -142,6 +152,7 @@ class Pump:
         finally:
             self._wanted -= 1
         if acquired:
+            self._reader = threading.get_ident()
             self._read_until(waiter, deadline)
 
     def _sleep(self, waiter: Waiter, lock: threading.Lock, timeout: float | None) -> None:
@@ -156,6 +167,7 @@ class Pump:
 
     def _leave(self) -> None:
         self.last_read = monotonic()
+        self._reader = 0
         self._reading.release()
         if self._resting:
             self._awake.set()
@@ -181,6 +193,7 @@ class Pump:
                 continue
             looks = 0
             self._pump_reads = True
+            self._reader = threading.get_ident()
             try:
                 while not (self._wanted or self._ousted or self._closed):
                     self._mailbox.read(self._before_sleep())
@@ -192,6 +205,7 @@ class Pump:
                 if self._ousted:
                     self._ousted = False
                     self.last_read = monotonic()
+                self._reader = 0
                 self._reading.release()
 
     def _rest(self) -> None:
