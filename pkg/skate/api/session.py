@@ -108,8 +108,9 @@ def init(
                 "skate runs already in this process (init() was called, or .remote(), put() or get() started it). "
                 "Call skate.shutdown() first, or pass ignore_reinit_error=True."
             )
-        node = _node_to_come_to(address)
-        if node is None:
+        folder = _node_to_come_to(address)
+        node: dict[str, Any] | str = folder or {}
+        if folder is None:
             node = node_config(
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,

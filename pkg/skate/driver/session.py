@@ -44,7 +44,7 @@ class Session:
         """
         self._process = None if isinstance(node, str) else nodes.spawn(node)
         try:
-            folder = node if self._process is None else nodes.read_facts(self._process)["folder"]
+            folder = str(node) if self._process is None else nodes.read_facts(self._process)["folder"]
             self.facts = nodes.enter(folder, job, log_to_driver) | {
                 "owner_pid": os.getpid(),
                 "job": job["id"],

@@ -315,10 +315,10 @@ class TasksReturned(NamedTuple):
 
 @_message(26)
 class StreamItem(NamedTuple):
-    """A generator has yielded its `index`-th value."""
+    """A generator has yielded its `number`-th value, counted from 0."""
 
     task: TaskId
-    index: int
+    number: int
     state: int
     value: Plain
     contents: Plain  # as in TaskDone

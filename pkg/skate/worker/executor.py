@@ -192,7 +192,7 @@ class Executor:
     def _give_back(self, owner: ProcessId, lease_id: int, keep: int = 0) -> None:
         """Returns the owner's tasks that have not begun, but for the first `keep` of them. Under the lock."""
         unbegun = []
-        stays: deque[Pushed | Lease] = deque()
+        stays: deque[Pushed | Lease | NewActor | End] = deque()
         for item in self._queue:
             if type(item) is not Pushed or item.owner != owner:
                 stays.append(item)
