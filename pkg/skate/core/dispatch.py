@@ -168,7 +168,7 @@ class Dispatcher:
     def task_queued(self, task: OwnedTask, now: float) -> None:
         """A task has its arguments and wants a worker."""
         task.state = QUEUED
-        queue: Queue = task.queue  # type: ignore[assignment]  (calls of actors are not queued here)
+        queue: Queue = task.queue  # type: ignore[assignment] # calls of actors are not queued here
         queue.tasks.append(task)
         waiting = len(queue.tasks)
         if waiting == 1 or not queue.told:
