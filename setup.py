@@ -43,6 +43,7 @@ COMPILED = [
     "skate.runtime.submission",
     "skate.worker.actor",
     "skate.worker.executor",
+    "skate.worker.streams",
 ]
 PURE = os.environ.get("SKATE_PURE") == "1" or DEBUG or SANITIZE or "--inplace" in sys.argv
 

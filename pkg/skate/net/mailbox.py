@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import select
 from collections.abc import Callable
 from time import monotonic
@@ -35,6 +36,9 @@ FRAME_RECORDS = 1024
 READ_FRAMES = 64
 #: milliseconds that closing waits for what was sent last
 LINGER_MS = 500
+
+#: descriptors that a peer may cost: a link, its way back, and in a node manager two pipes
+LINK_DESCRIPTORS = 4
 
 Deliver = Callable[[ProcessId, list[tuple[int, tuple[Any, ...]]]], None]
 
@@ -123,6 +127,7 @@ class Mailbox:
         return True
 
     def _open(self, to: ProcessId) -> Link:
+        _allow_descriptors(len(self._links) * LINK_DESCRIPTORS)
         socket = self._context.socket(zmq.DEALER)
         socket.set(zmq.ROUTING_ID, self.me)
         socket.set(zmq.SNDHWM, QUEUE_FRAMES)
@@ -246,3 +251,13 @@ class Mailbox:
         self._epoll.close()
         os.close(self._doorbell)
         self._watched.clear()
+
+
+def _allow_descriptors(number: int) -> None:
+    """Raises this process's own limit of open descriptors, where `number` more come near it and it may be raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or number < soft // 2:
+        return
+    wanted = 2 * soft if hard == resource.RLIM_INFINITY else min(2 * soft, hard)
+    if wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

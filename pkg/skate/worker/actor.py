@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import selectors
 import threading
 from collections import deque
@@ -142,6 +141,83 @@ def become_actor(executor: Executor, runtime: Runtime, new: NewActor) -> bool:
         return False
 
 
+class ThreadGroup:
+    """The threads of one concurrency group. They are started as they are needed, `limit` at most.
+
+    One thread at a time is woken, and wakes the next when it has taken a call and more are there. So short calls are
+    run by few threads, which need not hand the interpreter to one another, and long ones by as many as may.
+    """
+
+    def __init__(self, name: str, limit: int, run: Callable[[Pushed, Callable[[], bool]], bool]) -> None:
+        self._name = name
+        self._limit = limit
+        #: runs a call; False where the thread is to end
+        self._run = run
+        self._lock = threading.Lock()
+        self._calls: deque[Pushed] = deque()
+        #: what threads that have nothing to do sleep on
+        self._idle: list[threading.Lock] = []
+        #: a thread was woken, and has not looked yet
+        self._waking = False
+        self._ended = False
+        self._threads: list[threading.Thread] = []
+
+    def put(self, call: Pushed) -> None:
+        """Gives a call to one of the threads. Does not block."""
+        with self._lock:
+            self._calls.append(call)
+            self._wake_one()
+
+    def end(self) -> None:
+        """What runs goes on to its end, what waits does not begin; blocks until that is so."""
+        with self._lock:
+            self._ended = True
+            self._calls.clear()
+            for alarm in self._idle:
+                alarm.release()
+            self._idle.clear()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _wake_one(self) -> None:
+        if self._waking or self._ended:
+            return
+        if self._idle:
+            self._waking = True
+            self._idle.pop().release()
+        elif len(self._threads) < self._limit:
+            self._waking = True
+            name = f"skate-{self._name or 'default'}-{len(self._threads)}"
+            thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self) -> None:
+        alarm = threading.Lock()
+        alarm.acquire()
+        woken = True
+        while True:
+            with self._lock:
+                if woken:
+                    self._waking = woken = False
+                call = self._calls.popleft() if self._calls else None
+                if call is None:
+                    if self._ended:
+                        return
+                    self._idle.append(alarm)
+                elif self._calls:
+                    self._wake_one()
+            if call is None:
+                alarm.acquire()
+                woken = True
+            elif not self._run(call, self._has_none):
+                return
+
+    def _has_none(self) -> bool:
+        return not self._calls
+
+
 class Threads:
     """Runs the calls of a threaded actor: each concurrency group has threads of its own."""
 
@@ -149,19 +225,15 @@ class Threads:
         self._executor = executor
         self._runtime = runtime
         self._actor = actor
-        self._group_of: Mapping[bytes, str] = {}
-        self._queues: dict[str, queue.SimpleQueue[Pushed | None]] = {}
-        #: one of its methods has ended the actor: what runs goes on to its end, what waits does not begin
+        self._group_of: Mapping[bytes, str] = actor.group_of()
+        self._groups = {name: ThreadGroup(name, limit, self._run) for name, limit in actor.limits(1).items()}
+        #: one of its methods has ended the actor
         self._exit: SystemExit | None = None
-        self._threads: list[threading.Thread] = []
 
     def run(self) -> None:
         """Serves until the actor ends."""
         executor, actor = self._executor, self._actor
         executor.set_output_name(actor.shown)
-        self._group_of = actor.group_of()
-        limits = actor.limits(1)
-        self._queues = {group: queue.SimpleQueue() for group in limits}
         executor.sink = self._take
         try:
             if actor.construct(executor, self._runtime):
@@ -169,41 +241,26 @@ class Threads:
         except SystemExit as request:
             executor.leave(request)
             return
-        for group, limit in limits.items():
-            for number in range(limit):
-                thread = threading.Thread(
-                    target=self._serve,
-                    args=(self._queues[group],),
-                    name=f"skate-{group or 'default'}-{number}",
-                    daemon=True,
-                )
-                self._threads.append(thread)
-                thread.start()
         while type(executor.next_item()) is not End:
             pass
         if self._exit is not None:
-            for group, limit in limits.items():
-                for _ in range(limit):
-                    self._queues[group].put(None)
-            for thread in self._threads:
-                thread.join()
+            for group in self._groups.values():
+                group.end()
             executor.leave(self._exit)
 
     def _take(self, pushed: Pushed) -> None:
-        group = self._group_of.get(pushed.function, DEFAULT_GROUP)
-        self._queues[group].put(pushed)
+        self._groups[self._group_of.get(pushed.function, DEFAULT_GROUP)].put(pushed)
 
-    def _serve(self, calls: queue.SimpleQueue[Pushed | None]) -> None:
-        while True:
-            pushed = calls.get()
-            if pushed is None or self._exit is not None:
-                return
-            try:
-                self._executor.run_in_thread(pushed, calls.empty)
-            except SystemExit as request:
-                self._exit = request
-                self._executor.end()
-                return
+    def _run(self, pushed: Pushed, last: Callable[[], bool]) -> bool:
+        if self._exit is not None:
+            return False
+        try:
+            self._executor.run_in_thread(pushed, last)
+        except SystemExit as request:
+            self._exit = request
+            self._executor.end()
+            return False
+        return True
 
 
 class Group:

@@ -10,33 +10,31 @@ and what was answered, so that after a death the node can tell, and deliver.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from time import monotonic, perf_counter_ns
 from typing import Any, NamedTuple
 
 from skate._c import refs
-from skate._c.refs import FAILED, INLINE, STORED, Guard, Waiter
+from skate._c.refs import FAILED, STORED, Guard, Waiter
 from skate.exceptions import ActorExit, SerializationError, TaskError
 from skate.ids import ProcessId, TaskId, object_id
 from skate.runtime.arguments import unpack_arguments
 from skate.runtime.objects import pack_error
 from skate.runtime.runtime import Runtime
-from skate.runtime.streams import STREAM
-from skate.store.serialization import from_bytes, load_function, serialize, to_bytes
+from skate.store.serialization import from_bytes, load_function, serialize
 from skate.wire import messages as m
 from skate.wire.messages import encode
 from skate.wire.testament import Testament
 from skate.worker.lease import Lease
 from skate.worker.output import TaskOutput
+from skate.worker.streams import Streams
 
 log = logging.getLogger("skate")
 
@@ -71,18 +69,6 @@ class NewActor(NamedTuple):
 
 class End(NamedTuple):
     """The actor's last handle is gone."""
-
-
-class Stream:
-    """A generator that runs here, as far as its reader has told."""
-
-    __slots__ = ("abandoned", "on_read", "read")
-
-    def __init__(self) -> None:
-        self.read = 0
-        self.abandoned = False
-        #: called under the lock when the reader says something
-        self.on_read: Callable[[], None] | None = None
 
 
 class Loaded:
@@ -130,8 +116,8 @@ class Executor:
         self.sink: Callable[[Pushed], None] | None = None
         #: called, under the lock, when the actor's last handle is gone, in place of the queue
         self.on_end: Callable[[], None] | None = None
-        #: task id -> its stream, while its generator runs
-        self._streams: dict[bytes, Stream] = {}
+        #: the generators that run
+        self._streams = Streams(self, runtime)
         runtime.objects.blocking = self._blocking
         runtime.handle(m.ExportFunction, self._exported)
         runtime.handle(m.StartLease, self._lease_started)
@@ -139,7 +125,6 @@ class Executor:
         runtime.handle(m.RecallTasks, self._recalled)
         runtime.handle(m.Resume, self._resumed)
         runtime.handle(m.ExitIfUnused, self._asked_to_leave)
-        runtime.handle(m.StreamRead, self._stream_read)
         runtime.handle(m.BecomeActor, self._to_become)
         runtime.handle(m.EndActor, self._told_to_end)
 
@@ -173,17 +158,6 @@ class Executor:
         if arrival is not None:
             self._arrival = None
             self._runtime.finish(arrival)
-
-    def _stream_read(self, _: ProcessId, task: TaskId, read: int) -> None:
-        stream = self._streams.get(task)
-        if stream is None:
-            return  # it has ended meanwhile
-        if read < 0:
-            stream.abandoned = True
-        else:
-            stream.read = read
-        if stream.on_read is not None:
-            stream.on_read()
 
     def _recalled(self, owner: ProcessId, lease_id: int) -> None:
         # Where nothing runs, the first was pushed a moment ago and begins now: given back, it would go in circles.
@@ -365,7 +339,7 @@ class Executor:
                 result = await result
             args, kwargs = (), {}
             if pushed.returns < 0 and hasattr(result, "__aiter__"):
-                values = await self._stream_async(pushed, function.name, result)
+                values = await self._streams.send_all_async(pushed, function.name, result)
             else:
                 values = self._pack(pushed, function.name, result)
             result = None
@@ -388,14 +362,14 @@ class Executor:
         """Posts the answer of a call. Under the lock."""
         runtime = self._runtime
         if error is None:
-            answer = self._handed_over(pushed, values)
+            answer = self.handed_over(pushed, values)
         else:
             answer = [(FAILED, error, None)] * max(1, pushed.returns)
         kept = self.end_guards(guards)
         runtime.act(monotonic())  # who else holds the refs inside must be known before the answer is
-        self._post_answer(pushed, m.TaskDone(pushed.task, elapsed, answer, kept))
+        self.post_answer(pushed, m.TaskDone(pushed.task, elapsed, answer, kept))
 
-    def _post_answer(self, pushed: Pushed, message: Any) -> None:
+    def post_answer(self, pushed: Pushed, message: Any) -> None:
         """Posts what must not be lost if this process dies before it has left. Under the lock."""
         record = encode(message)
         mailbox = self._runtime.mailbox
@@ -491,7 +465,7 @@ class Executor:
         """The values of a call, serialized, one for each ref that its caller has."""
         number = pushed.returns
         if number < 0:
-            return self._stream(pushed, name, result)
+            return self._streams.send_all(pushed, name, result)
         if number == 1:
             results = (first_of(result, name) if inspect.isgenerator(result) else result,)
         elif number == 0:
@@ -510,13 +484,13 @@ class Executor:
         packed: list[Any] = []
         try:
             for index, value in enumerate(results):
-                packed.append(self._kept(pushed, name, index, value))
+                packed.append(self.kept(pushed, name, index, value))
         except BaseException:
             self._take_back(pushed.task, packed)
             raise
         return packed
 
-    def _kept(self, pushed: Pushed, name: str, index: int, value: Any) -> tuple[int, Any, Any]:
+    def kept(self, pushed: Pushed, name: str, index: int, value: Any) -> tuple[int, Any, Any]:
         """(state, value, refs inside) of one value, which is in the store where it is large."""
         if inspect.iscoroutine(value):
             value.close()
@@ -527,94 +501,6 @@ class Executor:
         identifier = object_id(pushed.task, index)
         state, stored = self._runtime.objects.keep(identifier, serialized, pushed.attempt > 0)
         return state, stored, serialized.refs
-
-    # -------------------------------------------------------------------------------------------------- streams
-
-    def _stream(self, pushed: Pushed, name: str, results: Iterable[Any]) -> list[Any]:
-        """Sends what a generator yields, as it yields it; gives the value of the task's own ref."""
-        if not hasattr(results, "__iter__"):
-            raise TypeError(
-                f"{name}() was called with num_returns='streaming', so it must be a generator or return an iterable; "
-                f"it returned {type(results).__name__}"
-            )
-        stream = self._streams[pushed.task] = Stream()
-        sent = 0
-        try:
-            for value in results:
-                self._send_item(pushed, name, sent, value)
-                sent += 1
-                value = None
-                while self._is_ahead(pushed, stream, sent):
-                    self._wait_for_reader(pushed, stream, sent)
-                if stream.abandoned:
-                    break
-        finally:
-            del self._streams[pushed.task]
-            if hasattr(results, "close"):
-                results.close()
-        return self._stream_end()
-
-    async def _stream_async(self, pushed: Pushed, name: str, results: Any) -> list[Any]:
-        """As `_stream`, of an async generator."""
-        stream = self._streams[pushed.task] = Stream()
-        sent = 0
-        try:
-            async for value in results:
-                self._send_item(pushed, name, sent, value)
-                sent += 1
-                value = None
-                while self._is_ahead(pushed, stream, sent):
-                    loop = asyncio.get_running_loop()
-                    told = loop.create_future()
-                    stream.on_read = partial(_ring, loop, told)
-                    if self._is_ahead(pushed, stream, sent):  # else the reader has just spoken
-                        await told
-                if stream.abandoned:
-                    break
-        finally:
-            del self._streams[pushed.task]
-            await results.aclose()
-        return self._stream_end()
-
-    def _send_item(self, pushed: Pushed, name: str, index: int, value: Any) -> None:
-        kept = self._kept(pushed, name, index + 1, value)
-        value = None
-        runtime = self._runtime
-        now = monotonic()
-        runtime.lock.acquire()
-        try:
-            ((state, stored, contents),) = self._handed_over(pushed, [kept])
-            runtime.act(now)
-            self._post_answer(pushed, m.StreamItem(pushed.task, index, state, stored, contents))
-            runtime.send_soon(now)
-        finally:
-            runtime.release()
-        runtime.glance()
-
-    @staticmethod
-    def _is_ahead(pushed: Pushed, stream: Stream, sent: int) -> bool:
-        limit = STREAM - pushed.returns
-        return 0 < limit <= sent - stream.read and not stream.abandoned
-
-    def _wait_for_reader(self, pushed: Pushed, stream: Stream, sent: int) -> None:
-        """Blocks until the reader has said something."""
-        runtime = self._runtime
-        told = Waiter()
-        told.missing = 1
-        runtime.lock.acquire()
-        try:
-            if not self._is_ahead(pushed, stream, sent):
-                return
-            stream.on_read = partial(runtime.finish, told)
-            runtime.mailbox.flush()
-        finally:
-            runtime.release()
-        runtime.objects.wait_for(told, None)
-        stream.on_read = None
-
-    @staticmethod
-    def _stream_end() -> list[Any]:
-        return [(INLINE, to_bytes(serialize(None)), None)]
 
     def _take_back(self, task: TaskId, packed: list[Any]) -> None:
         """The call fails after all: those of its values that are in the store already are nobody's."""
@@ -627,7 +513,7 @@ class Executor:
         finally:
             runtime.release()
 
-    def _handed_over(self, pushed: Pushed, values: list[Any]) -> list[Any]:
+    def handed_over(self, pushed: Pushed, values: list[Any]) -> list[Any]:
         """The values as a message carries them; the owner is registered with the refs inside. Under the lock."""
         hand_over = self._runtime.references.hand_over
         return [
@@ -684,13 +570,3 @@ def first_of(generator: Any, name: str) -> Any:
         raise ValueError(f"{name}() was called with num_returns=1, but it yielded nothing") from None
     finally:
         generator.close()
-
-
-def _ring(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-    """Ends a wait in the loop, from any thread."""
-
-    def call() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    loop.call_soon_threadsafe(call)
