@@ -897,16 +897,18 @@ class TestAwkwardMoments:
             os.kill(pid, signal.SIGKILL)
         assert skate.get(refs) == list(range(500))
 
-    def test_in_the_middle_of_large_results(self) -> None:
+    @pytest.mark.parametrize("threads", [1, 4])
+    def test_in_the_middle_of_large_results(self, threads: int) -> None:
         class Maker(Base):
             def make(self, number: int) -> np.ndarray:
                 return np.full(50_000, number)
 
-        actor = skate.remote(Maker).options(max_restarts=-1, max_task_retries=-1).remote()
-        for round_number in range(3):
+        always = {"max_restarts": -1, "max_task_retries": -1}
+        actor = skate.remote(Maker).options(max_concurrency=threads, **always).remote()
+        for round_number in range(8):
             pid = skate.get(actor.pid.remote())
             refs = [actor.make.remote(i) for i in range(20)]
-            skate.wait(refs, num_returns=1 + 5 * round_number)
+            skate.wait(refs, num_returns=1 + 2 * round_number)
             os.kill(pid, signal.SIGKILL)
             assert [int(array[0]) for array in skate.get(refs)] == list(range(20))
 

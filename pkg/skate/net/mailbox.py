@@ -39,6 +39,8 @@ LINGER_MS = 500
 
 #: descriptors that a peer may cost: a link, its way back, and in a node manager two pipes
 LINK_DESCRIPTORS = 4
+#: and what a process has open besides
+OTHER_DESCRIPTORS = 64
 
 Deliver = Callable[[ProcessId, list[tuple[int, tuple[Any, ...]]]], None]
 
@@ -127,7 +129,7 @@ class Mailbox:
         return True
 
     def _open(self, to: ProcessId) -> Link:
-        _allow_descriptors(len(self._links) * LINK_DESCRIPTORS)
+        _allow_descriptors(OTHER_DESCRIPTORS + len(self._links) * LINK_DESCRIPTORS)
         socket = self._context.socket(zmq.DEALER)
         socket.set(zmq.ROUTING_ID, self.me)
         socket.set(zmq.SNDHWM, QUEUE_FRAMES)
@@ -254,7 +256,7 @@ class Mailbox:
 
 
 def _allow_descriptors(number: int) -> None:
-    """Raises this process's own limit of open descriptors, where `number` more come near it and it may be raised."""
+    """Raises this process's own limit of open descriptors, where `number` comes near it and it may be raised."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or number < soft // 2:
         return
