@@ -81,7 +81,7 @@ class Pump:
             elif self._reader == threading.get_ident():  # a callback that waits: it goes on reading
                 self._read_on(waiter, deadline)
             elif self._pump_reads and not self._wanted:
-                self._oust(waiter, deadline, timeout)
+                self._oust(waiter, deadline)
             else:
                 self._sleep(waiter, lock, timeout)
         return True
@@ -104,17 +104,10 @@ class Pump:
 
         For an event loop, which reads whenever it would sleep. Blocks no longer than the pump needs to step aside.
         """
-        taken = self._reading.acquire(blocking=False)
-        if not taken and self._pump_reads and not self._wanted:
-            self._wanted += 1
-            try:
-                self._mailbox.poke()
-                taken = self._reading.acquire(timeout=PATIENCE)
-            finally:
-                self._wanted -= 1
-        if taken:
+        if self._reading.acquire(blocking=False):
             self._reader = threading.get_ident()
-        return taken
+            return True
+        return self._pump_reads and not self._wanted and self._take_from_pump()
 
     def give_up(self) -> None:
         """Ends what `take` began."""
@@ -144,16 +137,21 @@ class Pump:
                 timeout = left if timeout is None else min(left, timeout)
             self._mailbox.read(timeout)
 
-    def _oust(self, waiter: Waiter, deadline: float | None, timeout: float | None) -> None:
+    def _oust(self, waiter: Waiter, deadline: float | None) -> None:
+        if self._take_from_pump():
+            self._read_until(waiter, deadline)
+
+    def _take_from_pump(self) -> bool:
+        """Has the pump step aside; False where another thread of the program was faster, which may read for long."""
         self._wanted += 1
         try:
             self._mailbox.poke()
-            acquired = self._reading.acquire(timeout=-1 if timeout is None else timeout)
+            taken = self._reading.acquire(timeout=PATIENCE)
         finally:
             self._wanted -= 1
-        if acquired:
+        if taken:
             self._reader = threading.get_ident()
-            self._read_until(waiter, deadline)
+        return taken
 
     def _sleep(self, waiter: Waiter, lock: threading.Lock, timeout: float | None) -> None:
         """Another thread reads, and wakes this one; when it stops, the pump or the next waiting thread does."""

@@ -217,6 +217,8 @@ class Actors:
             for call in effect.calls:
                 keep = effect.line.state != DEAD and call.may_retry()
                 (again if keep else failed).append(call)
+            for call in failed:
+                submission.free_results(call)
             self._fail(effect.line, failed)
             if again:
                 self.calls.calls_again(effect.line, again)

@@ -82,7 +82,7 @@ class Streams:
         stream = task.stream if task is not None else None
         lease = task.lease if task is not None else None
         if stream is None or lease is None or lease.worker != worker or index != stream.received:
-            runtime.submission.discard(task_id, [(state, value, contents)], index + 1)
+            runtime.submission.discard(worker, task_id, [(state, value, contents)], index + 1)
             identifier = object_id(task_id, index + 1)
             if state == STORED and identifier not in runtime.references.entries:
                 runtime.free(identifier)  # a retry's, of a value that was read and dropped already

@@ -46,6 +46,8 @@ class Submission:
         self.tasks: dict[bytes, OwnedTask] = {}
         #: worker -> ids of the functions that it was sent
         self._exported: dict[ProcessId, set[bytes]] = {}
+        #: workers whose deaths are about to be told: their last answers come from the node
+        self._closed: set[ProcessId] = set()
         #: lease whose worker died -> the node's report, while answers may still come
         self._obituaries: dict[int, str] = {}
         #: warns about requests that no node can meet; set by the api
@@ -223,7 +225,7 @@ class Submission:
     def _task_done(self, worker: ProcessId, task_id: TaskId, elapsed_ns: int, values: Any, kept: Any) -> None:
         task = self.tasks.get(task_id)
         if task is None or task.lease is None or task.lease.worker != worker:
-            self.discard(task_id, values)
+            self.discard(worker, task_id, values)
             return
         now = monotonic()
         lease = task.lease
@@ -251,6 +253,7 @@ class Submission:
 
     def _answered_late(self, _: ProcessId, worker: ProcessId, attempt: int, record: bytes) -> None:
         """What a dead worker had answered: it has come already, or it never left; a long one may be under way."""
+        self._closed.add(worker)
         if len(record) == TASK_ID_BYTES:
             task = self._held_by(worker, record, attempt)
             if task is not None and type(task.lease) is Life:
@@ -274,8 +277,13 @@ class Submission:
             return None
         return task
 
-    def discard(self, task_id: bytes, values: Any, first: int = 0) -> None:
-        """An answer that comes too late: the task was tried again elsewhere, or given up. Under the lock."""
+    def discard(self, worker: ProcessId, task_id: bytes, values: Any, first: int = 0) -> None:
+        """An answer that comes too late: the task was tried again elsewhere, or given up. Under the lock.
+
+        Of a worker that has died it is the second copy: the node has passed on what that had answered.
+        """
+        if worker in self._closed or self._references.has_died(worker):
+            return
         for index, (state, _, contents) in enumerate(values, first):
             if contents:  # they were registered in our name
                 self._references.unpin(self._references.hold_contents(contents))
@@ -301,6 +309,13 @@ class Submission:
             if entry.state == PENDING:
                 self._runtime.objects.settle(entry, state, value)
         self._let_go(task)
+
+    def free_results(self, task: OwnedTask) -> None:
+        """The worker that ran the task is dead: drops what it had put into the store already. Under the lock."""
+        for entry in task.returns:
+            self._runtime.free(entry.id)
+        if task.stream is not None:
+            self._runtime.free(object_id(task.id, task.stream.received + 1))
 
     def _let_go(self, task: OwnedTask) -> None:
         """Nothing of the call is needed any more but its values."""
@@ -343,6 +358,7 @@ class Submission:
 
     def worker_died(self, worker: ProcessId, cause: str, running: bytes, answered: int) -> None:
         """A worker is gone: its tasks run elsewhere, as far as they may be tried again. Under the lock."""
+        self._closed.discard(worker)
         self._exported.pop(worker, None)
         now = monotonic()
         for lease in [lease for lease in self._dispatcher.leases.values() if lease.worker == worker]:
@@ -358,8 +374,7 @@ class Submission:
             if task.may_retry():
                 self._dispatcher.task_queued(task, now)
             else:
-                for entry in task.returns:
-                    self._runtime.free(entry.id)  # where it had put its result already
+                self.free_results(task)
                 self.finish(task, FAILED, pack_error(crash_of(task.display_name, cause)))
 
 
