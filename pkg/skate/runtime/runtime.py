@@ -21,7 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from skate._c import refs
 from skate._c.refs import ObjectEntry, ObjectRef
@@ -31,13 +31,14 @@ from skate.core.references import References
 from skate.ids import ObjectId, ProcessId, task_id_source
 from skate.net.mailbox import Mailbox
 from skate.net.pump import Pump
+from skate.runtime.actors import Actors
 from skate.runtime.keeper import NodeKeeper
+from skate.runtime.objects import Objects
+from skate.runtime.streams import Stream, Streams
+from skate.runtime.submission import Submission
 from skate.store.local import LocalStore
 from skate.wire import messages as m
 from skate.wire.messages import encode
-
-if TYPE_CHECKING:
-    from skate.runtime.streams import Stream
 
 log = logging.getLogger("skate")
 
@@ -51,11 +52,6 @@ class Runtime:
     """The machines of this process, and the threads and sockets that feed them."""
 
     def __init__(self, me: ProcessId, node: ProcessId, folder: str, store: LocalStore, name: str) -> None:
-        from skate.runtime.actors import Actors
-        from skate.runtime.objects import Objects
-        from skate.runtime.streams import Streams
-        from skate.runtime.submission import Submission
-
         self.me = me
         self.node = node
         self.store = store
