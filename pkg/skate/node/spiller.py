@@ -21,6 +21,7 @@ from skate.core.spilling import (
     DeleteObject,
     Effect,
     LookFor,
+    ReadObject,
     Spilling,
     View,
     WarnNearlyFull,
@@ -90,10 +91,18 @@ class Spiller:
 
     def step(self, now: float) -> float | None:
         """Does what is to be done; gives the time of the next look, or None."""
-        bytes_wanted = self.machine.wants_view(now)
-        view = None if bytes_wanted is None else self._look(bytes_wanted)
-        for effect in self.machine.decide(now, view):
-            self._carry_out(effect)
+        news = True
+        while news:
+            news = False
+            bytes_wanted = self.machine.wants_view(now)
+            view = None if bytes_wanted is None else self._look(bytes_wanted)
+            for effect in self.machine.decide(now, view):
+                ended = self._threads.read_now(effect) if isinstance(effect, ReadObject) else None
+                if ended is None:
+                    self._carry_out(effect)
+                else:
+                    self.machine.read_ended(ended.object, ended.outcome)
+                    news = True
         return self.machine.next_look()
 
     def _look(self, bytes_wanted: int) -> View:

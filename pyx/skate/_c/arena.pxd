@@ -140,6 +140,7 @@ cdef class Arena:
     cdef int fail(self, int rc) except -1
     cdef int reserve(self, Request* r) noexcept
     cdef int touch(self, uint64_t offset, uint64_t length) noexcept
+    cdef int note_touched(self, uint64_t offset, uint64_t length) noexcept
     cdef uint64_t bury(self, uint64_t pid) noexcept
     cdef Writable writable(self, bytes object_id)
 

@@ -1116,6 +1116,14 @@ cdef class Arena:
         memset(self.touched + first, 1, last - first + 1)
         return 0
 
+    cdef int note_touched(self, uint64_t offset, uint64_t length) noexcept:
+        """The block was read whole: what lies inside it is mapped, as `touch` would have done."""
+        cdef uint64_t first = ((offset - 1) >> TOUCH_SHIFT) + 1 if offset else 0
+        cdef uint64_t stop = (offset + length) >> TOUCH_SHIFT
+        if stop > first:
+            memset(self.touched + first, 1, stop - first)
+        return 0
+
     cdef uint64_t bury(self, uint64_t pid) noexcept:
         """Take back what dead processes hold: those with this pid, or any (0)."""
         cdef View* v = &self.v
@@ -1406,13 +1414,15 @@ cdef class Pinned:
     def evict(self):
         """Delete this very object if this is its only pin; False, and no change, where others pin it or it is deleted.
 
-        Its id is free at once, its memory with this pin. For whoever has just written a copy of it elsewhere.
+        Its id is free at once, its memory with this pin. For whoever has just written a copy of it elsewhere: having
+        read it, this process has its pages mapped.
         """
         cdef Request r
         if self.block == 0 or self.pid != getpid():
             raise BufferError("this pin belongs to the process that forked this one: get the object again here")
         memset(&r, 0, sizeof(r))
         r.block = self.block
+        self.arena.note_touched(self.data - self.arena.v.base - self.arena.v.h.data_offset, self.length)
         cdef int rc = self.arena.run(op_evict, &r)
         if rc < 0:
             self.arena.fail(rc)
