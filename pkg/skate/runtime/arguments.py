@@ -35,6 +35,11 @@ class ArgRef:
 register_plain_type(ArgRef)
 register_plain_type(ObjectRef)
 
+#: calls whose arguments are refs and nothing else are packed alike: how many -> packed, and the other way round
+_ONLY_REFS: dict[int, bytes] = {}
+_ONLY_REFS_COUNT: dict[bytes, int] = {}
+MOST_ONLY_REFS = 16
+
 Packed = tuple[bytes, list[ObjectEntry] | None, list[ObjectEntry], list[ObjectRef]]
 
 
@@ -82,6 +87,8 @@ def pack_arguments(objects: Objects, name: str, args: tuple[Any, ...], kwargs: d
     stand_ins = _StandIns(objects)
     try:
         args = tuple([stand_ins.at_a_glance(value) for value in args])
+        if not kwargs and _only_refs(args):
+            return _ONLY_REFS[len(args)], list(stand_ins.entries), [], stand_ins.made
         if kwargs:
             kwargs = {key: stand_ins.at_a_glance(value) for key, value in kwargs.items()}
         packed = plain.serialize((args, kwargs))
@@ -99,11 +106,26 @@ def pack_arguments(objects: Objects, name: str, args: tuple[Any, ...], kwargs: d
     return to_bytes(packed), list(stand_ins.entries) or None, nested, [*stand_ins.made, *packed.refs]
 
 
+def _only_refs(args: tuple[Any, ...]) -> bool:
+    """Whether these are the ArgRefs 0, 1, ... in that order."""
+    for at, arg in enumerate(args):
+        if type(arg) is not ArgRef or arg.index != at:
+            return False
+    return 0 < len(args) <= MOST_ONLY_REFS
+
+
 def unpack_arguments(packed: bytes, values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments again, with the dependencies' values in the places of their ArgRefs."""
+    if _ONLY_REFS_COUNT.get(packed) == len(values):
+        return tuple(values), {}
     args, kwargs = plain.unpack(packed)
     if values:
         args = tuple([values[arg.index] if type(arg) is ArgRef else arg for arg in args])
         if kwargs:
             kwargs = {key: values[arg.index] if type(arg) is ArgRef else arg for key, arg in kwargs.items()}
     return args, kwargs
+
+
+for _count in range(1, MOST_ONLY_REFS + 1):
+    _ONLY_REFS[_count] = to_bytes(plain.serialize((tuple([ArgRef(at) for at in range(_count)]), {})))
+    _ONLY_REFS_COUNT[_ONLY_REFS[_count]] = _count
