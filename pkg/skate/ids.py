@@ -30,6 +30,10 @@ TASK_ID_BYTES = 16
 OBJECT_ID_BYTES = 20
 
 
+#: what follows a task's id in the id of its first return value
+FIRST_INDEX = bytes(OBJECT_ID_BYTES - TASK_ID_BYTES)
+
+
 def new_node_id() -> NodeId:
     """A random node id. It never is all zeros: that names no node."""
     while True:

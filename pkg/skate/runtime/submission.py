@@ -19,7 +19,7 @@ from skate.core.calls import ActorLine, Life
 from skate.core.dispatch import AskLeases, Effect, GiveBack, LoseTasks, PushTasks, Queue
 from skate.core.tasks import Function, OwnedTask
 from skate.exceptions import PendingCallsLimitExceeded, SkateError, TaskError, WorkerCrashedError
-from skate.ids import TASK_ID_BYTES, ProcessId, TaskId, object_id
+from skate.ids import FIRST_INDEX, TASK_ID_BYTES, ProcessId, TaskId, object_id
 from skate.runtime.arguments import pack_arguments
 from skate.runtime.objects import pack_error
 from skate.runtime.streams import STREAM, ObjectRefGenerator, Stream
@@ -124,8 +124,14 @@ class Submission:
                     f"max_pending_calls is {queue.max_pending}. Wait for some of them, or raise the limit."
                 )
             create = self._references.create
-            entries = [create(object_id(task_id, index)) for index in range(1 if returns < 0 else returns)]
-            handles = [ObjectRef(entry) for entry in entries]
+            if returns == 1:  # the usual case, without a comprehension's price
+                entry = create(task_id + FIRST_INDEX)
+                entries, handles = [entry], [ObjectRef(entry)]
+            else:
+                entries = [
+                    create(object_id(task_id, index)) for index in range(1 if returns < 0 else returns)
+                ]
+                handles = [ObjectRef(entry) for entry in entries]
             task = OwnedTask(task_id, function, queue, options, packed, dependencies, nested, entries)
             if returns < 0:
                 gathers = options.num_returns == "dynamic"
