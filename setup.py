@@ -41,6 +41,7 @@ COMPILED = [
     "skate.runtime.runtime",
     "skate.runtime.streams",
     "skate.runtime.submission",
+    "skate.wire.testament",
     "skate.worker.actor",
     "skate.worker.executor",
     "skate.worker.streams",
