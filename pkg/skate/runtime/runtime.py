@@ -94,16 +94,22 @@ class Runtime:
         while True:
             if self._dropped:
                 self._drain_dropped()
-            later, self._later = self._later, []
-            self.lock.release()
-            try:
-                while later:
-                    later.pop(0)()
-            finally:
-                if later:  # one of them raised, or was interrupted: the others are not lost
-                    self._later = later + self._later
+            if self._later:
+                self._release_and_call()
+            else:
+                self.lock.release()
             if not self._dropped or not self.lock.acquire(blocking=False):
                 return  # whoever holds it now drains
+
+    def _release_and_call(self) -> None:
+        later, self._later = self._later, []
+        self.lock.release()
+        try:
+            while later:
+                later.pop(0)()
+        finally:
+            if later:  # one of them raised, or was interrupted: the others are not lost
+                self._later = later + self._later
 
     def on_interrupt(self, number: int, frame: Any) -> None:
         """The handler of SIGINT: raises KeyboardInterrupt, now or as soon as nothing can be torn."""
