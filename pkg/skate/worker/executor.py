@@ -100,6 +100,8 @@ class Executor:
         self._output = output
         self._queue: deque[Pushed | Lease | NewActor | End] = deque()
         self._functions: dict[bytes, Loaded] = {}
+        #: what was taken off the queue when the last task was answered: it comes next, and counts as begun
+        self._taken: Pushed | Lease | NewActor | End | None = None
         self._arrival: Waiter | None = None
         self._resume: Waiter | None = None
         self._stopping = False
@@ -161,7 +163,8 @@ class Executor:
 
     def _recalled(self, owner: ProcessId, lease_id: int) -> None:
         # Where nothing runs, the first was pushed a moment ago and begins now: given back, it would go in circles.
-        self._give_back(owner, lease_id, keep=0 if self.current is not None else 1)
+        begun = self.current is not None or self._taken is not None
+        self._give_back(owner, lease_id, keep=0 if begun else 1)
 
     def _give_back(self, owner: ProcessId, lease_id: int, keep: int = 0) -> None:
         """Returns the owner's tasks that have not begun, but for the first `keep` of them. Under the lock."""
@@ -184,7 +187,8 @@ class Executor:
 
     def _asked_to_leave(self, node: ProcessId, reason: str) -> None:
         """The node has idle workers to spare. Leaves only what owns nothing that others may still want."""
-        if self.current is None and not self._queue and not self._runtime.references.entries:
+        busy = self.current is not None or self._taken is not None or self._queue
+        if not busy and not self._runtime.references.entries:
             self._stopping = True
             if self._arrival is not None:
                 self._runtime.finish(self._arrival)
@@ -197,7 +201,9 @@ class Executor:
         """Runs tasks until the node asks this worker to leave, or its last call of `max_calls`, or its actor ends."""
         runtime = self._runtime
         while True:
-            item = self.next_item()
+            item, self._taken = self._taken, None
+            if item is None:
+                item = self.next_item()
             kind = type(item)
             if kind is Pushed:
                 if not self._execute(item):
@@ -286,10 +292,11 @@ class Executor:
             self._answered += 1
             self._testament.answered(self._answered)
             self.current = None
-            if not self._queue:
-                runtime.mailbox.flush()
-            else:
+            if self._queue:
+                self._taken = self._queue.popleft()
                 runtime.send_soon(now)
+            else:
+                runtime.mailbox.flush()
         finally:
             runtime.release()
         if pushed.max_calls:
