@@ -21,6 +21,7 @@ EXTENSIONS = {
     "arena": ["rt", "pthread"],
     "resources": [],
     "frames": [],
+    "lanes": [],
     "refs": [],
     "plain": [],
 }

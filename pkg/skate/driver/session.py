@@ -23,6 +23,7 @@ from skate._c.refs import Waiter
 from skate.driver import nodes
 from skate.exceptions import LocalNodeManagerDiedError
 from skate.ids import NodeId, ProcessId, process_id
+from skate.net.exchange import Place
 from skate.runtime import current, forks  # noqa: F401  (a fork forgets the runtime)
 from skate.runtime.runtime import Runtime
 from skate.store.local import LocalStore
@@ -68,7 +69,8 @@ class Session:
         me = ProcessId(bytes.fromhex(self.facts["driver"]))
         self.node = process_id(node, 0)
         store = LocalStore.attach(self.facts["segment"])
-        self.runtime = Runtime(me, self.node, self.facts["folder"], store, "skate-pump")
+        lanes = Place.of(self.facts["lanes"])
+        self.runtime = Runtime(me, self.node, self.facts["folder"], store, "skate-pump", lanes)
         self._left = Waiter()
         self._left.missing = 1
         self._left_because = ""

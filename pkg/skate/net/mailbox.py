@@ -1,29 +1,36 @@
-"""The sockets of one process: an inbox that others send to, and a link to each peer that it sends to.
+"""The mail of one process: an inbox that others send to, and a link to each peer that it sends to.
 
-State: a bound ROUTER (the inbox), a DEALER a peer (opened on first use) with the records that wait to leave, and the
-epoll set of the inbox and whatever else wakes this process. Holds no policy: it moves frames.
+State: a bound ROUTER and, where the node has lanes, a slot of rings in shared memory (the inbox); a lane or a DEALER a
+peer, opened on first use, with the records that wait to leave; the epoll set of all that wakes this process. Holds no
+policy: it moves frames.
+
+Inside a machine a record goes by the lane (skate._c.lanes): it is with the reader when `post` returns. What is too long
+for that goes by ZeroMQ, over `ipc://` in a folder that only the user can enter, and leaves with the next flush; a mark in
+the lane says where it belongs, so the order between two processes is kept. Where a peer has no lane, all goes by ZeroMQ.
 
 Who may call what: sending (`post`, `flush…`) under the runtime's lock; `read` by one thread at a time (see net.pump);
 `poke` by anybody. A socket is never used by two threads at once: links belong to the lock's holder, the inbox to the
 reader.
-
-Inside a machine the transport is `ipc://`, in a folder that only the user can enter.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
 import select
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from time import monotonic
 from typing import Any
 
 import zmq
 
 from skate._c import frames
+from skate._c.lanes import LONGEST_RECORD, STALLED, STARVED, Exchange, Inbox, Lane
 from skate.ids import PROCESS_ID_BYTES, ProcessId
+from skate.net import exchange
 from skate.wire.messages import SCHEMAS
 
 log = logging.getLogger("skate.net")
@@ -34,8 +41,12 @@ QUEUE_FRAMES = 10_000
 FRAME_RECORDS = 1024
 #: frames taken in before others get a turn
 READ_FRAMES = 64
+#: records of each lane taken in before others get a turn
+READ_RECORDS = 256
 #: milliseconds that closing waits for what was sent last
 LINGER_MS = 500
+#: seconds for which a busy reader of lanes does not look at the socket
+SOCKET_SECONDS = 0.0005
 
 #: descriptors that a peer may cost: a link, its way back, and in a node manager two pipes
 LINK_DESCRIPTORS = 4
@@ -46,21 +57,27 @@ Deliver = Callable[[ProcessId, list[tuple[int, tuple[Any, ...]]]], None]
 
 
 class Link:
-    """The way to one peer: its socket, and what has not left yet."""
+    """The way to one peer: its lane or socket, and what has not left yet."""
 
-    __slots__ = ("flushed_at", "peer", "records", "socket")
+    __slots__ = ("flushed_at", "lane", "marked", "peer", "records", "socket")
 
-    def __init__(self, peer: ProcessId, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, peer: ProcessId, lane: Lane | None) -> None:
         self.peer = peer
-        self.socket = socket
+        self.lane = lane
+        #: opened on first use
+        self.socket: zmq.Socket[bytes] | None = None
         self.records: list[bytes] = []
+        #: the lane says already that the first of the records comes by the socket
+        self.marked = False
         self.flushed_at = 0.0
 
 
 class Mailbox:
-    """The inbox and the links of the process `me`, whose sockets live in `folder`."""
+    """The inbox and the links of the process `me`, whose sockets live in `folder`, and lanes at `place`."""
 
-    def __init__(self, me: ProcessId, folder: str, deliver: Deliver) -> None:
+    def __init__(
+        self, me: ProcessId, folder: str, deliver: Deliver, place: exchange.Place | None = None
+    ) -> None:
         self.me = me
         self._folder = folder
         self._deliver = deliver
@@ -79,27 +96,57 @@ class Mailbox:
         self._watched: dict[int, Callable[[], None]] = {self._doorbell: self._answer_doorbell}
         self._epoll.register(self._inbox.fileno(), select.EPOLLIN)
         self._epoll.register(self._doorbell, select.EPOLLIN)
+        #: others ring it where this process sleeps; -1 without lanes
+        self._bell = -1
+        self._exchange: Exchange | None = None
+        self._lanes: Inbox | None = None
+        if place is not None:
+            self._open_lanes(place)
+        #: what came by the socket from peers with lanes, before its mark was read
+        self._early: dict[ProcessId, deque[list[tuple[int, tuple[Any, ...]]]]] = {}
+        self._socket_looked_at = 0.0
         #: messages are being taken off the inbox: an exception in between would tear one
         self.taking_in = False
         #: whoever reads sleeps, or is about to: an exception tears nothing
         self.asleep = False
         self.closed = False
 
+    def _open_lanes(self, place: exchange.Place) -> None:
+        shared = exchange.attach(place)
+        if shared is None:
+            return
+        path = self._bell_path(self.me)
+        os.mkfifo(path, 0o600)
+        self._bell = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._watched[self._bell] = self._answer_bell
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self._lanes = shared.inbox(self.me, SCHEMAS, place.cores)  # last: from here on others write
+        if self._lanes is not None:
+            self._exchange = shared  # (who has no inbox there hears of no room in a lane, so it uses none)
+
     def _address(self, process: ProcessId) -> str:
         return f"ipc://{self._folder}/{process.hex()}"
 
+    def _bell_path(self, process: ProcessId) -> str:
+        return f"{self._folder}/{process.hex()}.bell"
+
     # --------------------------------------------------------------------------------------------------- sending
 
-    def post(self, to: ProcessId, record: bytes) -> Link:
-        """Queues a record for `to`; it leaves with the next flush. Does not block."""
+    def post(self, to: ProcessId, record: bytes) -> bool:
+        """Sends a record to `to`, or queues it for the next flush. Does not block.
+
+        True: it is where nothing can lose it, not even this process's death.
+        """
         link = self._links.get(to) or self._open(to)
         if not link.records:
+            if link.lane is not None and link.lane.write(record):
+                return True
             self._waiting.append(link)
         link.records.append(record)
-        return link
+        return False
 
     def flush(self) -> None:
-        """Sends all that waits. What a peer's full queue does not take waits for the next flush. Does not block."""
+        """Sends all that waits. What a peer has no room for waits for the next flush. Does not block."""
         waiting = self._waiting
         if waiting:
             self._waiting = [link for link in waiting if not self._send(link)]
@@ -114,12 +161,20 @@ class Mailbox:
         return bool(self._waiting)
 
     def _send(self, link: Link) -> bool:
+        """Sends what waits for one peer; False where it has no room for all of it."""
         records = link.records
+        if link.lane is not None:
+            sent = 0
+            try:
+                while sent < len(records) and self._send_in_order(link, link.lane, records[sent]):
+                    sent += 1
+            finally:
+                del records[:sent]
+            link.flushed_at = monotonic()
+            return not records
         while records:
             batch = records if len(records) <= FRAME_RECORDS else records[:FRAME_RECORDS]
-            try:
-                link.socket.send(frames.frame(batch), zmq.NOBLOCK)
-            except zmq.Again:
+            if not self._send_frame(link, batch):
                 return False
             if batch is records:
                 link.records = records = []
@@ -128,27 +183,78 @@ class Mailbox:
         link.flushed_at = monotonic()
         return True
 
+    def _send_in_order(self, link: Link, lane: Lane, record: bytes) -> bool:
+        """By the lane, or a long one by the socket after a mark in the lane. False where there is no room."""
+        if len(record) <= LONGEST_RECORD:
+            return lane.write(record)
+        if not link.marked and not lane.mark():
+            return False
+        link.marked = not self._send_frame(link, [record])
+        return not link.marked
+
+    def _send_frame(self, link: Link, records: list[bytes]) -> bool:
+        if link.socket is None:
+            link.socket = self._connect(link.peer)
+        try:
+            link.socket.send(frames.frame(records), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
     def _open(self, to: ProcessId) -> Link:
         _allow_descriptors(OTHER_DESCRIPTORS + len(self._links) * LINK_DESCRIPTORS)
+        lane = None
+        if self._exchange is not None:
+            lane = self._exchange.lane(self.me, to, self._bell_path(to))
+        link = self._links[to] = Link(to, lane)
+        return link
+
+    def _connect(self, to: ProcessId) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
         socket.set(zmq.ROUTING_ID, self.me)
         socket.set(zmq.SNDHWM, QUEUE_FRAMES)
         socket.set(zmq.LINGER, LINGER_MS)
         socket.connect(self._address(to))
-        link = self._links[to] = Link(to, socket)
-        return link
+        return socket
 
     def has_inbox(self, peer: ProcessId) -> bool:
         """Whether the peer's inbox is there: from before anyone hears of the peer until it is buried."""
         return os.path.exists(f"{self._folder}/{peer.hex()}")
 
+    def last_words(self, peer: ProcessId) -> list[tuple[int, tuple[Any, ...]]]:
+        """What a peer that has ended had sent, and nobody has read yet. By whoever reads; `forget` comes next."""
+        records: list[tuple[int, tuple[Any, ...]]] = []
+        lanes = self._lanes
+        if lanes is None or not lanes.has_lane(peer):
+            return records
+        early = self._early.pop(peer, deque())
+        while (batch := lanes.take_from(peer, READ_RECORDS)) is not None:
+            _, found, flags, _ = batch
+            records += found
+            if flags & STALLED and early:
+                records += early.popleft()
+        return records
+
     def forget(self, peer: ProcessId) -> None:
-        """The peer is gone: what waits for it is dropped."""
+        """The peer is gone: what waits for it is dropped, and what it sent."""
         link = self._links.pop(peer, None)
         if link is not None:
-            link.socket.close(linger=0)
+            if link.socket is not None:
+                link.socket.close(linger=0)
+            if link.lane is not None:
+                link.lane.give_up()
             if link in self._waiting:
                 self._waiting.remove(link)
+        if self._lanes is not None:
+            self._lanes.release(peer)
+            self._early.pop(peer, None)
+
+    def bury(self, peer: ProcessId, living: Collection[ProcessId]) -> None:
+        """By the node manager, once a process has ended and `living` others run: its place in the exchange is free."""
+        if self._exchange is not None:
+            self._exchange.bury(peer, living)
+            with contextlib.suppress(FileNotFoundError):  # it died before it opened its inbox
+                os.unlink(self._bell_path(peer))
 
     # --------------------------------------------------------------------------------------------------- reading
 
@@ -163,12 +269,15 @@ class Mailbox:
 
     def poke(self) -> None:
         """Makes the `read` that blocks now, or the next one, return at once. From any thread."""
+        if self._lanes is not None:
+            self._lanes.nudge()
         os.eventfd_write(self._doorbell, 1)
 
-    def read(self, timeout: float | None) -> bool:
+    def read(self, timeout: float | None, *, idle: bool = True) -> bool:
         """Takes in and delivers what has come; where there is nothing, waits up to `timeout` seconds (None: for ever).
 
-        Returns whether frames came. Returns early when poked or when a watched descriptor was served.
+        `idle`: nothing else runs in this process meanwhile. Returns whether anything came. Returns early when poked or
+        when a watched descriptor was served.
         """
         if self._take_in():
             return True
@@ -176,16 +285,35 @@ class Mailbox:
             return False
         self.asleep = True
         try:
-            events = self._epoll.poll(timeout)
+            events = self._epoll.poll(timeout) if self.fall_asleep(idle) else []
         finally:
             self.asleep = False
+            self.wake_up()
         self._serve(events)
         return self._take_in()
+
+    def spin(self) -> bool:
+        """Waits for a moment without sleeping, where that has paid lately; True where something came by a lane.
+
+        Does nothing while records wait to leave.
+        """
+        lanes = self._lanes
+        return lanes is not None and not self._waiting and lanes.spin() and self._take_in()
+
+    def fall_asleep(self, idle: bool) -> bool:
+        """Before sleeping on `fileno`; False: do not, something came. `wake_up` follows in either case."""
+        return self._lanes is None or self._lanes.fall_asleep(idle)
+
+    def wake_up(self) -> None:
+        """After `fall_asleep`."""
+        if self._lanes is not None:
+            self._lanes.wake_up()
 
     def fileno(self) -> int:
         """A descriptor that is readable when something may have come: for whoever sleeps elsewhere than in `read`.
 
-        `read(0)` first, as ZeroMQ's own descriptor tells of changes only; `serve` once it is readable.
+        `read(0)` first, as ZeroMQ's own descriptor tells of changes only, then `fall_asleep`; `serve` once it is
+        readable.
         """
         return self._epoll.fileno()
 
@@ -201,17 +329,51 @@ class Mailbox:
                 ready()
 
     def _take_in(self) -> bool:
-        inbox = self._inbox
-        taken = 0
         self.taking_in = True
         try:
-            # The descriptor of a ZeroMQ socket tells of changes only: look at the socket before sleeping on it.
-            while taken < READ_FRAMES and inbox.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-                message = inbox.recv_multipart(zmq.NOBLOCK)
-                taken += 1
-                self._receive(message)
+            taken = self._lanes is not None and self._read_lanes(self._lanes)
+            if taken and monotonic() - self._socket_looked_at < SOCKET_SECONDS:
+                return True
+            return self._read_socket() or taken
         finally:
             self.taking_in = False
+
+    def _read_lanes(self, lanes: Inbox) -> bool:
+        batches = lanes.take(READ_RECORDS)
+        for sender, records, flags, error in batches:
+            if error is not None:
+                log.warning("refused a record from process %s: %s", sender.hex(), error)
+            if flags & STARVED:
+                self._nudge(sender)
+            if records:
+                self._deliver(sender, records)
+            if flags & STALLED and sender in self._early:
+                self._take_early(lanes, sender)
+        return bool(batches)
+
+    def _take_early(self, lanes: Inbox, sender: ProcessId) -> None:
+        """The lane's mark for a message that has come by the socket was read."""
+        early = self._early[sender]
+        records = early.popleft()
+        if not early:
+            del self._early[sender]
+        lanes.resume(sender)
+        self._deliver(sender, records)
+
+    def _nudge(self, peer: ProcessId) -> None:
+        """There is room in its lane to us again."""
+        if self._exchange is not None:
+            self._exchange.nudge(peer, self._bell_path(peer))
+
+    def _read_socket(self) -> bool:
+        inbox = self._inbox
+        taken = 0
+        # The descriptor of a ZeroMQ socket tells of changes only: look at the socket before sleeping on it.
+        while taken < READ_FRAMES and inbox.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            message = inbox.recv_multipart(zmq.NOBLOCK)
+            taken += 1
+            self._receive(message)
+        self._socket_looked_at = monotonic()
         return taken > 0
 
     def _receive(self, message: list[bytes]) -> None:
@@ -228,7 +390,17 @@ class Mailbox:
         except frames.FrameError as error:
             log.warning("refused %d bytes from process %s: %s", len(data), sender.hex(), error)
             return
-        self._deliver(ProcessId(sender), records)
+        lanes = self._lanes
+        if lanes is None or not lanes.has_lane(sender):
+            self._deliver(ProcessId(sender), records)
+            return
+        self._early.setdefault(ProcessId(sender), deque()).append(records)
+        if lanes.is_stalled(sender):
+            self._take_early(lanes, ProcessId(sender))
+
+    def _answer_bell(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._bell, 4096)
 
     def _answer_doorbell(self) -> None:
         try:
@@ -243,16 +415,37 @@ class Mailbox:
         if self.closed:
             return
         self.closed = True
-        self.flush()
+        self._send_the_rest()
         self._inbox.close()
         for link in self._links.values():
-            link.socket.close()
+            if link.socket is not None:
+                link.socket.close()
         self._links.clear()
         self._waiting.clear()
         self._context.term()
         self._epoll.close()
         os.close(self._doorbell)
+        if self._bell >= 0:
+            os.close(self._bell)
+        self._lanes = self._exchange = None
         self._watched.clear()
+
+    def _send_the_rest(self) -> None:
+        """Blocks until the lanes have room for what waits, or LINGER_MS are over."""
+        end = monotonic() + LINGER_MS / 1000
+        self.flush()
+        while any(link.lane is not None for link in self._waiting) and monotonic() < end:
+            if self.fall_asleep(True):
+                self._epoll.poll(max(0.0, end - monotonic()))
+            self.wake_up()
+            self._drain_bells()
+            self.flush()
+
+    def _drain_bells(self) -> None:
+        self._answer_bell()
+        self._answer_doorbell()
+        if self._lanes is not None:
+            self._lanes.take(0)  # a nudge is taken note of; what others write nobody reads any more
 
 
 def _allow_descriptors(number: int) -> None:

@@ -118,6 +118,10 @@ class Pump:
         """A thread of the program, not the pump, has the right to read."""
         return self._reading.locked() and not self._pump_reads
 
+    def another_thread_reads(self) -> bool:
+        """A thread of the program other than this one has the right to read, and may be asleep with it."""
+        return self.program_reads and self._reader != threading.get_ident()
+
     def _read_until(self, waiter: Waiter, deadline: float | None) -> None:
         """With the right to read: reads until the waiter is done or the deadline has passed; gives the right up."""
         try:
@@ -126,7 +130,10 @@ class Pump:
             self._leave()
 
     def _read_on(self, waiter: Waiter, deadline: float | None) -> None:
+        mailbox = self._mailbox
         while not waiter.done and not self._closed:
+            if mailbox.spin():
+                continue
             timeout = self._before_sleep()
             if waiter.done:
                 return  # what was waited for was a timer's
@@ -135,7 +142,7 @@ class Pump:
                 if left <= 0:
                     return
                 timeout = left if timeout is None else min(left, timeout)
-            self._mailbox.read(timeout)
+            mailbox.read(timeout)
 
     def _oust(self, waiter: Waiter, deadline: float | None) -> None:
         if self._take_from_pump():
@@ -194,7 +201,7 @@ class Pump:
             self._reader = threading.get_ident()
             try:
                 while not (self._wanted or self._ousted or self._closed):
-                    self._mailbox.read(self._before_sleep())
+                    self._mailbox.read(self._before_sleep(), idle=False)
             except Exception:
                 if not self._closed:
                     log.exception("the pump thread failed; it goes on")

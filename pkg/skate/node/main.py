@@ -44,8 +44,9 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
     from skate.core.admission import Admission
     from skate.core.resources import NodeResources
     from skate.ids import new_node_id
+    from skate.net import exchange
     from skate.node import sessions
-    from skate.node.detect import default_resources
+    from skate.node.detect import default_resources, detect_cpus
     from skate.node.manager import NodeManager
     from skate.node.spiller import Spiller
     from skate.node.zygote import adopt_orphans, end_children, fork_zygote, remove_session
@@ -71,14 +72,18 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             warnings.simplefilter("always")
             segment = create_segment(session.name, store_bytes, session.folder)
         sessions.make_spill_folder(session, config["spill_directory"])
+        lanes_fd, lanes = exchange.create(detect_cpus()) or (-1, None)
         worker_config = {
             "folder": session.folder,
             "segment": segment.path,
             "node": node.hex(),
             "lock_fd": session.lock_fd,
+            "lanes": lanes,
         }
         adopt_orphans()  # those of the zygote, should it be killed
-        zygote_pid, channel = fork_zygote(worker_config, [out, terminal, segment.fd])
+        zygote_pid, channel = fork_zygote(
+            worker_config, [fd for fd in (out, terminal, segment.fd, lanes_fd) if fd >= 0]
+        )
         arena = Arena.create(segment.fd, store_bytes)
         facts = {
             "session": session.name,
@@ -88,6 +93,7 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             "pid": os.getpid(),
             "zygote_pid": zygote_pid,
             "store_bytes": store_bytes,
+            "lanes": lanes and list(lanes),
             "stays": config["stays"],
             "started": time.time(),
             "warnings": [str(warning.message) for warning in caught],

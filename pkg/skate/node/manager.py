@@ -34,6 +34,7 @@ from skate.core.admission import (
 )
 from skate.core.resources import ResourceSet
 from skate.ids import NodeId, ProcessId, owner_of, process_id
+from skate.net.exchange import Place
 from skate.net.mailbox import Mailbox
 from skate.node.actors import NodeActors
 from skate.node.logs import LineReader
@@ -132,7 +133,7 @@ class NodeManager:
             admission, self._post, self._kill_id, self._processes.__contains__, self._environment
         )
         self._handlers |= self._actors.handlers
-        self._mailbox = Mailbox(self.me, folder, self._deliver)
+        self._mailbox = Mailbox(self.me, folder, self._deliver, Place.of(session["lanes"]))
         self._mailbox.watch(zygote.fileno(), self._zygote_speaks)
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._door.bind(os.path.join(folder, DOOR))
@@ -209,6 +210,7 @@ class NodeManager:
         self._mailbox.unwatch(driver.pidfd)
         os.close(driver.pidfd)
         log.info("driver %d has left: %s", driver.pid, why)
+        self._deliver(driver.id, self._mailbox.last_words(driver.id))
         cause = json.dumps({"pid": driver.pid, "node": self.node.hex(), "exit_status": None})
         self._forget(driver, m.ProcessDied(driver.id, cause, b"", 0))
         job = driver.job["id"]
@@ -435,6 +437,7 @@ class NodeManager:
 
     def _bury(self, worker: Process, status: int, why: str = "") -> None:
         """A worker has ended: everybody hears of it, and what it held is taken back."""
+        self._deliver(worker.id, self._mailbox.last_words(worker.id))
         stderr_tail = why
         for reader in worker.readers:
             reader.read()
@@ -476,6 +479,7 @@ class NodeManager:
         """A process is gone: what it held is taken back, and everybody hears of it."""
         del self._processes[process.id]
         self._mailbox.forget(process.id)
+        self._mailbox.bury(process.id, self._processes.keys() | {self.me})
         self._store.bury(process.pid, self._processes)
         self._spiller.process_left(process.id, self._processes)
         self._admission.process_left(process.id)

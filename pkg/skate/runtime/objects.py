@@ -225,8 +225,7 @@ class Objects:
         if contents and entry.owned:
             self._references.on_value(entry, contents)
         for waiter in refs.settle(entry, state, value):
-            if waiter.callback is not None:
-                waiter.callback(waiter)
+            self._runtime.finish(waiter)
         if entry.abandoned:
             self._references.on_value(entry, None)
 

@@ -29,6 +29,7 @@ from skate.config import CORK_SECONDS, GLANCE_SECONDS
 from skate.core.dispatch import Dispatcher
 from skate.core.references import References
 from skate.ids import ObjectId, ProcessId, task_id_source
+from skate.net.exchange import Place
 from skate.net.mailbox import Mailbox
 from skate.net.pump import Pump
 from skate.runtime.actors import Actors
@@ -51,7 +52,9 @@ Handler = Callable[..., None]
 class Runtime:
     """The machines of this process, and the threads and sockets that feed them."""
 
-    def __init__(self, me: ProcessId, node: ProcessId, folder: str, store: LocalStore, name: str) -> None:
+    def __init__(
+        self, me: ProcessId, node: ProcessId, folder: str, store: LocalStore, name: str, lanes: Place | None
+    ) -> None:
         self.me = me
         self.node = node
         self.store = store
@@ -69,7 +72,7 @@ class Runtime:
         self._handlers: list[Handler | None] = [None] * 256
         self.references = References(me, self)
         self.dispatcher = Dispatcher()
-        self.mailbox = Mailbox(me, folder, self._deliver)
+        self.mailbox = Mailbox(me, folder, self._deliver, lanes)
         self.pump = Pump(self.mailbox, self.before_sleep, name)
         self.objects = Objects(self)
         self.actors = Actors(self)
@@ -162,22 +165,27 @@ class Runtime:
     def _deliver(self, sender: ProcessId, records: list[tuple[int, tuple[Any, ...]]]) -> None:
         self.lock.acquire()
         try:
-            for code, fields in records:
-                handler = self._handlers[code]
-                if handler is None:
-                    log.warning(
-                        "process %s sent message %d, which is not for this kind of process",
-                        sender.hex(),
-                        code,
-                    )
-                    continue
-                try:
-                    handler(sender, *fields)
-                except Exception:
-                    log.exception("message %d from process %s could not be handled", code, sender.hex())
+            self._handle(sender, records)
             self.act(monotonic())
         finally:
             self.release()
+
+    def _handle(self, sender: ProcessId, records: list[tuple[int, tuple[Any, ...]]]) -> None:
+        for code, fields in records:
+            handler = self._handlers[code]
+            if handler is None:
+                log.warning(
+                    "process %s sent message %d, which is not for this kind of process", sender.hex(), code
+                )
+                continue
+            try:
+                handler(sender, *fields)
+            except Exception:
+                log.exception("message %d from process %s could not be handled", code, sender.hex())
+
+    def hear_out(self, process: ProcessId) -> None:
+        """A process has ended: what it had sent by its lane counts before its death does. Under the lock."""
+        self._handle(process, self.mailbox.last_words(process))
 
     def act(self, now: float) -> None:
         """Carries out what the machines have decided. Under the lock."""
@@ -230,6 +238,7 @@ class Runtime:
     def _process_died(
         self, _: ProcessId, process: ProcessId, cause: str, running: bytes, answered: int
     ) -> None:
+        self.hear_out(process)
         self.mailbox.forget(process)
         self.submission.worker_died(process, cause, running, answered)
         self.objects.owner_died(process)
@@ -293,10 +302,12 @@ class Runtime:
             self.post(self.node, m.ForgetSpilled(0, ObjectId(identifier)))
 
     def finish(self, waiter: refs.Waiter) -> None:
-        """A waiter is done for a reason other than its entries. Under the lock."""
+        """A waiter is done: whoever sleeps until it is wakes up. Under the lock."""
         waiter.done = True
         if waiter.callback is not None:
             waiter.callback(waiter)
+        elif not self.closed and self.pump.another_thread_reads():
+            self.mailbox.poke()  # perhaps it is that one, which sleeps in the inbox
 
     def future(self, ref: ObjectRef) -> Any:
         return self.objects.future(ref)

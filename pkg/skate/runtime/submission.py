@@ -259,7 +259,9 @@ class Submission:
 
     def _answered_late(self, _: ProcessId, worker: ProcessId, attempt: int, record: bytes) -> None:
         """What a dead worker had answered: it has come already, or it never left; a long one may be under way."""
-        self._closed.add(worker)
+        if worker not in self._closed:
+            self._runtime.hear_out(worker)
+            self._closed.add(worker)
         if len(record) == TASK_ID_BYTES:
             task = self._held_by(worker, record, attempt)
             if task is not None and type(task.lease) is Life:

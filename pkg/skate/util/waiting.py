@@ -7,7 +7,6 @@ the refs that are on their way, and those that have come. Callers: the other mod
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -26,22 +25,18 @@ class Latch:
 
     def __init__(self) -> None:
         self._runtime = require_runtime()
-        self._waiting: list[tuple[Waiter, int]] = []
+        self._waiting: list[Waiter] = []
         self.is_open = False
 
     def open(self, *_: object) -> None:
         """Lets everybody through, now and later. From any thread, any number of times. Does not block."""
         runtime = self._runtime
-        here = threading.get_ident()
         runtime.lock.acquire()
         try:
             self.is_open = True
             waiting, self._waiting = self._waiting, []
-            for waiter, thread in waiting:
-                asleep_in_the_inbox = waiter.callback is None and thread != here
+            for waiter in waiting:
                 runtime.finish(waiter)
-                if asleep_in_the_inbox and not runtime.closed:
-                    runtime.mailbox.poke()
         finally:
             runtime.release()
 
@@ -51,26 +46,25 @@ class Latch:
             return True
         waiter = Waiter()
         waiter.missing = 1
-        mine = (waiter, threading.get_ident())
         runtime = self._runtime
         runtime.lock.acquire()
         try:
             if self.is_open:
                 return True
-            self._waiting.append(mine)
+            self._waiting.append(waiter)
         finally:
             runtime.release()
         try:
             return _block(runtime, waiter, timeout)
         finally:
             if not waiter.done:  # the time is over, or Ctrl-C was pressed
-                self._forget(mine)
+                self._forget(waiter)
 
-    def _forget(self, mine: tuple[Waiter, int]) -> None:
+    def _forget(self, waiter: Waiter) -> None:
         self._runtime.lock.acquire()
         try:
-            if mine in self._waiting:
-                self._waiting.remove(mine)
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
         finally:
             self._runtime.release()
 

@@ -386,16 +386,22 @@ class InboxSelector(selectors.EpollSelector):
         if not self._pump.take():
             self._runtime.before_sleep()
             return self._without_inbox(super().select(timeout))
+        mailbox = self._mailbox
         try:
+            if timeout != 0 and mailbox.spin():
+                timeout = 0
             due = self._runtime.before_sleep()
-            if self._mailbox.read(0):
+            if mailbox.read(0):
                 timeout = 0
             elif due is not None:
                 timeout = due if timeout is None else min(timeout, due)
-            ready = super().select(timeout)
+            try:
+                ready = super().select(timeout if timeout == 0 or mailbox.fall_asleep(True) else 0)
+            finally:
+                mailbox.wake_up()
             others = self._without_inbox(ready)
-            if len(others) != len(ready):
-                self._mailbox.serve()
+            if len(others) != len(ready) or timeout != 0:
+                mailbox.serve()
             return others
         finally:
             self._pump.give_up()

@@ -242,7 +242,6 @@ class Executor:
             self._enqueue(End())
         finally:
             self._runtime.release()
-        self._runtime.mailbox.poke()  # the main thread sleeps in the inbox
 
     def set_output_name(self, name: str) -> None:
         """What all lines that are printed from here on begin with."""
@@ -380,7 +379,8 @@ class Executor:
         """Posts what must not be lost if this process dies before it has left. Under the lock."""
         record = encode(message)
         mailbox = self._runtime.mailbox
-        mailbox.post(pushed.owner, record)
+        if mailbox.post(pushed.owner, record):
+            return
         if not self._testament.note(pushed.owner, pushed.attempt, record):
             self._testament.note(pushed.owner, pushed.attempt, pushed.task)
             mailbox.flush()

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from skate.ids import NodeId, ProcessId, process_id
+from skate.net.exchange import Place
 from skate.runtime import current, forks  # noqa: F401  (a fork forgets the runtime)
 from skate.runtime.runtime import Runtime
 from skate.store.local import LocalStore
@@ -34,7 +35,9 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
         memory = mmap.mmap(file.fileno(), testament.BYTES)
     node = NodeId(bytes.fromhex(config["node"]))
     manager = process_id(node, 0)
-    runtime = Runtime(me, manager, config["folder"], LocalStore.attach(config["segment"]), "skate-pump")
+    lanes = Place.of(config["lanes"])
+    store = LocalStore.attach(config["segment"])
+    runtime = Runtime(me, manager, config["folder"], store, "skate-pump", lanes)
     executor = Executor(runtime, testament.Testament(memory), TaskOutput(), become_actor)
     runtime.handle(m.Registered, lambda *_: None)
     current.set_runtime(

@@ -25,3 +25,4 @@ cdef struct Reader:
 cdef Py_ssize_t _field_size(char kind, object value) except -1
 cdef unsigned char* _write_field(unsigned char* out, char kind, object value) except NULL
 cdef object _read_field(Reader* reader, char kind)
+cdef object _read_record(Reader* reader, list schemas)

@@ -4,6 +4,8 @@ Owns no state. The layout is in frames.pxd; skate.wire.messages says which code 
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy
@@ -368,16 +370,42 @@ cdef object _read_field(Reader* reader, char kind):
     return _read_any(reader, 0)
 
 
+cdef object _read_record(Reader* reader, list schemas):
+    """The next record as (code, fields)."""
+    cdef Py_ssize_t length, count, i
+    cdef const char* kinds
+    cdef unsigned char code
+    cdef Reader body
+    _need(reader, 1)
+    code = reader.at[0]
+    reader.at += 1
+    length = _read_length(reader)
+    _need(reader, length)
+    schema = schemas[code] if code < len(schemas) else None
+    if schema is None:
+        raise FrameError(f"unknown message {code}")
+    count = PyBytes_GET_SIZE(<bytes>schema)
+    kinds = PyBytes_AS_STRING(<bytes>schema)
+    body.at = reader.at
+    body.end = reader.at + length
+    cdef tuple fields = PyTuple_New(count)
+    for i in range(count):
+        field = _read_field(&body, kinds[i])
+        Py_INCREF(field)
+        PyTuple_SET_ITEM(fields, i, field)
+    if body.at != body.end:
+        raise FrameError(f"message {code} has {body.end - body.at} bytes too many")
+    reader.at = body.end
+    return code, fields
+
+
 def decode(bytes data not None, list schemas not None):
     """The records of a frame as [(code, fields), ...].
 
     `schemas[code]` is the schema of a code, or None. FrameError for anything that is no whole frame of known
     records: then none of it counts. Does not block.
     """
-    cdef Py_ssize_t length, fields_count, i
-    cdef const char* kinds
-    cdef unsigned char code
-    cdef Reader reader, body
+    cdef Reader reader
     cdef list records = []
     reader.at = <const unsigned char*>PyBytes_AS_STRING(data)
     reader.end = reader.at + PyBytes_GET_SIZE(data)
@@ -388,22 +416,5 @@ def decode(bytes data not None, list schemas not None):
         raise FrameError(f"the sender speaks protocol {reader.at[2]}, this process {VERSION}")
     reader.at += HEADER_BYTES
     while reader.at < reader.end:
-        code = reader.at[0]
-        reader.at += 1
-        length = _read_length(&reader)
-        _need(&reader, length)
-        schema = schemas[code] if code < len(schemas) else None
-        if schema is None:
-            raise FrameError(f"unknown message {code}")
-        fields_count = PyBytes_GET_SIZE(<bytes>schema)
-        kinds = PyBytes_AS_STRING(<bytes>schema)
-        body.at = reader.at
-        body.end = reader.at + length
-        fields = []
-        for i in range(fields_count):
-            fields.append(_read_field(&body, kinds[i]))
-        if body.at != body.end:
-            raise FrameError(f"message {code} has {body.end - body.at} bytes too many")
-        reader.at = body.end
-        records.append((code, tuple(fields)))
+        records.append(_read_record(&reader, schemas))
     return records

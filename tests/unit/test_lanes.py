@@ -1,0 +1,437 @@
+"""Lanes: what is written is read, whole and in order; who sleeps is woken; nothing reaches the wrong process."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import select
+import signal
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skate._c import lanes
+from skate._c.frames import FrameError
+from skate._c.lanes import LONGEST_RECORD, MOST_INBOXES, MOST_WRITERS, STALLED, STARVED, Exchange, Inbox, Lane
+from skate.ids import NodeId, ProcessId, process_id
+from skate.net import exchange
+from skate.net.mailbox import Mailbox
+from skate.wire import messages as m
+from skate.wire.messages import SCHEMAS, encode
+
+NODE = NodeId(b"node")
+ME, PEER, OTHER = (process_id(NODE, number) for number in (1, 2, 3))
+CODE = m.StoreReply.code  # type: ignore[attr-defined]
+#: the head of a slot's rings, and the rings' data, in the exchange
+RING_BYTES = 1 << 17
+SLOT_BYTES = 1 << 23
+DIRECTORY_BYTES = 4096
+
+
+def record(number: int, size: int = 0) -> bytes:
+    return encode(m.StoreReply(number, b"x" * size))
+
+
+def numbers(batches: Any) -> list[int]:
+    return [fields[0] for _, records, _, _ in batches for _, fields in records]
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    fd = os.memfd_create("lanes")
+    os.ftruncate(fd, lanes.EXCHANGE_BYTES)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def shared(memory: int) -> Exchange:
+    return Exchange(memory)
+
+
+@pytest.fixture
+def bell(tmp_path: Path) -> str:
+    path = str(tmp_path / "bell")
+    os.mkfifo(path)
+    return path
+
+
+def ends(shared: Exchange, bell: str = "/nowhere") -> tuple[Lane, Inbox]:
+    inbox = shared.inbox(PEER, SCHEMAS, 2)
+    lane = shared.lane(ME, PEER, bell)
+    assert inbox is not None and lane is not None
+    return lane, inbox
+
+
+class TestRing:
+    def test_what_is_written_is_read(self, shared: Exchange) -> None:
+        lane, inbox = ends(shared)
+        assert inbox.take(10) == ()
+        assert lane.write(record(7, 3))
+        assert inbox.take(10) == [(ME, [(CODE, (7, b"xxx"))], 0, None)]
+        assert inbox.take(10) == ()
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.data())
+    def test_as_a_queue(self, data: st.DataObject) -> None:
+        """Against a deque: any sizes, any turns, past the ring's end many times."""
+        fd = os.memfd_create("lanes")
+        os.ftruncate(fd, lanes.EXCHANGE_BYTES)
+        lane, inbox = ends(Exchange(fd))
+        os.close(fd)
+        sizes = st.one_of(st.integers(0, 200), st.integers(0, LONGEST_RECORD))
+        model: deque[int] = deque()
+        number = 0
+        refused = False
+        for write, amount in data.draw(st.lists(st.tuples(st.booleans(), sizes), max_size=80)):
+            if write:
+                text = record(number, amount)
+                if lane.write(text):
+                    model.append(number)
+                    number += 1
+                else:
+                    assert len(text) > LONGEST_RECORD or model, "an empty ring has room for the longest"
+                    refused |= len(text) <= LONGEST_RECORD
+            else:
+                batches = inbox.take(amount % 7 + 1)
+                expected = [model.popleft() for _ in range(min(len(model), amount % 7 + 1))]
+                assert numbers(batches) == expected
+                if batches and refused:
+                    assert batches[0][2] & STARVED
+                    refused = False
+        rest: list[int] = []
+        while batches := inbox.take(1000):
+            rest += numbers(batches)
+        assert rest == list(model)
+
+    def test_a_full_one_refuses_and_the_reader_knows(self, shared: Exchange) -> None:
+        lane, inbox = ends(shared)
+        written = 0
+        while lane.write(record(written, 1000)):
+            written += 1
+        assert written > RING_BYTES // 1100
+        ((_, records, flags, _),) = inbox.take(5)
+        assert (len(records), flags) == (5, STARVED)
+        assert lane.write(record(written))
+        assert numbers(inbox.take(1000)) == list(range(5, written + 1))
+
+    def test_a_mark_stalls_until_the_message_has_come(self, shared: Exchange) -> None:
+        lane, inbox = ends(shared)
+        assert (
+            lane.write(record(1))
+            and lane.mark()
+            and lane.write(record(2))
+            and lane.mark()
+            and lane.write(record(3))
+        )
+        ((_, records, flags, _),) = inbox.take(10)
+        assert ([fields[0] for _, fields in records], flags) == ([1], STALLED)
+        assert inbox.is_stalled(ME)
+        assert not inbox.take(10)
+        inbox.resume(ME)
+        ((_, records, flags, _),) = inbox.take(10)
+        assert ([fields[0] for _, fields in records], flags) == ([2], STALLED)
+        inbox.resume(ME)
+        assert numbers(inbox.take(10)) == [3]
+
+    def test_a_record_that_does_not_decode_is_skipped(self, shared: Exchange) -> None:
+        lane, inbox = ends(shared)
+        assert lane.write(record(1)) and lane.write(b"\xff" + record(2)[1:]) and lane.write(record(3))
+        ((_, records, _, error),) = inbox.take(10)
+        assert [fields[0] for _, fields in records] == [1]
+        assert isinstance(error, FrameError)
+        assert numbers(inbox.take(10)) == [3]
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.binary(max_size=64), st.integers(0, RING_BYTES // 8))
+    def test_nonsense_in_the_ring_is_refused(self, noise: bytes, words: int) -> None:
+        fd = os.memfd_create("lanes")
+        os.ftruncate(fd, lanes.EXCHANGE_BYTES)
+        lane, inbox = ends(Exchange(fd))
+        with mmap.mmap(fd, lanes.EXCHANGE_BYTES) as view:
+            at = DIRECTORY_BYTES + SLOT_BYTES - RING_BYTES
+            view[at : at + len(noise)] = noise
+            tail = DIRECTORY_BYTES + 128 + 64 * 8 + 64
+            view[tail : tail + 8] = (words * 8).to_bytes(8, "little")
+            ready = DIRECTORY_BYTES + 64
+            view[ready : ready + 8] = (1).to_bytes(8, "little")
+        os.close(fd)
+        for _ in range(RING_BYTES // 8):
+            if not inbox.take(100):
+                break
+
+
+class TestSlots:
+    def test_as_many_writers_as_rings(self, shared: Exchange) -> None:
+        inbox = shared.inbox(PEER, SCHEMAS, 2)
+        found = [shared.lane(process_id(NODE, 10 + number), PEER, "") for number in range(MOST_WRITERS + 1)]
+        assert [lane is None for lane in found] == [False] * MOST_WRITERS + [True]
+        for number, lane in enumerate(found[:-1]):
+            assert lane.write(record(number))
+        assert sorted(numbers(inbox.take(1))) == list(range(MOST_WRITERS))
+
+    def test_as_many_inboxes_as_slots(self, shared: Exchange) -> None:
+        found = [shared.inbox(process_id(NODE, 1 + number), SCHEMAS, 2) for number in range(MOST_INBOXES + 1)]
+        assert [inbox is None for inbox in found] == [False] * MOST_INBOXES + [True]
+
+    def test_of_a_process_that_has_none(self, shared: Exchange) -> None:
+        assert shared.lane(ME, PEER, "") is None
+        shared.nudge(PEER, "")  # nobody is there: nothing happens
+
+    def test_a_slot_goes_to_another_only_when_nobody_writes_there(self, shared: Exchange) -> None:
+        lane, _ = ends(shared)
+        assert lane.write(record(1))
+        shared.bury(PEER, [ME, OTHER])
+        assert shared.inboxes() == [(PEER, True)]
+        assert shared.lane(OTHER, PEER, "") is None, "the dead get no letters"
+        assert lane.write(record(2)), "who has not heard of the death yet may write on"
+        lane.give_up()
+        shared.bury(OTHER, [ME])
+        assert shared.inboxes() == []
+        again = shared.inbox(OTHER, SCHEMAS, 2)
+        assert again.take(10) == ()
+
+    def test_writers_that_are_dead_do_not_count(self, shared: Exchange) -> None:
+        ends(shared)
+        shared.bury(PEER, [OTHER])
+        assert shared.inboxes() == []
+
+    def test_a_ring_of_a_dead_writer_is_used_again(self, shared: Exchange) -> None:
+        lane, inbox = ends(shared)
+        assert lane.write(record(1))
+        assert [fields[0] for _, fields in inbox.take_from(ME, 10)[1]] == [1]
+        inbox.release(ME)
+        assert not inbox.has_lane(ME)
+        other = shared.lane(OTHER, PEER, "")
+        assert other.write(record(2))
+        assert inbox.take(10) == [(OTHER, [(CODE, (2, b""))], 0, None)]
+
+    def test_last_words_go_past_marks(self, shared: Exchange) -> None:
+        lane, inbox = ends(shared)
+        assert lane.write(record(1)) and lane.mark() and lane.write(record(2))
+        heard = []
+        while (batch := inbox.take_from(ME, 10)) is not None:
+            heard += [fields[0] for _, fields in batch[1]]
+        assert heard == [1, 2]
+
+    def test_ids_are_looked_at(self, shared: Exchange) -> None:
+        with pytest.raises(ValueError, match="8 bytes"):
+            shared.inbox(b"short", SCHEMAS, 2)
+        with pytest.raises(ValueError, match="zeros"):
+            shared.inbox(bytes(8), SCHEMAS, 2)
+
+
+class TestSleep:
+    def test_a_bell_for_whoever_sleeps(self, shared: Exchange, bell: str) -> None:
+        lane, inbox = ends(shared, bell)
+        fd = os.open(bell, os.O_RDWR | os.O_NONBLOCK)
+        try:
+            assert lane.write(record(1))
+            assert not select.select([fd], [], [], 0)[0], "it is awake"
+            assert not inbox.fall_asleep(True), "something has come"
+            inbox.wake_up()
+            inbox.take(10)
+            assert inbox.fall_asleep(True)
+            assert lane.write(record(2)) and lane.write(record(3))
+            assert os.read(fd, 10) == b"!", "one bell is enough"
+            inbox.wake_up()
+        finally:
+            os.close(fd)
+
+    def test_a_nudge(self, shared: Exchange, bell: str) -> None:
+        _, inbox = ends(shared)
+        shared.nudge(PEER, bell)
+        assert inbox.take(1) == ()
+        assert not inbox.fall_asleep(True), "once"
+        inbox.wake_up()
+        assert inbox.fall_asleep(True)
+        fd = os.open(bell, os.O_RDWR | os.O_NONBLOCK)
+        shared.nudge(PEER, bell)
+        assert os.read(fd, 10) == b"!"
+        os.close(fd)
+
+    def test_who_is_awake(self, shared: Exchange) -> None:
+        inbox = shared.inbox(PEER, SCHEMAS, 2)
+        assert shared.awake() == 1
+        assert inbox.fall_asleep(False)
+        assert shared.awake() == 1, "another thread of it may run"
+        inbox.wake_up()
+        assert inbox.fall_asleep(True)
+        assert shared.awake() == 0
+        inbox.wake_up()
+        assert shared.awake() == 1
+        shared.bury(PEER, [])
+        assert shared.awake() == 0
+
+    def test_spinning_is_learned(self, shared: Exchange) -> None:
+        lane, inbox = ends(shared)
+        assert not inbox.spin(), "nothing is known yet"
+        for _ in range(20):  # short waits
+            inbox.spin()
+            inbox.fall_asleep(True)
+            inbox.wake_up()
+        assert inbox.usual_wait < 3e-4
+        assert lane.write(record(1))
+        assert inbox.spin()
+        inbox.take(1)
+        for _ in range(3):  # what is spun for does not come
+            assert not inbox.spin()
+            inbox.fall_asleep(True)
+            signal.sigtimedwait([], 0.005)
+            inbox.wake_up()
+        assert inbox.usual_wait > 3e-4
+        assert not inbox.spin()
+
+    def test_nobody_spins_where_more_are_awake_than_cores(self, shared: Exchange) -> None:
+        _, inbox = ends(shared)
+        inbox.fall_asleep(True)
+        inbox.wake_up()
+        others = [shared.inbox(process_id(NODE, 10 + number), SCHEMAS, 2) for number in range(2)]
+        started = perf_counter()
+        for _ in range(1000):
+            assert not inbox.spin()
+        assert shared.awake() == 3 and perf_counter() - started < 0.1, "it would have spun for 0.2 s"
+        assert len(others) == 2
+
+
+def _killed_while_it_writes(memory: int, rounds: int) -> None:
+    shared = Exchange(memory)
+    inbox = shared.inbox(PEER, SCHEMAS, 2)
+    for turn in range(rounds):
+        writer = process_id(NODE, 100 + turn)
+        child = os.fork()
+        if child == 0:
+            lane = Exchange(memory).lane(writer, PEER, "/nowhere")
+            number = 0
+            while True:
+                if lane.write(record(number, number * 37 % 3000)):
+                    number += 1
+        got: list[int] = []
+        target = random.Random(turn).randint(1, 3000)
+        while len(got) < target:
+            got += numbers(inbox.take(50))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        while (batch := inbox.take_from(writer, 50)) is not None:
+            assert batch[3] is None
+            got += [fields[0] for _, fields in batch[1]]
+        assert got == list(range(len(got)))
+        inbox.release(writer)
+
+
+def test_a_writer_that_is_killed_leaves_whole_records(memory: int) -> None:
+    _killed_while_it_writes(memory, 25)
+
+
+class TestMailboxes:
+    """Two mailboxes in one process, one after the other."""
+
+    @pytest.fixture
+    def pair(self, tmp_path: Path) -> Iterator[tuple[Mailbox, Mailbox, list[int]]]:
+        fd, place = exchange.create(2)
+        heard: list[int] = []
+        ours = Mailbox(ME, str(tmp_path), lambda *_: None, place)
+        theirs = Mailbox(
+            PEER, str(tmp_path), lambda _, records: heard.extend(f[0] for _, f in records), place
+        )
+        yield ours, theirs, heard
+        ours.close()
+        theirs.close()
+        os.close(fd)
+
+    def test_order_with_long_messages_between(self, pair: tuple[Mailbox, Mailbox, list[int]]) -> None:
+        ours, theirs, heard = pair
+        chance = random.Random(5)
+        sent = 0
+        while len(heard) < 3000:
+            for _ in range(chance.randint(1, 40)):
+                ours.post(PEER, record(sent, chance.choice((0, 10, 500, 20_000, 50_000, 200_000))))
+                sent += 1
+            ours.flush()
+            if chance.random() < 0.5:
+                theirs.read(0)
+        while len(heard) < sent:
+            ours.flush()
+            theirs.read(1)
+        assert heard == list(range(sent))
+
+    def test_a_slow_reader_blocks_nobody(self, pair: tuple[Mailbox, Mailbox, list[int]]) -> None:
+        ours, theirs, heard = pair
+        for number in range(5000):
+            ours.post(PEER, record(number, 100))
+        ours.flush()
+        while len(heard) < 5000:
+            theirs.read(0)
+            ours.flush()
+        assert heard == list(range(5000))
+
+    def test_what_was_sent_before_a_death_is_heard(self, pair: tuple[Mailbox, Mailbox, list[int]]) -> None:
+        ours, theirs, heard = pair
+        for number in range(100):
+            assert ours.post(PEER, record(number))
+        ours.close()
+        assert [fields[0] for _, fields in theirs.last_words(ME)] == list(range(100))
+        theirs.forget(ME)
+        assert theirs.last_words(ME) == []
+        assert not theirs.read(0)
+
+
+def test_no_wake_up_is_lost(memory: int, tmp_path: Path) -> None:
+    """Two processes play ping-pong and sleep whenever they can, at odd moments: a lost wake-up would hang."""
+    rounds = 20_000
+    paths = {}
+    for process in (ME, PEER):
+        paths[process] = str(tmp_path / process.hex())
+        os.mkfifo(paths[process])
+
+    def play(me: ProcessId, peer: ProcessId, serves: bool) -> None:
+        shared = Exchange(memory)
+        inbox = shared.inbox(me, SCHEMAS, 2)
+        bell = os.open(paths[me], os.O_RDWR | os.O_NONBLOCK)
+        poll = select.epoll()
+        poll.register(bell, select.EPOLLIN)
+        chance = random.Random(serves)
+        lane = None
+        while lane is None:
+            lane = shared.lane(me, peer, paths[peer])
+        if serves:
+            lane.write(record(0))
+        heard = -1
+        while True:
+            for number in numbers(inbox.take(5)):
+                assert number == (heard + 2 if heard >= 0 else number)
+                heard = number
+                lane.write(record(number + 1))
+            if heard >= rounds - 2:
+                break
+            if chance.random() < 0.3:
+                inbox.spin()
+            for _ in range(chance.randint(0, 30)):
+                pass
+            if inbox.fall_asleep(True):
+                if poll.poll(20):
+                    os.read(bell, 100)
+                elif not inbox.take(0):
+                    raise AssertionError(f"nobody woke it; it has heard {heard}")
+            inbox.wake_up()
+
+    child = os.fork()
+    if child == 0:
+        try:
+            play(PEER, ME, False)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    play(ME, PEER, True)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKATE_LANES", "0")
+    assert exchange.create(2) is None
