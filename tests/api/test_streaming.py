@@ -533,6 +533,75 @@ class TestHeldBack:
         with pytest.raises(ValueError, match="_generator_backpressure_num_objects"):
             count_to.options(_generator_backpressure_num_objects=0).remote(1)
 
+    @pytest.mark.parametrize("items", [1, 7])
+    def test_a_crash_that_is_tried_again(self, tally: Tally, items: int) -> None:
+        """The new attempt yields again what has been read: it need not wait for a reader that is further on."""
+
+        @skate.remote(max_retries=1, _generator_backpressure_num_objects=2)
+        def crash(read: list[Gate]) -> Iterator[int]:
+            first = tally.add() == 1
+            for i in range(10):
+                if first and i == items:
+                    read[0].wait()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield i
+
+        read = Gate(tally.path.with_name("read"))
+        generator = crash.remote([read])
+        seen = [skate.get(next(generator)) for _ in range(items)]
+        read.open()
+        seen += [skate.get(ref) for ref in generator]
+        assert seen == list(range(10))
+        assert tally.count == 2
+
+    def test_an_exception_that_is_tried_again(self, tally: Tally) -> None:
+        class Flaky:
+            def count(self) -> Iterator[int]:
+                first = tally.add() == 1
+                for i in range(10):
+                    if first and i == 7:
+                        raise LookupError
+                    yield i
+
+        class AsyncFlaky:
+            async def count(self) -> AsyncIterator[int]:
+                first = tally.add() % 2 == 1
+                for i in range(10):
+                    if first and i == 7:
+                        raise LookupError
+                    yield i
+
+        for kind in (Flaky, AsyncFlaky):
+            method = skate.remote(kind).remote().count
+            generator = method.options(
+                max_task_retries=1, retry_exceptions=True, _generator_backpressure_num_objects=2
+            ).remote()
+            assert [skate.get(ref) for ref in generator] == list(range(10))
+
+    def test_dropped_while_its_actor_starts_again(self, tally: Tally, gate: Gate) -> None:
+        class Fragile:
+            def __init__(self, gate: Gate) -> None:
+                if tally.add() == 2:
+                    gate.wait()
+
+            def count(self) -> Iterator[int]:
+                for i in range(10):
+                    if tally.count == 1 and i == 5:
+                        os._exit(1)
+                    yield i
+
+            def lives(self) -> int:
+                return tally.count
+
+        actor = skate.remote(Fragile).options(max_restarts=1, max_task_retries=1).remote(gate)
+        generator = actor.count.options(_generator_backpressure_num_objects=2).remote()
+        for _ in range(4):
+            next(generator)
+        eventually(lambda: tally.count == 2)
+        del generator
+        gate.open()
+        assert skate.get(actor.lives.remote()) == 2
+
     def test_an_async_actor_answers_meanwhile(self, tally: Tally) -> None:
         actor = skate.remote(Coroutines).remote()
         generator = actor.tallied.options(_generator_backpressure_num_objects=1).remote(5, tally)

@@ -86,10 +86,21 @@ class Streams:
             identifier = object_id(task_id, index + 1)
             if state == STORED and identifier not in runtime.references.entries:
                 runtime.free(identifier)  # a retry's, of a value that was read and dropped already
+            if index == 0 and stream is not None and lease is not None and lease.worker == worker:
+                self._say_how_far(
+                    stream, worker
+                )  # a retry begins, and knows nothing of what was read before it
             return
         self._append(stream, state, value, contents)
         if stream.abandoned:
-            runtime.post(worker, m.StreamRead(task_id, -1))
+            self._say_how_far(stream, worker)
+
+    def _say_how_far(self, stream: Stream, worker: ProcessId) -> None:
+        """Tells the generator's worker what was read, if it waits for that, or that nobody reads any more."""
+        if stream.abandoned:
+            self._runtime.post(worker, m.StreamRead(stream.task.id, -1))
+        elif stream.limited:
+            self._runtime.post(worker, m.StreamRead(stream.task.id, stream.read))
 
     def _append(self, stream: Stream, state: int, value: Any, contents: Any) -> None:
         """A value, or the error that ends the stream, has come. Under the lock."""
@@ -151,7 +162,7 @@ class Streams:
             stream.read += 1
             lease = stream.task.lease
             if stream.limited and lease is not None:
-                runtime.post(lease.worker, m.StreamRead(stream.task.id, stream.read))
+                self._say_how_far(stream, lease.worker)
                 runtime.mailbox.flush()
             return ref, True
         finally:
@@ -183,7 +194,7 @@ class Streams:
         stream.refs.clear()
         lease = stream.task.lease
         if lease is not None and not stream.ended:
-            self._runtime.post(lease.worker, m.StreamRead(stream.task.id, -1))
+            self._say_how_far(stream, lease.worker)
 
 
 class ObjectRefGenerator:
