@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-from skate.node.manager import DOOR
+from skate.node.door import DOOR
 from skate.node.zygote import NO_WORKER, WORKER_VARIABLE, receive, send
 
 #: seconds that a node manager may take to start, and to let a driver in
@@ -41,7 +41,11 @@ def enter(folder: str, job: dict[str, Any], log_to_driver: bool) -> dict[str, An
         send(door, {"job": job, "log_to_driver": log_to_driver})
         facts, _ = receive(door)
     if facts is None:
-        raise ConnectionError(f"the node of {folder} did not let this process in; its node.log says why")
+        raise ConnectionError(
+            f"the node of {folder} ended before it let this process in; its node.log may say why"
+        )
+    if "refused" in facts:
+        raise ConnectionError(f"the node of {folder} does not let this process in. {facts['refused']}")
     return facts
 
 

@@ -115,10 +115,8 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             channel,
             facts,
             prestart=max(1, min(cpus, os.cpu_count() or 1)),
-            ends_with_driver=not config["stays"],
+            starter=None if config["stays"] else config["starter"],
         )
-        if not config["stays"]:
-            manager.end_with(config["starter"])
         signal.signal(signal.SIGTERM, lambda *_: manager.end("it was told to stop"))
         sessions.note_facts(session, facts)
         os.write(out, json.dumps(facts).encode() + b"\n")

@@ -3,8 +3,8 @@
 State: the processes it knows and the jobs they belong to, the admission machine, the zygote's channel. What decides is
 core.admission (and core.actors); this module reads sockets, pipes and pidfds, and does what they say. One thread.
 
-A driver comes through the door, a socket in the session's folder, brings its job, and gets its process id. A node that
-`init` started ends with its first driver; one that `skate start` started goes on until it is told to end.
+A driver comes through the door (node.door), brings its job, and gets its process id. A node that `init` started lets in
+the process that called it alone, and ends with it; one that `skate start` started goes on until it is told to end.
 
 What dies, and how it is noticed: a worker, by the zygote that reaps it; a driver, by its pidfd; the zygote, by the end
 of its channel; this process, by the zygote (end of the channel) and by drivers (pidfd).
@@ -17,7 +17,6 @@ import logging
 import mmap
 import os
 import socket
-import struct
 from time import monotonic
 from typing import Any
 
@@ -37,6 +36,7 @@ from skate.ids import NodeId, ProcessId, owner_of, process_id
 from skate.net.exchange import Place
 from skate.net.mailbox import Mailbox
 from skate.node.actors import NodeActors
+from skate.node.door import Door, Refused
 from skate.node.logs import LineReader
 from skate.node.spiller import Spiller
 from skate.node.zygote import end_children, receive, send
@@ -46,12 +46,6 @@ from skate.wire import testament
 from skate.wire.messages import encode
 
 log = logging.getLogger("skate.node")
-
-#: the socket, in the session's folder, through which drivers come
-DOOR = "door"
-#: seconds that a visitor may take to say who it is
-KNOCK_SECONDS = 1.0
-_CREDENTIALS = struct.Struct("3i")
 
 
 def environment_of(job: str, variables: Any) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -92,7 +86,7 @@ class NodeManager:
         session: dict[str, Any],
         *,
         prestart: int,
-        ends_with_driver: bool,
+        starter: int | None,
     ) -> None:
         self.node = node
         self.me = process_id(node, 0)
@@ -104,7 +98,8 @@ class NodeManager:
         self._session = session
         #: workers forked for a driver before it asks
         self._prestart = prestart
-        self._ends_with_driver = ends_with_driver
+        #: the process that this node is for alone, and ends with; None: it serves all drivers, and goes on without any
+        self._starter = starter
         #: job id -> job, of all drivers that ever came: detached actors may start again after theirs has left
         self._jobs: dict[str, dict[str, Any]] = {}
         self._processes: dict[ProcessId, Process] = {}
@@ -135,10 +130,9 @@ class NodeManager:
         self._handlers |= self._actors.handlers
         self._mailbox = Mailbox(self.me, folder, self._deliver, Place.of(session["lanes"]))
         self._mailbox.watch(zygote.fileno(), self._zygote_speaks)
-        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        self._door.bind(os.path.join(folder, DOOR))
-        self._door.listen()
-        self._mailbox.watch(self._door.fileno(), self._somebody_knocks)
+        self._door = Door(folder, self._mailbox, self._adopt_driver)
+        if starter is not None:
+            self._mailbox.watch(os.pidfd_open(starter), lambda: self._end("who started it is gone"))
         spiller.join(self._mailbox, self.warn_drivers)
 
     # ----------------------------------------------------------------------------------------------------- loop
@@ -153,7 +147,9 @@ class NodeManager:
                 self._carry_out(effect)
             if self._actors.act():
                 continue  # admission may have more to decide
-            times = [time for time in (due, self._spiller.step(now)) if time is not None]
+            times = [
+                time for time in (due, self._spiller.step(now), self._door.step(now)) if time is not None
+            ]
             self._mailbox.flush()
             self._mailbox.read(max(0.0, min(times) - now) if times else None)
         self._spiller.close()
@@ -161,50 +157,34 @@ class NodeManager:
         self._mailbox.close()
         self._door.close()
 
-    def end_with(self, pid: int) -> None:
-        """This process ends when that one does, which has started it."""
-        starter = os.pidfd_open(pid)
-        self._mailbox.watch(starter, lambda: self._end("who started it is gone"))
-
     def end(self, why: str) -> None:
         """Has `run` end. From a signal handler, too."""
         self._end(why)
         self._mailbox.poke()
 
-    def _somebody_knocks(self) -> None:
-        """A driver wants in. What it says first comes at once, or it is sent away."""
-        try:
-            visitor, _ = self._door.accept()
-        except BlockingIOError:
-            return  # it has gone again
-        with visitor:
-            visitor.settimeout(KNOCK_SECONDS)
-            credentials = visitor.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            pid, uid, _ = _CREDENTIALS.unpack(credentials)
-            try:
-                message, _ = receive(visitor)
-                if message is None or uid != os.getuid():
-                    raise ConnectionError("it is not of this user, or has said nothing")
-                send(visitor, self._session | {"driver": self._adopt_driver(pid, message).hex()})
-            except (OSError, ValueError, KeyError) as error:
-                log.warning("process %d of user %d knocked and was not let in: %r", pid, uid, error)
-
-    def _adopt_driver(self, pid: int, message: dict[str, Any]) -> ProcessId:
-        """Makes a process id for a driver; its death is noticed from here on."""
+    def _adopt_driver(self, pid: int, message: dict[str, Any]) -> dict[str, Any]:
+        """Makes a process id for a driver; its death is noticed from here on. Refused: the node is another's."""
+        if self._starter not in (None, pid):
+            raise Refused(
+                f"This node is that of process {self._starter}, whose init() started it, and ends with it. "
+                "Leave the address out for a node of your own, or start one for many programs with "
+                "`skate start --head`."
+            )
         job = message["job"]
+        job_id, log_to_driver = job["id"], message["log_to_driver"]
         pidfd = os.pidfd_open(pid)
         driver = self._new_process("driver", job)
         driver.pid = pid
-        driver.log_to_driver = message["log_to_driver"]
+        driver.log_to_driver = log_to_driver
         driver.pidfd = pidfd
-        self._jobs[job["id"]] = job
+        self._jobs[job_id] = job
         self._mailbox.watch(pidfd, lambda: self._driver_left(driver, "its driver is gone"))
-        for effect in self._admission.prestart(self._prestart, (job["id"], ())):
+        for effect in self._admission.prestart(self._prestart, (job_id, ())):
             self._carry_out(effect)
-        return driver.id
+        return self._session | {"driver": driver.id.hex()}
 
     def _driver_left(self, driver: Process, why: str) -> None:
-        if self._ends_with_driver:
+        if self._starter is not None:
             self._end(why)
             return
         self._mailbox.unwatch(driver.pidfd)
@@ -302,7 +282,7 @@ class NodeManager:
         return None
 
     def _leave(self, process: Process, reason: str) -> None:
-        if not self._ends_with_driver:
+        if self._starter is None:
             self._post(process.id, m.Left(reason))
             self._mailbox.flush()
         self._driver_left(process, reason)

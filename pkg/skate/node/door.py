@@ -1,0 +1,121 @@
+"""The door of a node: the socket in the session's folder through which drivers come.
+
+State: the visitors that have not said yet who they are, each with the time until which they may. Nothing here blocks:
+door and visitors lie in the epoll set of the node's mailbox.
+
+A visitor says {"job": …, "log_to_driver": …} in one message. It gets what it needs to know of the node, or
+{"refused": why}.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any, Final
+
+from skate.net.mailbox import Mailbox
+from skate.node.zygote import receive, send
+
+log = logging.getLogger("skate.node")
+
+#: the socket's name in the session's folder
+DOOR: Final = "door"
+#: seconds that a visitor may take to say who it is; and that the door stays shut when no more can be let in
+KNOCK_SECONDS: Final = 1.0
+_CREDENTIALS: Final = struct.Struct("3i")
+
+
+class Refused(Exception):
+    """A visitor is not let in; the text says why, and what it can do."""
+
+
+class Door:
+    """Where drivers come in. `adopt(pid, message)` gives what a visitor is told, or raises Refused."""
+
+    def __init__(
+        self, folder: str, mailbox: Mailbox, adopt: Callable[[int, dict[str, Any]], dict[str, Any]]
+    ) -> None:
+        self._mailbox = mailbox
+        self._adopt = adopt
+        #: visitor -> until when it may speak, the first to come first
+        self._visitors: dict[socket.socket, float] = {}
+        #: when the door is watched again; 0.0: it is
+        self._shut_until = 0.0
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self._socket.bind(os.path.join(folder, DOOR))
+        self._socket.listen()
+        mailbox.watch(self._socket.fileno(), self._open)
+
+    def step(self, now: float) -> float | None:
+        """Sends away who has said nothing for too long; gives the time of the next such look, or None."""
+        if self._shut_until and self._shut_until <= now:
+            self._shut_until = 0.0
+            self._mailbox.watch(self._socket.fileno(), self._open)
+        for visitor in [visitor for visitor, until in self._visitors.items() if until <= now]:
+            self._refuse(visitor, f"it has said nothing for {KNOCK_SECONDS:.0f} s")
+        times = [*list(self._visitors.values())[:1], *([self._shut_until] if self._shut_until else ())]
+        return min(times, default=None)
+
+    def close(self) -> None:
+        for visitor in list(self._visitors):
+            self._see_off(visitor)
+        self._socket.close()
+
+    def _open(self) -> None:
+        """Somebody knocks."""
+        try:
+            visitor, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionError):
+            return  # it has gone again
+        except OSError as error:  # no descriptor is free: who knocks is served once one is
+            log.warning("nobody can be let in for %.0f s: %r", KNOCK_SECONDS, error)
+            self._mailbox.unwatch(self._socket.fileno())
+            self._shut_until = monotonic() + KNOCK_SECONDS
+            return
+        visitor.setblocking(False)
+        self._visitors[visitor] = monotonic() + KNOCK_SECONDS
+        self._mailbox.watch(visitor.fileno(), partial(self._listen, visitor))
+
+    def _listen(self, visitor: socket.socket) -> None:
+        """A visitor has said who it is, or has gone."""
+        credentials = visitor.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, uid, _ = _CREDENTIALS.unpack(credentials)
+        try:
+            message, descriptors = receive(visitor)
+            for descriptor in descriptors:
+                os.close(descriptor)  # nobody has asked for any
+            if message is None:
+                raise ConnectionError("it has gone")
+            if uid != os.getuid():
+                raise Refused(f"It is of user {uid}, and the node of user {os.getuid()}.")
+            answer = self._adopt(pid, message)
+        except BlockingIOError:
+            return  # woken for nothing
+        except Refused as refusal:
+            self._refuse(visitor, str(refusal), pid)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._refuse(visitor, f"what it says makes no sense here: {error!r}", pid)
+        else:
+            self._tell(visitor, answer)
+            self._see_off(visitor)
+
+    def _refuse(self, visitor: socket.socket, why: str, pid: int = 0) -> None:
+        log.warning("process %d knocked and was not let in: %s", pid, why)
+        self._tell(visitor, {"refused": why})
+        self._see_off(visitor)
+
+    def _tell(self, visitor: socket.socket, message: dict[str, Any]) -> None:
+        try:
+            send(visitor, message)
+        except OSError as error:  # a driver that was let in is missed by its pidfd when it ends
+            log.warning("a visitor has gone without its answer: %r", error)
+
+    def _see_off(self, visitor: socket.socket) -> None:
+        del self._visitors[visitor]
+        self._mailbox.unwatch(visitor.fileno())
+        visitor.close()
