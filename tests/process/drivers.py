@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -70,3 +73,14 @@ def kill_at_once(*pids: int) -> None:
         target.suspend()
     for target in targets:
         target.kill()
+
+
+@contextmanager
+def no_descriptors(pid: int, but: int = 3) -> Iterator[None]:
+    """The process can open none of number `but` or more meanwhile; what it has open works on."""
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (but, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)

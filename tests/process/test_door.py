@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import select
 import socket
 import subprocess
@@ -17,6 +16,8 @@ import pytest
 import skate
 from api.rendezvous import eventually
 from skate.node.door import DOOR
+
+from .drivers import no_descriptors
 
 
 def knock(folder: str) -> socket.socket:
@@ -92,14 +93,10 @@ def test_a_door_without_descriptors_opens_again(skate_start: Callable[..., Any])
     facts = skate_start(num_cpus=1)
     skate.get(skate.remote(os.getpid).remote())  # its one worker is there
     log = Path(facts["folder"], "node.log")
-    limits = resource.prlimit(facts["pid"], resource.RLIMIT_NOFILE)
-    resource.prlimit(facts["pid"], resource.RLIMIT_NOFILE, (3, limits[1]))
-    try:
+    with no_descriptors(facts["pid"]):
         visitor = knock(facts["folder"])
         visitor.send(b"{}")
         eventually(lambda: "nobody can be let in" in log.read_text())
         assert skate.cluster_resources()["CPU"] == 1
-    finally:
-        resource.prlimit(facts["pid"], resource.RLIMIT_NOFILE, limits)
     assert "refused" in json.loads(visitor.recv(1 << 16))
     visitor.close()

@@ -17,6 +17,8 @@ import logging
 import mmap
 import os
 import socket
+from contextlib import ExitStack
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -108,6 +110,8 @@ class NodeManager:
         self._running = True
         #: why the node ends
         self._why = ""
+        #: admission has news since it decided last
+        self._undecided = False
         #: how the last worker died that never became ready
         self._last_failure = ""
         self._oom_kills = _oom_kills()
@@ -143,9 +147,10 @@ class NodeManager:
             now = monotonic()
             self._actors.act()
             due = self._admission.tick(now)
+            self._undecided = False
             for effect in self._admission.decide(now):
                 self._carry_out(effect)
-            if self._actors.act():
+            if self._actors.act() or self._undecided:
                 continue  # admission may have more to decide
             times = [
                 time for time in (due, self._spiller.step(now), self._door.step(now)) if time is not None
@@ -328,26 +333,60 @@ class NodeManager:
             self._post(owner_of(request.owner), m.Infeasible(request.class_id, text))
 
     def _start_worker(self, environment: Any) -> None:
-        job_id, variables = environment
-        worker = self._new_process("worker", self._jobs[job_id])
+        worker = self._new_process("worker", self._jobs[environment[0]])
         worker.environment = environment
-        path = os.path.join(self._folder, f"{worker.id.hex()}.now")
-        with open(path, "wb+") as file:
-            file.truncate(testament.BYTES)
-            worker.testament = mmap.mmap(file.fileno(), testament.BYTES)
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
-        send(
-            self._zygote,
-            {"fork": worker.id.hex(), "job": worker.job, "environment": dict(variables)},
-            (out_write, err_write),
+        try:
+            self._fork(worker)
+        except (
+            OSError
+        ) as error:  # no descriptors or memory, a full disk; a zygote that died is heard of as well
+            del self._processes[worker.id]
+            self._start_failed(worker, self._report(worker, None, f"no process could be forked: {error}"))
+
+    def _fork(self, worker: Process) -> None:
+        """Has the zygote fork the worker, which writes to two pipes and to its testament. OSError leaves nothing."""
+        _, variables = worker.environment
+        with ExitStack() as undo, ExitStack() as passed_on:
+            path = os.path.join(self._folder, f"{worker.id.hex()}.now")
+            with open(path, "wb+") as file:
+                undo.callback(os.unlink, path)
+                file.truncate(testament.BYTES)
+                worker.testament = mmap.mmap(file.fileno(), testament.BYTES)
+            undo.callback(worker.testament.close)
+            ends = []
+            for source in ("stdout", "stderr"):
+                ours, theirs = os.pipe()
+                passed_on.callback(os.close, theirs)
+                ends.append(theirs)
+                reader = LineReader(ours, source, lambda *line: self._printed(worker, *line))
+                undo.callback(self._close, reader)
+                worker.readers.append(reader)
+                self._mailbox.watch(ours, partial(self._read, reader))
+            send(
+                self._zygote,
+                {"fork": worker.id.hex(), "job": worker.job, "environment": dict(variables)},
+                tuple(ends),
+            )
+            undo.pop_all()
+
+    def _start_failed(self, worker: Process, cause: str) -> None:
+        """A worker has ended before it was ready, or never began: admission tries again, or gives up."""
+        log.error("a worker never became ready: %s", cause)
+        self._last_failure = cause
+        self._admission.worker_start_failed(worker.environment)
+        self._undecided = True
+
+    def _report(self, worker: Process, status: int | None, stderr_tail: str) -> str:
+        """How a worker has ended (None: it never began), for the error that its end raises."""
+        return json.dumps(
+            {
+                "pid": worker.pid or None,
+                "node": self.node.hex(),
+                "exit_status": status,
+                "stderr_tail": stderr_tail,
+                "likely_oom": status == -9 and not worker.killed_because and self._out_of_memory(),
+            }
         )
-        os.close(out_write)
-        os.close(err_write)
-        for fd, source in ((out_read, "stdout"), (err_read, "stderr")):
-            reader = LineReader(fd, source, lambda *line, worker=worker: self._printed(worker, *line))
-            worker.readers.append(reader)
-            self._mailbox.watch(fd, lambda reader=reader: self._read(reader))
 
     def _environment(self, maker: ProcessId, variables: Any) -> Any:
         """The environment of an actor that this process makes."""
@@ -407,15 +446,14 @@ class NodeManager:
             self._bury(self._by_pid.pop(message["exited"]), message["status"])
         elif "unforked" in message:
             worker = self._processes[ProcessId(bytes.fromhex(message["unforked"]))]
-            log.error("a worker could not be forked: %s", message["why"])
-            self._bury(worker, 1, f"no process could be forked: {message['why']}")
+            self._bury(worker, None, f"no process could be forked: {message['why']}")
 
     def _end(self, why: str) -> None:
         log.info("the node ends: %s", why)
         self._why = self._why or why
         self._running = False
 
-    def _bury(self, worker: Process, status: int, why: str = "") -> None:
+    def _bury(self, worker: Process, status: int | None, why: str = "") -> None:
         """A worker has ended: everybody hears of it, and what it held is taken back."""
         self._deliver(worker.id, self._mailbox.last_words(worker.id))
         stderr_tail = why
@@ -433,23 +471,11 @@ class NodeManager:
                 os.unlink(os.path.join(self._folder, name))
             except FileNotFoundError:
                 pass  # it died before it opened its inbox
-        cause = json.dumps(
-            {
-                "pid": worker.pid,
-                "node": self.node.hex(),
-                "exit_status": status,
-                "stderr_tail": stderr_tail,
-                "likely_oom": status == -9 and not worker.killed_because and self._out_of_memory(),
-            }
-        )
+        cause = self._report(worker, status, stderr_tail)
         if worker.registered:
             self._admission.worker_died(worker.id)
         else:
-            log.error(
-                "worker %d ended with status %d before it was ready: %s", worker.pid, status, stderr_tail
-            )
-            self._last_failure = cause
-            self._admission.worker_start_failed(worker.environment)
+            self._start_failed(worker, cause)
         for owner, attempt, record in answers:
             if owner in self._processes:
                 self._post(owner, m.LateAnswer(worker.id, attempt, record))
