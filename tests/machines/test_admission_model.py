@@ -41,7 +41,9 @@ DEMANDS = [
     {"CPU": 3 * ONE},  # more than there is
     {"nothing has this": 1},
 ]
-ENVIRONMENTS = (None, (("MODE", "1"),))
+PLAIN = ("job", ())
+ENVIRONMENTS = (PLAIN, ("job", (("MODE", "1"),)), ("other job", ()))
+JOBS = ("job", "other job")
 
 
 class Node:
@@ -65,6 +67,7 @@ class Node:
         self.retiring: set[ProcessId] = set()
         self.warned: list[tuple[ProcessId, int]] = []
         self.failed: list[tuple[ProcessId, int]] = []
+        self.left_jobs: set[str] = set()
         #: those of whom admission has yet to say so
         self.failing: list[tuple[ProcessId, int]] = []
 
@@ -75,6 +78,9 @@ class Node:
         for effect in effects:
             getattr(self, f"do_{type(effect).__name__}")(effect)
         self.admission.check()
+        serving = {lease.worker.id for lease in self.granted.values() if lease.worker}
+        for worker in self.workers.keys() - serving - self.retiring:
+            assert self.workers[worker][0] not in self.left_jobs, "nobody has a use for it any more"
         return effects
 
     def do_StartWorker(self, effect: StartWorker) -> None:
@@ -128,7 +134,7 @@ class Node:
         units: dict[str, int],
         wanted: int,
         depth: int = 0,
-        environment: Any = None,
+        environment: Any = PLAIN,
     ) -> None:
         key = (owner, class_id)
         self.wanted[key] = wanted
@@ -174,6 +180,10 @@ class Node:
         for key in [key for key in self.wanted if key[0] == owner]:
             self.forget(key)
         self.admission.process_left(owner)
+
+    def job_leaves(self, job: str) -> None:
+        self.left_jobs.add(job)
+        self.admission.job_left(job)
 
     # -- what must hold
 
@@ -291,6 +301,11 @@ class AdmissionModel(RuleBasedStateMachine):
         assert not [lease for lease in self.node.granted.values() if lease.request.owner == owner]
         assert not [key for key in self.node.admission.requests if key[0] == owner]
 
+    @rule(job=st.sampled_from(JOBS))
+    def driver_leaves(self, job: str) -> None:
+        """Its detached actors may live on, and ask for more."""
+        self.node.job_leaves(job)
+
     @rule(seconds=st.sampled_from([0.1, IDLE_SECONDS, 10.0]))
     def time_passes(self, seconds: float) -> None:
         node = self.node
@@ -354,6 +369,16 @@ class AdmissionModel(RuleBasedStateMachine):
         assert not node.admission.requests
         assert not node.admission.leases
         assert node.admission.resources.available_dict() == node.admission.resources.total_dict()
+        for job in JOBS:
+            node.job_leaves(job)
+        for environment in list(node.starting):
+            node.ready(environment)
+        node.decide()
+        assert node.workers.keys() == node.retiring
+        for job in JOBS:
+            node.admission.job_forgotten(job)
+        for table in ("_idle", "_waiting", "_starting", "_failures", "_left_jobs"):
+            assert not getattr(node.admission, table), f"{table} remembers what is gone"
 
 
 # -------------------------------------------------------------------------------------------------- by example
@@ -364,7 +389,7 @@ CPU = {"CPU": ONE}
 
 def node_with_workers(number: int) -> Node:
     node = Node(start_at_once=number)
-    for effect in node.admission.prestart(number, None):
+    for effect in node.admission.prestart(number, PLAIN):
         node.do_StartWorker(effect)
     for environment in list(node.starting):
         node.ready(environment)
@@ -490,8 +515,8 @@ def test_workers_that_never_start_end_in_an_error() -> None:
     failed = []
     for _ in range(START_ATTEMPTS * 3):
         failed += [effect.request.owner for effect in node.decide() if isinstance(effect, FailRequest)]
-        if None in node.starting:
-            node.start_fails(None)
+        if PLAIN in node.starting:
+            node.start_fails(PLAIN)
         elif node.starting:
             node.ready(node.starting[0])
     assert failed == [FIRST], (
@@ -507,9 +532,9 @@ def test_a_worker_that_starts_makes_the_failures_before_it_forgotten() -> None:
     for _ in range(5):
         for _ in range(START_ATTEMPTS - 1):
             node.decide()
-            node.start_fails(None)
+            node.start_fails(PLAIN)
         node.decide()
-        node.ready(None)
+        node.ready(PLAIN)
     assert not node.failed
 
 
@@ -531,6 +556,32 @@ def test_whoever_leaves_frees_all_that_it_had() -> None:
     assert {effect.worker for effect in node.decide() if isinstance(effect, KillWorker)} == workers
     assert node.admission.resources.available_dict() == node.admission.resources.total_dict()
     assert not node.admission.workers
+
+
+def test_workers_of_a_job_that_left_serve_who_waits_and_end_then() -> None:
+    """Those that were busy, or were starting, when the driver left as well."""
+    node = node_with_workers(2)
+    node.request(FIRST, 1, CPU, 1)
+    node.request(SECOND, 1, CPU, 1, environment=ENVIRONMENTS[1])
+    node.decide()
+    node.job_leaves("job")
+    node.decide()
+    assert len(node.workers) == 1, "the idle one has ended"
+    (lease,) = node.granted
+    node.request(THIRD, 1, CPU, 1)
+    node.give_back(lease)
+    assert owners_of(node.decide()) == [THIRD], "it is not ended under one that waits"
+    (lease,) = node.granted
+    node.give_back(lease)
+    node.decide()
+    assert not node.workers
+    node.ready(ENVIRONMENTS[1])
+    node.decide()
+    (lease,) = node.granted
+    node.give_back(lease)
+    node.decide()
+    assert not node.workers
+    assert not node.starting
 
 
 AdmissionModel.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

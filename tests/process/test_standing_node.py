@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
-from api.rendezvous import eventually, gone
+from api.rendezvous import Gate, eventually, gone
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -90,6 +92,35 @@ def test_a_detached_actor_starts_again_without_its_driver(node: dict) -> None:
         "print(skate.get(add.remote()), skate.get(a.pid.remote()) != before)"
     )
     assert text == "1 True"
+
+
+def test_workers_of_a_driver_that_left_end_with_their_work(node: dict, tmp_path: Path) -> None:
+    """Those that its detached actors keep busy, too."""
+    started, gate = Gate(tmp_path / "started"), Gate(tmp_path / "gate")
+    program(
+        "@skate.remote\n"
+        "def work():\n"
+        f"    open({str(started.path)!r}, 'w').close()\n"
+        f"    while not os.path.exists({str(gate.path)!r}): time.sleep(0.01)\n"
+        "@skate.remote\n"
+        "class Boss:\n"
+        "    def delegate(self): skate.get(work.remote())\n"
+        "boss = Boss.options(name='kept', lifetime='detached').remote()\n"
+        "boss.delegate.remote()\n"
+        f"while not os.path.exists({str(started.path)!r}): time.sleep(0.01)"
+    )
+    zygote = psutil.Process(node["zygote_pid"])
+    eventually(lambda: len(zygote.children()) == 2)  # the actor, and the worker of its task
+    gate.open()
+    eventually(lambda: len(zygote.children()) == 1)
+    assert "nothing is left of job" not in Path(node["folder"], "node.log").read_text()
+    text = program(
+        "a = skate.get_actor('kept')\nskate.get(a.delegate.remote())\nskate.kill(a)\nprint('worked')"
+    )
+    assert text == "worked"
+    eventually(lambda: not zygote.children())
+    log = Path(node["folder"], "node.log")
+    eventually(lambda: log.read_text().count("nothing is left of job") == 2)
 
 
 def test_drivers_do_not_see_each_other_s_names_and_prints(node: dict) -> None:

@@ -1,9 +1,9 @@
 """Which lease request a node grants, and on which of its workers. Nothing runs over the node's resources, ever.
 
 Pure. State: the node's resources, the requests that wait, the leases that are granted, and the pool of workers. Events:
-leases_requested, lease_returned, worker_ready, worker_died, worker_blocked, worker_unblocked, process_left. They only
-note what happened; `decide` then acts on all of them, so that what arrives together is judged together. Effects are
-what `decide` returns.
+leases_requested, lease_returned, worker_ready, worker_died, worker_blocked, worker_unblocked, process_left, job_left.
+They only note what happened; `decide` then acts on all of them, so that what arrives together is judged together.
+Effects are what `decide` returns.
 
 Rules:
 
@@ -17,7 +17,8 @@ Rules:
 * A lease for an actor is never reclaimed; one that only had to find a free CPU (`lends`) gives it back at once. Actors
   get workers after tasks do, whose leases wait before theirs.
 * Workers are started only for leases whose resources are reserved, so there are never more than the resources allow
-  plus those that are blocked. Idle ones beyond `keep_idle` are asked to leave.
+  plus those that are blocked. Idle ones beyond `keep_idle` are asked to leave; those of a job whose driver is gone end
+  as soon as they are idle.
 
 Invariants (`check`): what the live allocations hold is what the leases say; a worker has one lease at most; a lease has
 a worker, or waits for one in `_waiting`.
@@ -26,11 +27,14 @@ a worker, or waits for one in `_waiting`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
-from typing import Final, NamedTuple
+from collections.abc import Hashable
+from typing import Any, Final, NamedTuple
 
 from skate.core.resources import Allocation, NodeResources, ResourceSet
 from skate.ids import ProcessId
+
+#: (job, variables): what tells workers apart, and of a worker which program it is of
+Environment = tuple[Hashable, Hashable]
 
 #: workers in a row that may die before they are ready, until those who wait for them are told
 START_ATTEMPTS: Final = 3
@@ -45,7 +49,7 @@ IDLE_SECONDS: Final = 1.0
 class StartWorker(NamedTuple):
     """Effect: fork a worker for this environment; `worker_ready` or `worker_start_failed` follows."""
 
-    environment: Hashable
+    environment: Environment
 
 
 class Grant(NamedTuple):
@@ -120,7 +124,7 @@ class LeaseRequest:
         class_id: int,
         demand: ResourceSet,
         depth: int,
-        environment: Hashable,
+        environment: Environment,
         feasible: bool,
     ) -> None:
         self.owner = owner
@@ -170,7 +174,7 @@ class PoolWorker:
 
     __slots__ = ("environment", "id", "idle_since", "lease", "retiring")
 
-    def __init__(self, worker_id: ProcessId, environment: Hashable, now: float) -> None:
+    def __init__(self, worker_id: ProcessId, environment: Environment, now: float) -> None:
         self.id = worker_id
         self.environment = environment
         self.lease: NodeLease | None = None
@@ -190,12 +194,14 @@ class Admission:
         self.requests: dict[tuple[ProcessId, int], LeaseRequest] = {}
         self.leases: dict[int, NodeLease] = {}
         self.workers: dict[ProcessId, PoolWorker] = {}
-        self._idle: dict[Hashable, list[PoolWorker]] = {}
-        self._waiting: dict[Hashable, deque[NodeLease]] = {}
-        self._starting: dict[Hashable, int] = {}
+        self._idle: dict[Environment, list[PoolWorker]] = {}
+        self._waiting: dict[Environment, deque[NodeLease]] = {}
+        self._starting: dict[Environment, int] = {}
         #: environment -> workers that died before they were ready, since one was
-        self._failures: dict[Hashable, int] = {}
+        self._failures: dict[Environment, int] = {}
         self._resuming: deque[NodeLease] = deque()
+        #: jobs whose drivers are gone, and which still have processes or actors
+        self._left_jobs: set[Hashable] = set()
         self._effects: list[Effect] = []
         self._next_lease = 0
         self._turn = 0
@@ -209,7 +215,7 @@ class Admission:
         demand: ResourceSet,
         depth: int,
         wanted: int,
-        environment: Hashable,
+        environment: Environment,
     ) -> None:
         """How many leases of the class the owner could use now, beyond those that it knows of."""
         key = (owner, class_id)
@@ -229,7 +235,7 @@ class Admission:
             request.waits_since = 0.0
 
     def actor_placed(
-        self, actor: bytes, demand: ResourceSet, lends: bool, depth: int, environment: Hashable
+        self, actor: bytes, demand: ResourceSet, lends: bool, depth: int, environment: Environment
     ) -> None:
         """An actor needs a worker for itself. `process_left(actor)` takes that back, and the worker if it has one."""
         self.leases_requested(ProcessId(actor), 0, demand, depth, 1, environment)
@@ -247,7 +253,7 @@ class Admission:
             worker.lease = None
             self._set_idle(worker, now)
 
-    def worker_ready(self, worker_id: ProcessId, environment: Hashable, now: float) -> None:
+    def worker_ready(self, worker_id: ProcessId, environment: Environment, now: float) -> None:
         if worker_id in self.workers:
             return  # it said so before
         self._started(environment)
@@ -255,7 +261,7 @@ class Admission:
         worker = self.workers[worker_id] = PoolWorker(worker_id, environment, now)
         self._set_idle(worker, now)
 
-    def worker_start_failed(self, environment: Hashable) -> None:
+    def worker_start_failed(self, environment: Environment) -> None:
         """A worker died before it was ready; `decide` starts another where one is still needed, a few times."""
         self._started(environment)
         failures = self._failures[environment] = self._failures.get(environment, 0) + 1
@@ -318,22 +324,34 @@ class Admission:
             unmet, now
         )  # also leases that have just got their worker: no other event may come for long
         self._start_workers()
+        self._end_left()
         effects, self._effects = self._effects, []
         return effects
 
-    def prestart(self, number: int, environment: Hashable) -> list[Effect]:
+    def prestart(self, number: int, environment: Environment) -> list[Effect]:
         """Starts `number` workers before anyone asks."""
         self._starting[environment] = self._starting.get(environment, 0) + number
         return [StartWorker(environment)] * number
 
-    def environment_left(self, is_gone: Callable[[Hashable], bool]) -> None:
-        """Nobody will ask for workers of such environments any more: idle ones end."""
-        for environment, idle in self._idle.items():
-            if is_gone(environment):
-                for worker in idle:
-                    del self.workers[worker.id]
-                    self._effects.append(KillWorker(worker.id, "its driver is gone"))
-                idle.clear()
+    def job_left(self, job: Hashable) -> None:
+        """The driver of a job is gone: from now on its workers end as soon as nobody has a use for them.
+
+        Its detached actors, and what they ask for, are served as before.
+        """
+        self._left_jobs.add(job)
+
+    def job_forgotten(self, job: Hashable) -> None:
+        """A job that has left has no process any more, and nobody will ask for one."""
+        self._left_jobs.discard(job)
+        tables: tuple[dict[Environment, Any], ...] = (
+            self._idle,
+            self._waiting,
+            self._starting,
+            self._failures,
+        )
+        for table in tables:
+            for environment in [environment for environment in table if environment[0] == job]:
+                del table[environment]
 
     def tick(self, now: float) -> float | None:
         """Asks workers that have been idle for long to leave; gives the time of the next such look, or None."""
@@ -493,7 +511,18 @@ class Admission:
                 starting += 1
                 need -= 1
 
-    def _started(self, environment: Hashable) -> None:
+    def _end_left(self) -> None:
+        """Ends idle workers of jobs whose drivers are gone."""
+        if not self._left_jobs:
+            return
+        for environment, idle in self._idle.items():
+            if environment[0] in self._left_jobs:
+                for worker in idle:
+                    del self.workers[worker.id]
+                    self._effects.append(KillWorker(worker.id, "its driver is gone"))
+                idle.clear()
+
+    def _started(self, environment: Environment) -> None:
         """One of the workers that were starting is ready, or has failed."""
         self._starting[environment] = max(0, self._starting.get(environment, 0) - 1)
 

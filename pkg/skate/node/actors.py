@@ -175,6 +175,11 @@ class NodeActors:
         allocation = {"resources": resources, "devices": list(lease.allocation.devices)}
         self._post(actor.worker, m.BecomeActor(actor.id, lease.id, allocation, actor.spec, actor.restarts))
 
+    def any_of(self, job: str) -> bool:
+        """Whether an actor of the job lives, or may live again."""
+        specs = [actor.spec for actor in self.directory.actors.values()]
+        return any(spec is not None and spec["environment"][0] == job for spec in specs)
+
     def listing(self) -> list[tuple[str, str]]:
         """(namespace, name) of each living actor that has a name."""
         return sorted(self.directory.names)

@@ -55,10 +55,23 @@ def environment_of(job: str, variables: Any) -> tuple[str, tuple[tuple[str, str]
     return job, tuple((str(name), str(value)) for name, value in variables or ())
 
 
+class Job:
+    """A program: its driver, and the workers that are of it."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.id = str(job["id"])
+        #: {"id": …, "sys_path": …, …}, see api.session
+        self.facts = job
+        #: its driver and its workers, also those that start
+        self.processes = 0
+        #: its driver is gone
+        self.left = False
+
+
 class Process:
     """A driver or worker of this node."""
 
-    def __init__(self, identity: ProcessId, kind: str) -> None:
+    def __init__(self, identity: ProcessId, kind: str, job: Job) -> None:
         self.id = identity
         self.kind = kind
         self.pid = 0
@@ -67,8 +80,7 @@ class Process:
         self.testament: mmap.mmap | None = None
         self.environment: Any = None
         self.pidfd = -1
-        #: the program that it is of: {"id": …, "sys_path": …, …}, see api.session
-        self.job: dict[str, Any] = {}
+        self.job = job
         self.log_to_driver = True
         #: why this process was ended on purpose
         self.killed_because = ""
@@ -102,8 +114,8 @@ class NodeManager:
         self._prestart = prestart
         #: the process that this node is for alone, and ends with; None: it serves all drivers, and goes on without any
         self._starter = starter
-        #: job id -> job, of all drivers that ever came: detached actors may start again after theirs has left
-        self._jobs: dict[str, dict[str, Any]] = {}
+        #: job id -> job, also after its driver has left, while detached actors of it live, and may start again
+        self._jobs: dict[str, Job] = {}
         self._processes: dict[ProcessId, Process] = {}
         self._by_pid: dict[int, Process] = {}
         self._serial = 0
@@ -152,6 +164,7 @@ class NodeManager:
                 self._carry_out(effect)
             if self._actors.act() or self._undecided:
                 continue  # admission may have more to decide
+            self._forget_jobs()
             times = [
                 time for time in (due, self._spiller.step(now), self._door.step(now)) if time is not None
             ]
@@ -175,16 +188,15 @@ class NodeManager:
                 "Leave the address out for a node of your own, or start one for many programs with "
                 "`skate start --head`."
             )
-        job = message["job"]
-        job_id, log_to_driver = job["id"], message["log_to_driver"]
+        job, log_to_driver = Job(message["job"]), message["log_to_driver"]
         pidfd = os.pidfd_open(pid)
         driver = self._new_process("driver", job)
         driver.pid = pid
         driver.log_to_driver = log_to_driver
         driver.pidfd = pidfd
-        self._jobs[job_id] = job
+        self._jobs[job.id] = job
         self._mailbox.watch(pidfd, lambda: self._driver_left(driver, "its driver is gone"))
-        for effect in self._admission.prestart(self._prestart, (job_id, ())):
+        for effect in self._admission.prestart(self._prestart, (job.id, ())):
             self._carry_out(effect)
         return self._session | {"driver": driver.id.hex()}
 
@@ -198,15 +210,27 @@ class NodeManager:
         self._deliver(driver.id, self._mailbox.last_words(driver.id))
         cause = json.dumps({"pid": driver.pid, "node": self.node.hex(), "exit_status": None})
         self._forget(driver, m.ProcessDied(driver.id, cause, b"", 0))
-        job = driver.job["id"]
-        self._admission.environment_left(lambda environment: environment[0] == job)  # type: ignore[index]
+        driver.job.left = True
+        self._admission.job_left(driver.job.id)
 
-    def _new_process(self, kind: str, job: dict[str, Any]) -> Process:
+    def _new_process(self, kind: str, job: Job) -> Process:
         self._serial += 1
-        process = Process(process_id(self.node, self._serial), kind)
-        process.job = job
+        process = Process(process_id(self.node, self._serial), kind, job)
         self._processes[process.id] = process
+        job.processes += 1
         return process
+
+    def _remove(self, process: Process) -> None:
+        del self._processes[process.id]
+        process.job.processes -= 1
+
+    def _forget_jobs(self) -> None:
+        """Jobs whose drivers have left go with the last process, and the last actor that may still get one."""
+        for job in [job for job in self._jobs.values() if job.left and not job.processes]:
+            if not self._actors.any_of(job.id):
+                log.info("nothing is left of job %s", job.id)
+                del self._jobs[job.id]
+                self._admission.job_forgotten(job.id)
 
     # ------------------------------------------------------------------------------------------------- messages
 
@@ -243,7 +267,7 @@ class NodeManager:
             ResourceSet(demand),
             depth,
             wanted,
-            environment_of(process.job["id"], environment),
+            environment_of(process.job.id, environment),
         )
 
     def _return_lease(self, process: Process, lease: int) -> None:
@@ -340,7 +364,7 @@ class NodeManager:
         except (
             OSError
         ) as error:  # no descriptors or memory, a full disk; a zygote that died is heard of as well
-            del self._processes[worker.id]
+            self._remove(worker)
             self._start_failed(worker, self._report(worker, None, f"no process could be forked: {error}"))
 
     def _fork(self, worker: Process) -> None:
@@ -364,7 +388,7 @@ class NodeManager:
                 self._mailbox.watch(ours, partial(self._read, reader))
             send(
                 self._zygote,
-                {"fork": worker.id.hex(), "job": worker.job, "environment": dict(variables)},
+                {"fork": worker.id.hex(), "job": worker.job.facts, "environment": dict(variables)},
                 tuple(ends),
             )
             undo.pop_all()
@@ -390,7 +414,7 @@ class NodeManager:
 
     def _environment(self, maker: ProcessId, variables: Any) -> Any:
         """The environment of an actor that this process makes."""
-        return environment_of(self._processes[maker].job["id"], variables)
+        return environment_of(self._processes[maker].job.id, variables)
 
     def _kill_id(self, process: ProcessId, why: str) -> None:
         if process in self._processes:
@@ -483,7 +507,7 @@ class NodeManager:
 
     def _forget(self, process: Process, notice: m.ProcessDied) -> None:
         """A process is gone: what it held is taken back, and everybody hears of it."""
-        del self._processes[process.id]
+        self._remove(process)
         self._mailbox.forget(process.id)
         self._mailbox.bury(process.id, self._processes.keys() | {self.me})
         self._store.bury(process.pid, self._processes)
