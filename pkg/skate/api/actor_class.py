@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from skate.api.actor_handle import ActorHandle, ActorType, Method
+from skate.api.actor_handle import ANY_ARGUMENTS, ActorHandle, ActorType, Method
 from skate.api.remote_function import Exported, plain_arity, warn_not_yet
 from skate.api.session import require_runtime
 from skate.core.resources import actor_requests
@@ -62,6 +62,7 @@ class ActorClass:
         self._options = options
         self._exported = Exported(cls)
         self._known_type: ActorType | None = None
+        self._known_about: bytes | None = None
         self._signature: inspect.Signature | None = None
         self.__name__ = cls.__name__
         self.__qualname__ = cls.__qualname__
@@ -98,13 +99,12 @@ class ActorClass:
         runtime = require_runtime()
         self._check_arguments(args, kwargs)
         options = self._options
-        kind = self._type()
+        kind, about = self._type(), self._about()
         facts = current.facts
         assert facts is not None
         namespace = options.namespace or facts.namespace
         requests = actor_requests(options)
         variables = (options.runtime_env or {}).get("env_vars")
-        about = to_bytes(serialize(kind))
         spec = {
             "class_name": kind.class_name,
             "name": options.name or "",
@@ -155,6 +155,12 @@ class ActorClass:
         if self._known_type is None:
             self._known_type = _type_of(self._cls, self._options)
         return self._known_type
+
+    def _about(self) -> bytes:
+        """The type as it travels."""
+        if self._known_about is None:
+            self._known_about = to_bytes(serialize(self._type()))
+        return self._known_about
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._signature is None:
@@ -233,12 +239,7 @@ def _signature_of(function: Any, *, drop_self: bool) -> inspect.Signature:
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (ValueError, TypeError):
-        return inspect.Signature(
-            [
-                inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
-                inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
-            ]
-        )
+        return ANY_ARGUMENTS
     if drop_self and parameters and parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:
         parameters = parameters[1:]
     empty = inspect.Parameter.empty

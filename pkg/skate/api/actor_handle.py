@@ -58,7 +58,8 @@ def _function(class_name: str, name: str, group: str) -> Function:
     return Function(method_id(name, group), f"{class_name}.{name}", None)
 
 
-_ANY = inspect.Signature(
+#: of a method that does not tell which arguments it takes
+ANY_ARGUMENTS = inspect.Signature(
     [
         inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
         inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
@@ -84,7 +85,7 @@ class ActorHandle:
         if kind is not None:
             method = kind.methods.get(name)
             if method is None and name in BUILT_IN:
-                method = Method(validate_method_options(), 1, False, None, _ANY)
+                method = Method(validate_method_options(), 1, False, None, ANY_ARGUMENTS)
         if kind is None or method is None:
             known = sorted(each for each in kind.methods if not each.startswith("__")) if kind else []
             raise AttributeError(

@@ -216,10 +216,7 @@ class Calls:
     ) -> None:
         """The node says how the actor stands."""
         line = self.lines.get(actor)
-        if line is None:
-            return
-        if line.state == DEAD:
-            self._lose_late(line)
+        if line is None or line.state == DEAD:
             return
         ended = line.life
         if ended is not None and ended.worker != worker:
@@ -286,12 +283,6 @@ class Calls:
         self._lose(life, [call for call in calls if call.id not in life.coming])
         if life.in_flight:
             self._late.append((now + LATE, life))
-
-    def _lose_late(self, line: ActorLine) -> None:
-        """The node confirms a death that was foreseen (`kill`): it has passed on all that was answered before."""
-        for _, life in self._late:
-            if life.line is line:
-                self._lose(life, list(life.in_flight.values()))
 
     def _lose(self, life: Life, calls: list[OwnedTask]) -> None:
         for call in calls:

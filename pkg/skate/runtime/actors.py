@@ -17,11 +17,10 @@ from skate.core.actors import ALIVE, DEAD, PENDING, killed_by
 from skate.core.calls import ActorLine, Calls, Effect, FailCalls, LoseCalls, WatchActor
 from skate.core.dispatch import PushTasks
 from skate.core.tasks import Function, OwnedTask
-from skate.exceptions import ActorDiedError, ActorUnavailableError, TaskError, WorkerCrashedError
 from skate.ids import ActorId, ProcessId, object_id
-from skate.runtime.arguments import pack_arguments
+from skate.runtime.arguments import inlined, pack_arguments
+from skate.runtime.deaths import error_of
 from skate.runtime.objects import pack_error
-from skate.store.serialization import from_bytes
 from skate.wire import messages as m
 
 if TYPE_CHECKING:
@@ -136,8 +135,7 @@ class Actors:
             if entry.state == FAILED:
                 post(node, m.MakeActor(actor, None, entry.value or b""))
                 return
-        values = [(entry.id, entry.state, entry.value) for entry in dependencies]
-        post(node, m.MakeActor(actor, made.spec | {"dependencies": values}, b""))
+        post(node, m.MakeActor(actor, made.spec | {"dependencies": inlined(dependencies)}, b""))
 
     def _constructed(self, worker: ProcessId, actor: ActorId, kept: Any) -> None:
         """The constructor has read its arguments."""
@@ -228,34 +226,3 @@ class Actors:
             error = pack_error(error_of(line))
             for call in calls:
                 self._runtime.submission.finish(call, FAILED, error)
-
-
-def error_of(line: ActorLine) -> Exception:
-    """What calls of an actor fail with that is DEAD, or away: from the node's report of its last process."""
-    cause = line.cause or {}
-    if cause.get("kind") == "init":
-        error = from_bytes(cause["error"])
-        if isinstance(error, TaskError):
-            return ActorDiedError(error, actor_id=line.actor.hex())
-        return ActorDiedError(f"An argument of its __init__ failed: {error}", actor_id=line.actor.hex())
-    text = cause.get("text", "")
-    if cause.get("kind") == "crash" and "exit_status" in cause:
-        crash = WorkerCrashedError(
-            "the actor",
-            pid=cause.get("pid"),
-            node=cause.get("node", ""),
-            exit_status=cause["exit_status"],
-            stderr_tail=cause.get("stderr_tail", ""),
-            likely_oom=cause.get("likely_oom", False),
-        )
-        text = str(crash)
-    if line.state != DEAD:
-        return ActorUnavailableError(f"it restarts. {text}", line.actor.hex())
-    return ActorDiedError(
-        text or "Its process is gone.",
-        actor_id=line.actor.hex(),
-        class_name=line.class_name,
-        name=line.name,
-        pid=cause.get("pid"),
-        node=cause.get("node", ""),
-    )

@@ -7,6 +7,7 @@ argument is put into the store, as if the program had called `put`; once, if man
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from skate._c import plain
@@ -104,6 +105,11 @@ def pack_arguments(objects: Objects, name: str, args: tuple[Any, ...], kwargs: d
     nested = [ref.entry for ref in packed.refs]
     # A ref inside may have been made by the pickling itself, and nobody else holds it.
     return to_bytes(packed), list(stand_ins.entries) or None, nested, [*stand_ins.made, *packed.refs]
+
+
+def inlined(dependencies: Iterable[ObjectEntry]) -> list[tuple[bytes, int, Any]]:
+    """What travels beside packed arguments: of each value that an ArgRef stands for its id, its state, what it is."""
+    return [(entry.id, entry.state, entry.value) for entry in dependencies]
 
 
 def _only_refs(args: tuple[Any, ...]) -> bool:

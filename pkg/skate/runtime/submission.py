@@ -18,9 +18,10 @@ from skate._c.refs import FAILED, PENDING, STORED, ObjectEntry, ObjectRef
 from skate.core.calls import ActorLine, Life
 from skate.core.dispatch import AskLeases, Effect, GiveBack, LoseTasks, PushTasks, Queue
 from skate.core.tasks import Function, OwnedTask
-from skate.exceptions import PendingCallsLimitExceeded, SkateError, TaskError, WorkerCrashedError
+from skate.exceptions import PendingCallsLimitExceeded, TaskError
 from skate.ids import FIRST_INDEX, TASK_ID_BYTES, ProcessId, TaskId, object_id
-from skate.runtime.arguments import pack_arguments
+from skate.runtime.arguments import inlined, pack_arguments
+from skate.runtime.deaths import crash_of
 from skate.runtime.objects import pack_error
 from skate.runtime.streams import STREAM, ObjectRefGenerator, Stream
 from skate.store.serialization import from_bytes
@@ -211,9 +212,7 @@ class Submission:
                 self._exported[worker].add(function.id)
                 self._runtime.post(worker, m.ExportFunction(function.id, function.name, function.pickled))
             dependencies = task.dependencies
-            inline = (
-                [(entry.id, entry.state, entry.value) for entry in dependencies] if dependencies else None
-            )
+            inline = inlined(dependencies) if dependencies else None
             fields = (
                 task.id,
                 function.id,
@@ -351,10 +350,10 @@ class Submission:
         return next(queue for queue in self._dispatcher.queues.values() if queue.class_id == class_id)
 
     def _leases_failed(self, _: ProcessId, class_id: int, cause: str) -> None:
+        report = json.loads(cause)
         for task in self._dispatcher.leases_failed(self._queue(class_id)):
-            self.finish(
-                task, FAILED, pack_error(crash_of(f"no task yet (it was to run {task.display_name})", cause))
-            )
+            crash = crash_of(f"no task yet (it was to run {task.display_name})", report)
+            self.finish(task, FAILED, pack_error(crash))
 
     def _lease_reclaimed(self, _: ProcessId, lease_id: int) -> None:
         self._dispatcher.lease_reclaimed(lease_id)
@@ -383,17 +382,4 @@ class Submission:
                 self._dispatcher.task_queued(task, now)
             else:
                 self.free_results(task)
-                self.finish(task, FAILED, pack_error(crash_of(task.display_name, cause)))
-
-
-def crash_of(task_name: str, cause: str) -> SkateError:
-    """The error for a task whose worker died; `cause` is the node manager's report (NodeManager._bury)."""
-    report = json.loads(cause)
-    return WorkerCrashedError(
-        task_name,
-        pid=report.get("pid"),
-        node=report.get("node", ""),
-        exit_status=report.get("exit_status"),
-        stderr_tail=report.get("stderr_tail", ""),
-        likely_oom=report.get("likely_oom", False),
-    )
+                self.finish(task, FAILED, pack_error(crash_of(task.display_name, json.loads(cause))))
