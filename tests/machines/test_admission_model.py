@@ -11,10 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from skate._c.resources import UNITS_PER_ONE as ONE
-from skate.core.admission import (
-    IDLE_SECONDS,
-    START_ATTEMPTS,
-    Admission,
+from skate.core.admission import IDLE_SECONDS, START_ATTEMPTS, Admission
+from skate.core.leases import (
     FailRequest,
     Grant,
     KillWorker,

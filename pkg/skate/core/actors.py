@@ -137,6 +137,10 @@ class ActorDirectory:
         self.actors: dict[ActorId, Actor] = {}
         self.names: dict[tuple[str, str], Actor] = {}
         self._workers: dict[ProcessId, Actor] = {}
+        #: owner -> its actors, in the order in which they were named first
+        self._owned: dict[ProcessId, dict[ActorId, Actor]] = {}
+        #: process -> the actors that it watches
+        self._watched: dict[ProcessId, dict[ActorId, Actor]] = {}
         self._dead: dict[ActorId, dict[str, Any] | None] = {}
         self._effects: list[Effect] = []
 
@@ -162,7 +166,7 @@ class ActorDirectory:
             return None  # it was said before, or its owner is gone already
         actor.state = PENDING
         actor.name, actor.namespace, actor.detached, actor.about = name, namespace, detached, about
-        actor.watchers.add(actor.owner)
+        self._add_watcher(actor, actor.owner)
         if name:
             self.names[namespace, name] = actor
         return None
@@ -217,7 +221,7 @@ class ActorDirectory:
             else:
                 actor = self._actor(actor_id)
         if actor.state != DEAD:
-            actor.watchers.add(process)
+            self._add_watcher(actor, process)
         self._effects.append(Tell(actor, (process,)))
 
     def killed(self, actor_id: ActorId, no_restart: bool, by: str) -> None:
@@ -272,9 +276,10 @@ class ActorDirectory:
 
     def process_left(self, process: ProcessId, report: dict[str, Any] | None) -> None:
         """A process has ended: perhaps an actor's, perhaps an owner of actors. `report` says how."""
-        for actor in list(self.actors.values()):
+        for actor in self._watched.pop(process, {}).values():
             actor.watchers.discard(process)
-            if actor.owner == process and not actor.detached:
+        for actor in list(self._owned.get(process, {}).values()):
+            if not actor.detached:
                 if actor.state != DEAD:
                     text = f"Its owner, process {process.hex()}, which made it, is gone."
                     self._die(actor, {"kind": "owner", "text": text})
@@ -307,7 +312,12 @@ class ActorDirectory:
         actor = self.actors.get(actor_id)
         if actor is None:
             actor = self.actors[actor_id] = Actor(actor_id)
+            self._owned.setdefault(actor.owner, {})[actor_id] = actor
         return actor
+
+    def _add_watcher(self, actor: Actor, process: ProcessId) -> None:
+        actor.watchers.add(process)
+        self._watched.setdefault(process, {})[actor.id] = actor
 
     def _tell(self, actor: Actor) -> None:
         if actor.watchers:
@@ -320,6 +330,8 @@ class ActorDirectory:
         actor.state = DEAD
         actor.cause = cause
         self._tell(actor)
+        for watcher in actor.watchers:
+            _remove(self._watched, watcher, actor)
         actor.watchers.clear()
         if self.names.get((actor.namespace, actor.name)) is actor:
             del self.names[actor.namespace, actor.name]
@@ -336,6 +348,7 @@ class ActorDirectory:
         """No handle that counts can ask about it any more."""
         if self.actors.pop(actor.id, None) is None:
             return
+        _remove(self._owned, actor.owner, actor)
         self._dead[actor.id] = actor.cause
         if len(self._dead) > DEAD_REMEMBERED:
             del self._dead[next(iter(self._dead))]
@@ -352,6 +365,12 @@ class ActorDirectory:
         for worker, actor in self._workers.items():
             if actor.worker != worker:
                 raise AssertionError(f"{worker.hex()} houses {actor}, which lives elsewhere")
+        owned = {actor.id: actor for actors in self._owned.values() for actor in actors.values()}
+        if owned != self.actors or not all(self._owned.values()):
+            raise AssertionError(f"owners have {owned}, and there are {self.actors}")
+        watched = {(process, actor) for process, actors in self._watched.items() for actor in actors}
+        if watched != {(process, actor.id) for actor in owned.values() for process in actor.watchers}:
+            raise AssertionError(f"{watched} are watched, which is not what the actors say")
         for actor in self.actors.values():
             if actor.state == ALIVE and actor.worker is None:
                 raise AssertionError(f"{actor} has no worker")
@@ -359,3 +378,10 @@ class ActorDirectory:
                 raise AssertionError(f"{actor} is dead and has watchers or a worker")
             if actor.worker is not None and self._workers.get(actor.worker) is not actor:
                 raise AssertionError(f"{actor} is not known to live in {actor.worker.hex()}")
+
+
+def _remove(table: dict[ProcessId, dict[ActorId, Actor]], process: ProcessId, actor: Actor) -> None:
+    actors = table[process]
+    del actors[actor.id]
+    if not actors:
+        del table[process]

@@ -28,158 +28,34 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from skate.core.resources import Allocation, NodeResources, ResourceSet
+from skate.core.leases import (
+    PATIENCE_SECONDS,
+    Effect,
+    Environment,
+    FailRequest,
+    Grant,
+    KillWorker,
+    LeaseRequest,
+    NodeLease,
+    Owner,
+    PoolWorker,
+    Reclaim,
+    ResumeWorker,
+    RetireWorker,
+    StartWorker,
+    WarnInfeasible,
+)
+from skate.core.resources import NodeResources, ResourceSet
 from skate.ids import ProcessId
-
-#: (job, variables): what tells workers apart, and of a worker which program it is of
-Environment = tuple[Hashable, Hashable]
 
 #: workers in a row that may die before they are ready, until those who wait for them are told
 START_ATTEMPTS: Final = 3
-#: seconds after which a request that was granted nothing goes first once, however shallow its owner is
-PATIENCE_SECONDS: Final = 0.2
 #: grants to others behind it in the line, until what a request lacks is kept for it
 PASSED_OVER: Final = 10
 #: seconds that an idle worker beyond `keep_idle` is kept
 IDLE_SECONDS: Final = 1.0
-
-
-class StartWorker(NamedTuple):
-    """Effect: fork a worker for this environment; `worker_ready` or `worker_start_failed` follows."""
-
-    environment: Environment
-
-
-class Grant(NamedTuple):
-    """Effect: tell the owner about its lease."""
-
-    lease: NodeLease
-
-
-class Reclaim(NamedTuple):
-    """Effect: tell the owner that others wait for this lease."""
-
-    lease: NodeLease
-
-
-class ResumeWorker(NamedTuple):
-    """Effect: the worker has its CPUs again."""
-
-    lease: NodeLease
-
-
-class KillWorker(NamedTuple):
-    """Effect: end a worker whose owner is gone."""
-
-    worker: ProcessId
-    why: str
-
-
-class RetireWorker(NamedTuple):
-    """Effect: ask an idle worker to end, if it owns nothing."""
-
-    worker: ProcessId
-
-
-class WarnInfeasible(NamedTuple):
-    """Effect: tell the owner that no node can ever meet its demand."""
-
-    request: LeaseRequest
-
-
-class FailRequest(NamedTuple):
-    """Effect: tell the owner that no worker for its request can be started."""
-
-    request: LeaseRequest
-
-
-Effect = (
-    FailRequest | StartWorker | Grant | Reclaim | ResumeWorker | KillWorker | RetireWorker | WarnInfeasible
-)
-
-
-class LeaseRequest:
-    """How many leases of one class an owner could still use."""
-
-    __slots__ = (
-        "class_id",
-        "demand",
-        "depth",
-        "environment",
-        "feasible",
-        "for_actor",
-        "lends",
-        "owner",
-        "passed",
-        "turn",
-        "waits_since",
-        "wanted",
-    )
-
-    def __init__(
-        self,
-        owner: ProcessId,
-        class_id: int,
-        demand: ResourceSet,
-        depth: int,
-        environment: Environment,
-        feasible: bool,
-    ) -> None:
-        self.owner = owner
-        self.class_id = class_id
-        self.demand = demand
-        self.depth = depth
-        self.environment = environment
-        self.feasible = feasible
-        #: its owner is the actor that will live in the worker
-        self.for_actor = False
-        #: it holds no CPU once it is granted
-        self.lends = False
-        self.wanted = 0
-        #: when it was granted something last, or came up
-        self.waits_since = 0.0
-        #: requests with the lowest number go first among equally deep ones
-        self.turn = 0
-        #: grants to requests behind it since it was served last
-        self.passed = 0
-
-    def is_patient(self, now: float) -> bool:
-        """It has not waited for long: what is nested deeper goes first."""
-        return not self.waits_since or now < self.waits_since + PATIENCE_SECONDS
-
-
-class NodeLease:
-    """Resources and a worker, given to an owner."""
-
-    __slots__ = ("allocation", "blocked", "id", "reclaimed", "request", "worker")
-
-    def __init__(self, lease_id: int, request: LeaseRequest, allocation: Allocation) -> None:
-        self.id = lease_id
-        self.request = request
-        self.allocation = allocation
-        #: None until one has started
-        self.worker: PoolWorker | None = None
-        self.reclaimed = False
-        #: its worker waits in `get`, or has waited and waits for its CPUs
-        self.blocked = False
-
-    def __repr__(self) -> str:
-        return f"<NodeLease {self.id} {self.request.demand} for {self.request.owner.hex()}>"
-
-
-class PoolWorker:
-    """A worker process as the node sees it."""
-
-    __slots__ = ("environment", "id", "idle_since", "lease", "retiring")
-
-    def __init__(self, worker_id: ProcessId, environment: Environment, now: float) -> None:
-        self.id = worker_id
-        self.environment = environment
-        self.lease: NodeLease | None = None
-        self.idle_since = now
-        self.retiring = False
 
 
 class Admission:
@@ -194,6 +70,13 @@ class Admission:
         self.requests: dict[tuple[ProcessId, int], LeaseRequest] = {}
         self.leases: dict[int, NodeLease] = {}
         self.workers: dict[ProcessId, PoolWorker] = {}
+        # So that what an event costs does not grow with what it has nothing to do with:
+        self._owners: dict[ProcessId, Owner] = {}
+        #: requests that want something that there can be
+        self._open: dict[tuple[ProcessId, int], LeaseRequest] = {}
+        #: leases that may be reclaimed, those of tasks
+        self._of_tasks: dict[int, NodeLease] = {}
+        self._blocked: dict[int, NodeLease] = {}
         self._idle: dict[Environment, list[PoolWorker]] = {}
         self._waiting: dict[Environment, deque[NodeLease]] = {}
         self._starting: dict[Environment, int] = {}
@@ -223,14 +106,14 @@ class Admission:
         if request is None:
             feasible = self.resources.feasible(demand)
             request = self.requests[key] = LeaseRequest(owner, class_id, demand, depth, environment, feasible)
+            self._owners.setdefault(owner, Owner()).requests[class_id] = request
             if not feasible:
                 self._effects.append(WarnInfeasible(request))
         request.depth = depth  # a worker asks for the same class from tasks of any depth
         if wanted and not request.wanted:
             self._turn += 1
             request.turn = self._turn
-        reserved = sum(1 for lease in self._waiting.get(environment, ()) if lease.request is request)
-        request.wanted = max(0, wanted - reserved)
+        self._want(request, max(0, wanted - request.reserved))
         if not request.wanted:
             request.waits_since = 0.0
 
@@ -270,10 +153,11 @@ class Admission:
         del self._failures[environment]
         for lease in list(self._waiting.get(environment, ())):
             self._end(lease)
-            lease.request.wanted += 1
-        for key, request in list(self.requests.items()):
-            if request.environment == environment and request.wanted and request.feasible:
-                del self.requests[key]
+            self._want(lease.request, lease.request.wanted + 1)
+        for key, request in list(self._open.items()):
+            if request.environment == environment:
+                del self._open[key], self.requests[key]
+                del self._owners[request.owner].requests[request.class_id]
                 self._effects.append(FailRequest(request))
 
     def worker_died(self, worker_id: ProcessId) -> None:
@@ -289,6 +173,7 @@ class Admission:
         lease = self.leases.get(lease_id)
         if lease is not None and not lease.blocked:
             lease.blocked = True
+            self._blocked[lease.id] = lease
             self.resources.release_cpus(lease.allocation)
 
     def worker_unblocked(self, lease_id: int) -> None:
@@ -298,14 +183,18 @@ class Admission:
 
     def process_left(self, process: ProcessId) -> None:
         """An owner is gone: its requests end, and workers that run its tasks are of no use any more."""
-        for key in [key for key in self.requests if key[0] == process]:
-            del self.requests[key]
+        owner = self._owners.pop(process, None)
+        if owner is None:
+            return
+        for class_id in owner.requests:
+            del self.requests[process, class_id]
+            self._open.pop((process, class_id), None)
         self._effects = [
             effect
             for effect in self._effects
             if not isinstance(effect, WarnInfeasible) or effect.request.owner != process
         ]
-        for lease in [lease for lease in self.leases.values() if lease.request.owner == process]:
+        for lease in owner.leases.values():
             worker = lease.worker
             self._end(lease)
             if worker is not None:
@@ -366,8 +255,8 @@ class Admission:
                 self._effects.append(RetireWorker(worker.id))
             elif due is None or at < due:
                 due = at
-        for request in self.requests.values():
-            if request.wanted and request.feasible and request.is_patient(now):
+        for request in self._open.values():
+            if request.is_patient(now):
                 at = (request.waits_since or now) + PATIENCE_SECONDS
                 due = at if due is None else min(due, at)
         return due
@@ -387,25 +276,23 @@ class Admission:
                     self._reclaim_for(lease)
                     return
                 lease.blocked = False
+                del self._blocked[lease.id]
                 self._effects.append(ResumeWorker(lease))
             self._resuming.popleft()
 
     def _grant(self, now: float) -> list[LeaseRequest]:
         """Grants what fits, in turn; gives the requests that must wait."""
-        open_requests = [request for request in self.requests.values() if request.wanted and request.feasible]
-        if not open_requests:
+        if not self._open:
             return []
-        for request in open_requests:
+        for request in self._open.values():
             request.waits_since = request.waits_since or now
         short: set[ResourceSet] = set()
         waiting: list[LeaseRequest] = []
         #: names of resources that are kept for a request that was passed over too often
         kept: set[str] = set()
-        blocked = {
-            lease.worker.id for lease in self.leases.values() if lease.blocked and lease.worker is not None
-        }
+        blocked = {lease.worker.id for lease in self._blocked.values() if lease.worker is not None}
         order = sorted(
-            open_requests, key=lambda request: (request.is_patient(now), -request.depth, request.turn)
+            self._open.values(), key=lambda request: (request.is_patient(now), -request.depth, request.turn)
         )
         queue = deque(order)
         while queue:
@@ -424,13 +311,16 @@ class Admission:
             for other in waiting:
                 other.passed += 1
             request.passed = 0
-            request.wanted -= 1
+            self._want(request, request.wanted - 1)
             request.waits_since = now if request.wanted else 0.0
             self._turn += 1
             request.turn = self._turn
             self._next_lease += 1
             lease = NodeLease(self._next_lease, request, allocation)
             self.leases[lease.id] = lease
+            self._owners[request.owner].leases[lease.id] = lease
+            if not request.for_actor:
+                self._of_tasks[lease.id] = lease
             if request.lends:
                 self.resources.release_cpus(lease.allocation)
             self._line_up(lease)
@@ -442,6 +332,7 @@ class Admission:
 
     def _line_up(self, lease: NodeLease) -> None:
         """The lease waits for a worker: a task's before all actors'."""
+        lease.request.reserved += 1
         waiting = self._waiting.setdefault(lease.request.environment, deque())
         if lease.request.for_actor or not waiting or not waiting[-1].request.for_actor:
             waiting.append(lease)
@@ -456,14 +347,12 @@ class Admission:
     def _reclaim(self, unmet: list[LeaseRequest], now: float) -> None:
         """Asks for as many leases of others as there are requests that must wait."""
         for request in unmet:
-            open_reclaims = sum(1 for lease in self.leases.values() if lease.reclaimed)
+            open_reclaims = sum(1 for lease in self._of_tasks.values() if lease.reclaimed)
             need = request.wanted - open_reclaims
-            for lease in self.leases.values():
+            for lease in self._of_tasks.values():
                 if need <= 0:
                     break
                 if lease.reclaimed or lease.request is request or lease.worker is None or lease.blocked:
-                    continue
-                if lease.request.for_actor:
                     continue
                 if request.depth < lease.request.depth and request.is_patient(now):
                     continue
@@ -478,11 +367,8 @@ class Admission:
         assert resuming.worker is not None
         holds_cpu = [
             lease
-            for lease in self.leases.values()
-            if lease.worker is not None
-            and not lease.blocked
-            and not lease.request.for_actor
-            and lease.request.demand.get("CPU")
+            for lease in self._of_tasks.values()
+            if lease.worker is not None and not lease.blocked and lease.request.demand.get("CPU")
         ]
         if any(lease.reclaimed for lease in holds_cpu):
             return  # one is on its way
@@ -496,6 +382,7 @@ class Admission:
             idle = self._idle.get(environment)
             while waiting and idle:
                 lease = waiting.popleft()
+                lease.request.reserved -= 1
                 worker = idle.pop()  # the one that was busy last: its caches are warm
                 worker.lease = lease
                 lease.worker = worker
@@ -532,9 +419,24 @@ class Admission:
 
     def _end(self, lease: NodeLease) -> None:
         del self.leases[lease.id]
+        self._of_tasks.pop(lease.id, None)
+        self._blocked.pop(lease.id, None)
+        owner = self._owners.get(lease.request.owner)
+        if owner is not None:  # else it leaves
+            del owner.leases[lease.id]
         self.resources.release(lease.allocation)
         if lease.worker is None:
+            lease.request.reserved -= 1
             self._waiting[lease.request.environment].remove(lease)
+
+    def _want(self, request: LeaseRequest, wanted: int) -> None:
+        """How many leases a request wants from now on."""
+        request.wanted = wanted
+        key = (request.owner, request.class_id)
+        if wanted and request.feasible:
+            self._open[key] = request
+        else:
+            self._open.pop(key, None)
 
     # --------------------------------------------------------------------------------------------------- reports
 
@@ -551,6 +453,7 @@ class Admission:
         self.resources.check()
         if {lease.allocation for lease in self.leases.values()} != self.resources.live:
             raise AssertionError("the leases do not hold what is allocated")
+        self._check_tables()
         waiting = [lease for leases in self._waiting.values() for lease in leases]
         for lease in self.leases.values():
             if (lease.worker is None) != (lease in waiting):
@@ -562,3 +465,32 @@ class Admission:
             places = (worker.lease is not None) + (worker in idle) + worker.retiring
             if places != 1:
                 raise AssertionError(f"worker {worker.id.hex()} stands in {places} places")
+
+    def _check_tables(self) -> None:
+        """What is kept so that nobody need look for it is what there is to find."""
+        requests, leases = self.requests, self.leases
+        found = {
+            (owner, class_id): request
+            for owner, has in self._owners.items()
+            for class_id, request in has.requests.items()
+        }
+        held = {lease.id: lease for has in self._owners.values() for lease in has.leases.values()}
+        for table, kept, there in (
+            ("requests of owners", found, requests),
+            ("leases of owners", held, leases),
+            ("open", self._open, {key: r for key, r in requests.items() if r.wanted and r.feasible}),
+            (
+                "of tasks",
+                self._of_tasks,
+                {n: lease for n, lease in leases.items() if not lease.request.for_actor},
+            ),
+            ("blocked", self._blocked, {n: lease for n, lease in leases.items() if lease.blocked}),
+        ):
+            if kept != there:
+                raise AssertionError(f"{table}: {kept}, and there are {there}")
+        for request in requests.values():
+            reserved = sum(
+                1 for lease in leases.values() if lease.request is request and lease.worker is None
+            )
+            if request.reserved != reserved:
+                raise AssertionError(f"{reserved} leases wait for workers, {request.reserved} were counted")

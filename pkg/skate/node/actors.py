@@ -20,7 +20,8 @@ from skate.core.actors import (
     Place,
     Tell,
 )
-from skate.core.admission import Admission, LeaseRequest, NodeLease
+from skate.core.admission import Admission
+from skate.core.leases import LeaseRequest, NodeLease
 from skate.core.resources import ResourceSet
 from skate.ids import ActorId, ProcessId
 from skate.wire import messages as m

@@ -22,8 +22,8 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from skate.core.admission import (
-    Admission,
+from skate.core.admission import Admission
+from skate.core.leases import (
     Effect,
     FailRequest,
     Grant,
@@ -41,13 +41,16 @@ from skate.node.actors import NodeActors
 from skate.node.door import Door, Refused
 from skate.node.logs import LineReader
 from skate.node.spiller import Spiller
-from skate.node.zygote import end_children, receive, send
+from skate.node.zygote import end_children, receive, receive_now, send
 from skate.store.local import LocalStore
 from skate.wire import messages as m
 from skate.wire import testament
 from skate.wire.messages import encode
 
 log = logging.getLogger("skate.node")
+
+#: messages of the zygote taken in before others get a turn
+ZYGOTE_MESSAGES = 64
 
 
 def environment_of(job: str, variables: Any) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -117,6 +120,7 @@ class NodeManager:
         #: job id -> job, also after its driver has left, while detached actors of it live, and may start again
         self._jobs: dict[str, Job] = {}
         self._processes: dict[ProcessId, Process] = {}
+        self._drivers: dict[ProcessId, Process] = {}
         self._by_pid: dict[int, Process] = {}
         self._serial = 0
         self._running = True
@@ -191,6 +195,7 @@ class NodeManager:
         job, log_to_driver = Job(message["job"]), message["log_to_driver"]
         pidfd = os.pidfd_open(pid)
         driver = self._new_process("driver", job)
+        self._drivers[driver.id] = driver
         driver.pid = pid
         driver.log_to_driver = log_to_driver
         driver.pidfd = pidfd
@@ -222,6 +227,7 @@ class NodeManager:
 
     def _remove(self, process: Process) -> None:
         del self._processes[process.id]
+        self._drivers.pop(process.id, None)
         process.job.processes -= 1
 
     def _forget_jobs(self) -> None:
@@ -437,26 +443,33 @@ class NodeManager:
             reader.close()
 
     def _printed(self, worker: Process, source: str, name: str, text: str) -> None:
-        for process in self._processes.values():
-            if process.kind != "driver" or process.job is not worker.job:
-                continue
-            if process.registered and process.log_to_driver:
-                self._post(process.id, m.Log(source, name, worker.pid, text))
+        for driver in self._drivers.values():
+            if driver.job is worker.job and driver.registered and driver.log_to_driver:
+                self._post(driver.id, m.Log(source, name, worker.pid, text))
 
     def warn_drivers(self, text: str) -> None:
         """Has drivers show their users a warning about the store."""
         log.warning("%s", text)
-        for process in self._processes.values():
-            if process.kind == "driver" and process.registered:
-                self._post(process.id, m.StoreWarning(text))
+        for driver in self._drivers.values():
+            if driver.registered:
+                self._post(driver.id, m.StoreWarning(text))
 
     # --------------------------------------------------------------------------------------------------- deaths
 
     def _zygote_speaks(self) -> None:
-        try:
-            message, _ = receive(self._zygote)
-        except ConnectionError:
-            message = None
+        """Takes what it has said: of deaths that come together, everybody hears in one frame."""
+        for _ in range(ZYGOTE_MESSAGES):
+            try:
+                message = receive_now(self._zygote)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                message = None
+            self._zygote_said(message)
+            if message is None:
+                return
+
+    def _zygote_said(self, message: dict[str, Any] | None) -> None:
         if message is None:
             self._mailbox.unwatch(self._zygote.fileno())
             self._end(f"its zygote (pid {self._session['zygote_pid']}) died, and all workers with it")
@@ -513,9 +526,10 @@ class NodeManager:
         self._store.bury(process.pid, self._processes)
         self._spiller.process_left(process.id, self._processes)
         self._admission.process_left(process.id)
+        record = encode(notice)
         for other in self._processes.values():
             if other.registered:
-                self._post(other.id, notice)
+                self._mailbox.post(other.id, record)
         self._actors.process_left(process.id, notice.cause)
 
     def _out_of_memory(self) -> bool:

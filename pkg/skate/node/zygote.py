@@ -70,6 +70,12 @@ def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     return (json.loads(data) if data else None), fds
 
 
+def receive_now(channel: socket.socket) -> dict[str, Any] | None:
+    """As `receive`, of messages that bring no descriptors; BlockingIOError where none has come."""
+    data = channel.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
+    return json.loads(data) if data else None
+
+
 class Zygote:
     """Forks, reaps and buries."""
 

@@ -1,0 +1,167 @@
+"""What a node's admission keeps (requests, leases, workers of the pool), and what it decides (effects).
+
+No state. Who makes and changes these is core.admission alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Final, NamedTuple
+
+from skate.core.resources import Allocation, ResourceSet
+from skate.ids import ProcessId
+
+#: (job, variables): what tells workers apart, and of a worker which program it is of
+Environment = tuple[Hashable, Hashable]
+
+#: seconds after which a request that was granted nothing goes first once, however shallow its owner is
+PATIENCE_SECONDS: Final = 0.2
+
+
+class StartWorker(NamedTuple):
+    """Effect: fork a worker for this environment; `worker_ready` or `worker_start_failed` follows."""
+
+    environment: Environment
+
+
+class Grant(NamedTuple):
+    """Effect: tell the owner about its lease."""
+
+    lease: NodeLease
+
+
+class Reclaim(NamedTuple):
+    """Effect: tell the owner that others wait for this lease."""
+
+    lease: NodeLease
+
+
+class ResumeWorker(NamedTuple):
+    """Effect: the worker has its CPUs again."""
+
+    lease: NodeLease
+
+
+class KillWorker(NamedTuple):
+    """Effect: end a worker whose owner is gone."""
+
+    worker: ProcessId
+    why: str
+
+
+class RetireWorker(NamedTuple):
+    """Effect: ask an idle worker to end, if it owns nothing."""
+
+    worker: ProcessId
+
+
+class WarnInfeasible(NamedTuple):
+    """Effect: tell the owner that no node can ever meet its demand."""
+
+    request: LeaseRequest
+
+
+class FailRequest(NamedTuple):
+    """Effect: tell the owner that no worker for its request can be started."""
+
+    request: LeaseRequest
+
+
+Effect = (
+    FailRequest | StartWorker | Grant | Reclaim | ResumeWorker | KillWorker | RetireWorker | WarnInfeasible
+)
+
+
+class LeaseRequest:
+    """How many leases of one class an owner could still use."""
+
+    __slots__ = (
+        "class_id",
+        "demand",
+        "depth",
+        "environment",
+        "feasible",
+        "for_actor",
+        "lends",
+        "owner",
+        "passed",
+        "reserved",
+        "turn",
+        "waits_since",
+        "wanted",
+    )
+
+    def __init__(
+        self,
+        owner: ProcessId,
+        class_id: int,
+        demand: ResourceSet,
+        depth: int,
+        environment: Environment,
+        feasible: bool,
+    ) -> None:
+        self.owner = owner
+        self.class_id = class_id
+        self.demand = demand
+        self.depth = depth
+        self.environment = environment
+        self.feasible = feasible
+        #: its owner is the actor that will live in the worker
+        self.for_actor = False
+        #: it holds no CPU once it is granted
+        self.lends = False
+        self.wanted = 0
+        #: leases that have their resources, and no worker yet
+        self.reserved = 0
+        #: when it was granted something last, or came up
+        self.waits_since = 0.0
+        #: requests with the lowest number go first among equally deep ones
+        self.turn = 0
+        #: grants to requests behind it since it was served last
+        self.passed = 0
+
+    def is_patient(self, now: float) -> bool:
+        """It has not waited for long: what is nested deeper goes first."""
+        return not self.waits_since or now < self.waits_since + PATIENCE_SECONDS
+
+
+class NodeLease:
+    """Resources and a worker, given to an owner."""
+
+    __slots__ = ("allocation", "blocked", "id", "reclaimed", "request", "worker")
+
+    def __init__(self, lease_id: int, request: LeaseRequest, allocation: Allocation) -> None:
+        self.id = lease_id
+        self.request = request
+        self.allocation = allocation
+        #: None until one has started
+        self.worker: PoolWorker | None = None
+        self.reclaimed = False
+        #: its worker waits in `get`, or has waited and waits for its CPUs
+        self.blocked = False
+
+    def __repr__(self) -> str:
+        return f"<NodeLease {self.id} {self.request.demand} for {self.request.owner.hex()}>"
+
+
+class PoolWorker:
+    """A worker process as the node sees it."""
+
+    __slots__ = ("environment", "id", "idle_since", "lease", "retiring")
+
+    def __init__(self, worker_id: ProcessId, environment: Environment, now: float) -> None:
+        self.id = worker_id
+        self.environment = environment
+        self.lease: NodeLease | None = None
+        self.idle_since = now
+        self.retiring = False
+
+
+class Owner:
+    """What one process, or one actor, has asked for and has."""
+
+    __slots__ = ("leases", "requests")
+
+    def __init__(self) -> None:
+        self.requests: dict[int, LeaseRequest] = {}
+        self.leases: dict[int, NodeLease] = {}
