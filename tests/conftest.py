@@ -1,12 +1,17 @@
-"""What every test goes by: nothing may be left behind, neither a process nor shared memory nor a session's folder."""
+"""What every test goes by: nothing may be left behind, neither a process nor shared memory nor a session's folder.
+
+And places where tests and their tasks meet.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from api.rendezvous import Gate, Tally
 from leftovers import leftovers, wait_for_nothing_left  # before skate: it says where sessions lie
 
 import skate  # isort: skip
@@ -43,3 +48,16 @@ def skate_start() -> Iterator[Callable[..., Any]]:
 
     yield start
     skate.shutdown()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """Closed; opened at the end of the test, so that nothing waits for it forever."""
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def tally(tmp_path: Path) -> Tally:
+    return Tally(tmp_path / "tally")

@@ -3,13 +3,12 @@
 A file of tests uses either `cpu2`, one runtime for all of them, or `skate_start`, one for each; never both.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 import skate
 
-from .rendezvous import Gate, Tally, eventually
+from .rendezvous import eventually
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,13 +27,16 @@ def cpu2() -> Iterator[None]:
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    """Closed; opened at the end of the test, so that nothing waits for it forever."""
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    gate.open()
+def warned_of(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[str], str]:
+    """Waits until a text was printed or logged, and gives all that was so far."""
+    said = ""
 
+    def until(text: str) -> str:
+        def there() -> str:
+            nonlocal said
+            said += "".join(capfd.readouterr())
+            return said + caplog.text if text in said + caplog.text else ""
 
-@pytest.fixture
-def tally(tmp_path: Path) -> Tally:
-    return Tally(tmp_path / "tally")
+        return eventually(there)
+
+    return until

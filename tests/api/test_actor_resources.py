@@ -1,7 +1,6 @@
 """What actors take of a node: 1 CPU to be placed and none to run if nothing is said, else exactly what is said."""
 
 import os
-from collections.abc import Callable
 
 import pytest
 import skate
@@ -279,21 +278,6 @@ class TestGpus:
 
 
 class TestWhatNoNodeHas:
-    @pytest.fixture
-    def warned_of(self, capfd, caplog) -> Callable[[str], str]:
-        """Waits until a text was printed or logged, and gives all that was so far."""
-        said = ""
-
-        def until(text: str) -> str:
-            def there() -> str:
-                nonlocal said
-                said += "".join(capfd.readouterr())
-                return said + caplog.text if text in said + caplog.text else ""
-
-            return eventually(there)
-
-        return until
-
     def test_waits_and_warns(self, skate_start, warned_of) -> None:
         skate_start(num_cpus=2)
         actor = Actor.options(resources={"unobtainium": 1}).remote()

@@ -3,7 +3,6 @@
 import os
 import re
 import time
-from collections.abc import Callable
 
 import pytest
 import skate
@@ -208,21 +207,6 @@ class TestThreads:
 
 class TestWhatNoNodeHas:
     """It waits, in case a node comes that has it; but not in silence."""
-
-    @pytest.fixture
-    def warned_of(self, capfd, caplog) -> Callable[[str], str]:
-        """Waits until a text was printed or logged, and gives all that was so far."""
-        said = ""
-
-        def until(text: str) -> str:
-            def there() -> str:
-                nonlocal said
-                said += "".join(capfd.readouterr())
-                return said + caplog.text if text in said + caplog.text else ""
-
-            return eventually(there)
-
-        return until
 
     def test_waits_and_warns(self, skate_start, warned_of) -> None:
         skate_start(num_cpus=2)

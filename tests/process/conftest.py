@@ -1,4 +1,4 @@
-"""Fixtures of the process tests: programs that run beside the test, and places to meet."""
+"""Fixtures of the process tests: programs that run beside the test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from api.rendezvous import Gate, Tally
 
 from .drivers import Driver
 
@@ -42,16 +41,3 @@ def start_driver(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
     yield start
     for driver in started:
         driver.kill()
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    """Closed; opened at the end of the test."""
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    gate.open()
-
-
-@pytest.fixture
-def tally(tmp_path: Path) -> Tally:
-    return Tally(tmp_path / "tally")

@@ -169,15 +169,14 @@ class NodeManager:
             if self._actors.act() or self._undecided:
                 continue  # admission may have more to decide
             self._forget_jobs()
-            times = [
-                time for time in (due, self._spiller.step(now), self._door.step(now)) if time is not None
-            ]
+            looks = (due, self._spiller.step(now), self._door.step(now))
+            times = [time for time in looks if time is not None]
             self._mailbox.flush()
             self._mailbox.read(max(0.0, min(times) - now) if times else None)
         self._spiller.close()
         self._end_workers()
-        self._mailbox.close()
         self._door.close()
+        self._mailbox.close()
 
     def end(self, why: str) -> None:
         """Has `run` end. From a signal handler, too."""
@@ -367,9 +366,7 @@ class NodeManager:
         worker.environment = environment
         try:
             self._fork(worker)
-        except (
-            OSError
-        ) as error:  # no descriptors or memory, a full disk; a zygote that died is heard of as well
+        except OSError as error:  # no descriptors, no memory, a full disk
             self._remove(worker)
             self._start_failed(worker, self._report(worker, None, f"no process could be forked: {error}"))
 

@@ -19,6 +19,7 @@ from skate.api.actor_class import ActorClass
 from skate.api.actor_handle import ActorHandle
 from skate.api.objects import get, wait
 from skate.exceptions import ActorDiedError, TaskError
+from skate.util.checks import check_timeout
 
 __all__ = ["ActorPool"]
 
@@ -161,7 +162,7 @@ class ActorPool:
         """
         self._check_next()
         number, oldest = next(iter(self._submissions.items()))
-        deadline = _deadline(timeout)
+        deadline = _deadline("get_next", timeout)
         self._release_done()
         while not oldest.done:
             # While others are queued, any actor that gets done matters, not only this one's.
@@ -172,7 +173,7 @@ class ActorPool:
     def get_next_unordered(self, timeout: float | None = None, ignore_if_timedout: bool = False) -> Any:
         """The result of any submission; of one that is done, if there is one. Otherwise as `get_next`."""
         self._check_next()
-        deadline = _deadline(timeout)
+        deadline = _deadline("get_next_unordered", timeout)
         self._release_done()
         while (number := self._any_done()) is None:
             watched = [each for each in self._running if self._pending_submits or not each.dropped]
@@ -293,9 +294,8 @@ class ActorPool:
         return TimeoutError(f"{text}; the submission was dropped, as ignore_if_timedout says")
 
 
-def _deadline(timeout: float | None) -> float | None:
-    if timeout is not None and timeout < 0:
-        raise ValueError(f"timeout must be 0 or more seconds, or None; got {timeout!r}")
+def _deadline(function: str, timeout: float | None) -> float | None:
+    check_timeout(function, timeout)
     return None if timeout is None else monotonic() + timeout
 
 

@@ -25,6 +25,7 @@ from skate.api.remote_function import RemoteFunction
 from skate.api.session import require_runtime
 from skate.options import validate_task_options
 from skate.runtime import current
+from skate.util.checks import check_count
 from skate.util.waiting import Latch
 
 __all__ = ["SkateExecutor", "SkateFuture"]
@@ -91,10 +92,7 @@ class SkateExecutor(Executor):
     """
 
     def __init__(self, max_workers: int | None = None, **options: Any) -> None:
-        if max_workers is not None and (isinstance(max_workers, bool) or not isinstance(max_workers, int)):
-            raise TypeError(f"SkateExecutor(): max_workers must be an int or None, got {max_workers!r}")
-        if max_workers is not None and max_workers < 1:
-            raise ValueError(f"SkateExecutor(): max_workers must be 1 or more, or None; got {max_workers}")
+        check_count("SkateExecutor", "max_workers", max_workers)
         if options.get("num_returns") not in (None, 1):
             raise ValueError(
                 "SkateExecutor() takes no num_returns: a future has one value; let the call return a tuple"

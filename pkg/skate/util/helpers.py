@@ -7,6 +7,7 @@ from typing import Any
 
 from skate._c.refs import ObjectRef
 from skate.api.objects import get, wait
+from skate.util.checks import check_timeout
 from skate.util.waiting import Arrivals
 
 __all__ = ["as_completed", "map_unordered"]
@@ -110,5 +111,4 @@ def _check(function: str, chunk_size: Any, timeout: float | None, num_returns: A
         raise ValueError(f"{function}() has no num_returns: say chunk_size={num_returns!r} instead")
     if not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(f"{function}(): chunk_size must be 1 or more, got {chunk_size!r}")
-    if timeout is not None and timeout < 0:
-        raise ValueError(f"{function}(): timeout must be 0 or more seconds, or None; got {timeout!r}")
+    check_timeout(function, timeout)

@@ -34,6 +34,7 @@ from skate.exceptions import SkateError
 from skate.ids import owner_of
 from skate.runtime import current
 from skate.store.serialization import Serialized, serialize
+from skate.util.checks import check_timeout
 
 __all__ = ["Empty", "Full", "Queue"]
 
@@ -214,8 +215,7 @@ class Queue:
         call = getattr(self._living(), method)
         if not block:
             return call.remote(*arguments), None
-        if timeout is not None and timeout < 0:
-            raise ValueError(f"{method}(): timeout must be 0 or more seconds, or None; got {timeout!r}")
+        check_timeout(method, timeout)
         token = require_runtime().next_task_id()  # unlike any other, in any process
         return call.remote(*arguments, token, timeout), token
 

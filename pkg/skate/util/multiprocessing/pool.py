@@ -21,6 +21,7 @@ from typing import Any
 
 from skate.api.context import cluster_resources
 from skate.api.session import init, is_initialized
+from skate.util.checks import check_count
 from skate.util.multiprocessing.crew import FUNCTIONS_KEPT, Code, Crew, Job, Work
 from skate.util.waiting import Latch
 
@@ -60,11 +61,8 @@ class Pool:
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError(f"Pool(): initializer must be callable, got {initializer!r:.100}")
-        for name, number in (("processes", processes), ("maxtasksperchild", maxtasksperchild)):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
-                raise TypeError(f"Pool(): {name} must be an int or None, got {number!r:.100}")
-            if number is not None and number < 1:
-                raise ValueError(f"Pool(): {name} must be 1 or more, or None; got {number}")
+        check_count("Pool", "processes", processes)
+        check_count("Pool", "maxtasksperchild", maxtasksperchild)
         if context is not None:
             warnings.warn("Pool(context=…) does nothing: workers are skate's", RuntimeWarning, stacklevel=2)
         options = dict(ray_remote_args or {})
