@@ -65,7 +65,8 @@ def bell(tmp_path: Path) -> str:
 def ends(shared: Exchange, bell: str = "/nowhere") -> tuple[Lane, Inbox]:
     inbox = shared.inbox(PEER, SCHEMAS, 2)
     lane = shared.lane(ME, PEER, bell)
-    assert inbox is not None and lane is not None
+    assert inbox is not None
+    assert lane is not None
     return lane, inbox
 
 
@@ -123,13 +124,11 @@ class TestRing:
 
     def test_a_mark_stalls_until_the_message_has_come(self, shared: Exchange) -> None:
         lane, inbox = ends(shared)
-        assert (
-            lane.write(record(1))
-            and lane.mark()
-            and lane.write(record(2))
-            and lane.mark()
-            and lane.write(record(3))
-        )
+        assert lane.write(record(1))
+        assert lane.mark()
+        assert lane.write(record(2))
+        assert lane.mark()
+        assert lane.write(record(3))
         ((_, records, flags, _),) = inbox.take(10)
         assert ([fields[0] for _, fields in records], flags) == ([1], STALLED)
         assert inbox.is_stalled(ME)
@@ -142,7 +141,9 @@ class TestRing:
 
     def test_a_record_that_does_not_decode_is_skipped(self, shared: Exchange) -> None:
         lane, inbox = ends(shared)
-        assert lane.write(record(1)) and lane.write(b"\xff" + record(2)[1:]) and lane.write(record(3))
+        assert lane.write(record(1))
+        assert lane.write(b"\xff" + record(2)[1:])
+        assert lane.write(record(3))
         ((_, records, _, error),) = inbox.take(10)
         assert [fields[0] for _, fields in records] == [1]
         assert isinstance(error, FrameError)
@@ -153,7 +154,7 @@ class TestRing:
     def test_nonsense_in_the_ring_is_refused(self, noise: bytes, words: int) -> None:
         fd = os.memfd_create("lanes")
         os.ftruncate(fd, lanes.EXCHANGE_BYTES)
-        lane, inbox = ends(Exchange(fd))
+        _lane, inbox = ends(Exchange(fd))
         with mmap.mmap(fd, lanes.EXCHANGE_BYTES) as view:
             at = DIRECTORY_BYTES + SLOT_BYTES - RING_BYTES
             view[at : at + len(noise)] = noise
@@ -214,7 +215,9 @@ class TestSlots:
 
     def test_last_words_go_past_marks(self, shared: Exchange) -> None:
         lane, inbox = ends(shared)
-        assert lane.write(record(1)) and lane.mark() and lane.write(record(2))
+        assert lane.write(record(1))
+        assert lane.mark()
+        assert lane.write(record(2))
         heard = []
         while (batch := inbox.take_from(ME, 10)) is not None:
             heard += [fields[0] for _, fields in batch[1]]
@@ -238,7 +241,8 @@ class TestSleep:
             inbox.wake_up()
             inbox.take(10)
             assert inbox.fall_asleep(True)
-            assert lane.write(record(2)) and lane.write(record(3))
+            assert lane.write(record(2))
+            assert lane.write(record(3))
             assert os.read(fd, 10) == b"!", "one bell is enough"
             inbox.wake_up()
         finally:
@@ -296,7 +300,8 @@ class TestSleep:
         started = perf_counter()
         for _ in range(1000):
             assert not inbox.spin()
-        assert shared.awake() == 3 and perf_counter() - started < 0.1, "it would have spun for 0.2 s"
+        assert perf_counter() - started < 0.1, "it would have spun for 0.2 s"
+        assert shared.awake() == 3
         assert len(others) == 2
 
 
@@ -372,7 +377,7 @@ class TestMailboxes:
         assert heard == list(range(5000))
 
     def test_what_was_sent_before_a_death_is_heard(self, pair: tuple[Mailbox, Mailbox, list[int]]) -> None:
-        ours, theirs, heard = pair
+        ours, theirs, _heard = pair
         for number in range(100):
             assert ours.post(PEER, record(number))
         ours.close()

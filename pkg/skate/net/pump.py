@@ -118,6 +118,11 @@ class Pump:
         """A thread of the program, not the pump, has the right to read."""
         return self._reading.locked() and not self._pump_reads
 
+    @property
+    def asleep(self) -> bool:
+        """The pump thread reads: it sleeps in the inbox, or is about to, and has sent what waited before."""
+        return self._pump_reads
+
     def another_thread_reads(self) -> bool:
         """A thread of the program other than this one has the right to read, and may be asleep with it."""
         return self.program_reads and self._reader != threading.get_ident()

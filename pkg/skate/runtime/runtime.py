@@ -150,7 +150,12 @@ class Runtime:
                 self.streams.abandon(what)
             elif not what.held:
                 self.references.on_dropped(what)
-        self.act(monotonic())
+        now = monotonic()
+        self.act(now)
+        if self.pump.asleep:
+            self.mailbox.flush()  # the program idles: nobody else would, until something comes
+        else:
+            self.send_soon(now)
 
     # ----------------------------------------------------------------------------------------------------- mail
 
