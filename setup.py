@@ -33,6 +33,7 @@ COMPILED = [
     "skate.api.remote_function",
     "skate.core.calls",
     "skate.core.dispatch",
+    "skate.core.machine",
     "skate.core.references",
     "skate.core.tasks",
     "skate.net.mailbox",
@@ -78,7 +79,7 @@ if not PURE:
 setup(
     ext_modules=cythonize(
         extensions,
-        include_path=["pyx"],
+        include_path=["pyx", "pkg"],
         build_dir="build/cython",
         annotate=DEBUG,
         compiler_directives={

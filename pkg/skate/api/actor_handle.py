@@ -164,7 +164,6 @@ class ActorMethod:
             max_retries=kind.max_task_retries if retries is None else retries,
             retry_exceptions=chosen.retry_exceptions,
         )
-        self._streams = returns == "streaming"
         self._returns: int = (
             stream_returns(chosen._generator_backpressure_num_objects)
             if isinstance(returns, str)
@@ -193,16 +192,10 @@ class ActorMethod:
             runtime = self._enter()
         if kwargs or self._takes is None or len(args) not in self._takes:
             self._check_arguments(args, kwargs)
-        if self._streams:
-            return runtime.submission.submit_stream(
-                self._function, self._call, self._line, args, kwargs, self._returns, self._pinned
-            )
-        refs = runtime.submission.submit(
+        result = runtime.submission.submit(
             self._function, self._call, self._line, args, kwargs, self._returns, self._pinned
         )
-        if self._returns == 1 or self._returns < 0:
-            return refs[0]
-        return refs or None
+        return result if self._returns else None
 
     def options(self, **changes: Any) -> ActorMethod:
         """The same method with other options; see skate.options.MethodOptions."""

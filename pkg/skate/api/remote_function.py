@@ -52,7 +52,6 @@ class RemoteFunction:
             function=function.__name__,
         )
         self._call = replace(options, num_returns=returns)
-        self._streams = returns == "streaming"
         self._returns: int = (
             stream_returns(options._generator_backpressure_num_objects)
             if isinstance(returns, str)
@@ -83,14 +82,10 @@ class RemoteFunction:
             self._enter(runtime)
         if kwargs or self._takes is None or len(args) not in self._takes:
             self._check_arguments(args, kwargs)
-        if self._streams:
-            return runtime.submission.submit_stream(
-                self._known, self._call, self._queue, args, kwargs, self._returns
-            )
-        refs = runtime.submission.submit(self._known, self._call, self._queue, args, kwargs, self._returns)
-        if self._returns == 1 or self._returns < 0:
-            return refs[0]
-        return refs or None
+        result = runtime.submission.submit(
+            self._known, self._call, self._queue, args, kwargs, self._returns
+        )
+        return result if self._returns else None
 
     def options(self, **changes: Any) -> RemoteFunction:
         """The same function with other options; see skate.options.TaskOptions."""

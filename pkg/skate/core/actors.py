@@ -23,9 +23,9 @@ ALIVE has a worker; a DEAD one has no watchers, for they were told.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+from skate.core.machine import Machine
 from skate.ids import ActorId, ProcessId, owner_of
 
 AWAITED: Final = 0
@@ -130,10 +130,11 @@ class Actor:
         return f"<Actor {self.id.hex()} {STATE_NAMES[self.state]} {self.name}>"
 
 
-class ActorDirectory:
+class ActorDirectory(Machine):
     """All actors of a node."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.actors: dict[ActorId, Actor] = {}
         self.names: dict[tuple[str, str], Actor] = {}
         self._workers: dict[ProcessId, Actor] = {}
@@ -142,16 +143,6 @@ class ActorDirectory:
         #: process -> the actors that it watches
         self._watched: dict[ProcessId, dict[ActorId, Actor]] = {}
         self._dead: dict[ActorId, dict[str, Any] | None] = {}
-        self._effects: list[Effect] = []
-
-    def take_effects(self) -> Sequence[Effect]:
-        effects = self._effects
-        if not effects:
-            return ()
-        self._effects = []
-        return effects
-
-    # ----------------------------------------------------------------------------------------- what owners say
 
     def registered(
         self, actor_id: ActorId, name: str, namespace: str, detached: bool, about: Any
@@ -324,7 +315,7 @@ class ActorDirectory:
             self._effects.append(Tell(actor, tuple(sorted(actor.watchers))))
 
     def _die(self, actor: Actor, cause: dict[str, Any]) -> None:
-        self._effects = [  # what was decided and not done yet is not wanted any more
+        self._effects[:] = [  # what was decided and not done yet is not wanted any more
             effect for effect in self._effects if type(effect) not in _OF_THE_LIVING or effect[0] is not actor
         ]
         actor.state = DEAD

@@ -26,6 +26,7 @@ from weakref import WeakValueDictionary
 
 from skate.core.actors import ALIVE, AWAITED, DEAD, RESTARTING, STATE_NAMES
 from skate.core.dispatch import LATE, PushTasks
+from skate.core.machine import Machine
 from skate.core.tasks import DONE, PUSHED, QUEUED, OwnedTask
 from skate.ids import ActorId, ProcessId
 
@@ -120,22 +121,15 @@ class ActorLine:
         return f"<ActorLine of {self.actor.hex()} {STATE_NAMES[self.state]} pending={self.pending}>"
 
 
-class Calls:
+class Calls(Machine):
     """The lines of one process. Every method is called under the runtime's lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, effects: list[Any] | None = None) -> None:
+        super().__init__(effects)
         #: handles and pending calls keep their lines
         self.lines: WeakValueDictionary[ActorId, ActorLine] = WeakValueDictionary()
         #: (when to stop waiting, a life that has ended, whose answers may still come)
         self._late: deque[tuple[float, Life]] = deque()
-        self._effects: list[Effect] = []
-
-    def take_effects(self) -> Sequence[Effect]:
-        effects = self._effects
-        if not effects:
-            return ()
-        self._effects = []
-        return effects
 
     def line_of(
         self, actor: ActorId, *, ordered: bool = True, max_pending: int = -1, counts: bool = True

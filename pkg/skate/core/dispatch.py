@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from skate.core.machine import Machine
 from skate.core.resources import ResourceSet
 from skate.core.tasks import DONE, PUSHED, QUEUED, OwnedTask
 from skate.ids import ProcessId
@@ -138,22 +139,15 @@ class HeldLease:
         return f"<HeldLease {self.id} of {self.worker.hex()} in flight: {len(self.in_flight)}>"
 
 
-class Dispatcher:
+class Dispatcher(Machine):
     """The queues and leases of one owner. Every method is called under the runtime's lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, effects: list[Any] | None = None) -> None:
+        super().__init__(effects)
         self.queues: dict[Any, Queue] = {}
         self.leases: dict[int, HeldLease] = {}
         #: (when to stop waiting, lease of a dead worker whose answers may still come)
         self._late: deque[tuple[float, HeldLease]] = deque()
-        self._effects: list[Effect] = []
-
-    def take_effects(self) -> Sequence[Effect]:
-        effects = self._effects
-        if not effects:
-            return ()
-        self._effects = []
-        return effects
 
     def queue_of(self, demand: ResourceSet, environment: Any = None) -> Queue:
         """The queue of a scheduling class; made where it is new."""

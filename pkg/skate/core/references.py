@@ -26,6 +26,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from skate._c.refs import PENDING, Guard, ObjectEntry, forget_if_unheld
+from skate.core.machine import Machine
 from skate.ids import ObjectId, ProcessId, owner_of
 
 #: dead processes that are remembered, for as long as mail about them may be under way
@@ -59,24 +60,17 @@ class TellRelease(NamedTuple):
 Effect = FreeValue | TellBorrower | TellRelease
 
 
-class References:
+class References(Machine):
     """The objects of one process. Every method is called under the runtime's lock."""
 
-    def __init__(self, me: ProcessId, home: Any) -> None:
+    def __init__(self, me: ProcessId, home: Any, effects: list[Any] | None = None) -> None:
+        super().__init__(effects)
         self.me = me
         self.home = home
         #: every object this process owns and keeps, or borrows and holds
         self.entries: dict[bytes, ObjectEntry] = {}
         #: processes that died lately: what is still said about them is not counted
         self._dead: dict[ProcessId, None] = {}
-        self._effects: list[Effect] = []
-
-    def take_effects(self) -> Sequence[Effect]:
-        effects = self._effects
-        if not effects:
-            return ()
-        self._effects = []
-        return effects
 
     # ------------------------------------------------------------------------------------- making and letting go
 

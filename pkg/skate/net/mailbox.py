@@ -6,8 +6,8 @@ policy: it moves frames.
 
 Inside a machine a record goes by the lane (skate._c.lanes): it is with the reader when `post` returns. What is too
 long for that goes by ZeroMQ, over `ipc://` in a folder that only the user can enter, and leaves with the next flush; a
-mark in the lane says where it belongs, so the order between two processes is kept. Where a peer has no lane, all goes by
-ZeroMQ.
+mark in the lane says where it belongs, so the order between two processes is kept. Where a peer has no lane, all goes
+by ZeroMQ.
 
 Who may call what: sending (`post`, `flush…`) under the runtime's lock; `read` by one thread at a time (see net.pump);
 `poke` by anybody. A socket is never used by two threads at once: links belong to the lock's holder, the inbox to the

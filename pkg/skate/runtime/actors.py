@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from skate._c.refs import FAILED, INLINE, ObjectEntry, ObjectRef
 from skate.core.actors import ALIVE, DEAD, PENDING, killed_by
 from skate.core.calls import ActorLine, Calls, Effect, FailCalls, LoseCalls, WatchActor
-from skate.core.dispatch import PushTasks
 from skate.core.tasks import Function, OwnedTask
 from skate.ids import ActorId, ProcessId, object_id
 from skate.runtime.arguments import inlined, pack_arguments
@@ -60,7 +59,7 @@ class Actors:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._references = runtime.references
-        self.calls = Calls()
+        self.calls = Calls(runtime.effects)
         self._made: dict[ActorId, Made] = {}
         runtime.handle(m.ActorState, self._state)
         runtime.handle(m.ActorMade, self._constructed)
@@ -119,7 +118,7 @@ class Actors:
             else:
                 runtime.post(runtime.node, m.MakeActor(actor, made.spec | {"dependencies": None}, b""))
             now = monotonic()
-            runtime.act(now)
+            runtime.act()
             runtime.send_soon(now)
         finally:
             runtime.release()
@@ -191,7 +190,7 @@ class Actors:
             runtime.post(runtime.node, m.KillActor(actor, no_restart, by))
             if no_restart:  # no call from here may overtake it
                 self.calls.actor_state(actor, DEAD, None, killed_by(by), now)
-                runtime.act(now)
+                runtime.act()
             runtime.mailbox.flush()
         finally:
             runtime.release()
@@ -201,9 +200,7 @@ class Actors:
     def carry_out(self, effect: Effect) -> None:
         """Does what the calls' machine decided. Under the lock."""
         submission = self._runtime.submission
-        if type(effect) is PushTasks:
-            submission.push(effect.lease.worker, effect.tasks)
-        elif type(effect) is WatchActor:
+        if type(effect) is WatchActor:
             line = effect.line
             self._runtime.post(self._runtime.node, m.WatchActor(line.actor, line.counts))
         elif type(effect) is FailCalls:

@@ -21,11 +21,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, get_args
 
 from skate._c import refs
 from skate._c.refs import ObjectEntry, ObjectRef
 from skate.config import CORK_SECONDS, GLANCE_SECONDS
+from skate.core import calls, dispatch, references
 from skate.core.dispatch import Dispatcher
 from skate.core.references import References
 from skate.ids import ObjectId, ProcessId, task_id_source
@@ -70,14 +71,25 @@ class Runtime:
         self._dropped: deque[ObjectEntry | Stream] = deque()
         self._later: list[Callable[[], None]] = []
         self._handlers: list[Handler | None] = [None] * 256
-        self.references = References(me, self)
-        self.dispatcher = Dispatcher()
+        #: what the machines below have decided and nobody has done yet
+        self.effects: list[Any] = []
+        self.references = References(me, self, self.effects)
+        self.dispatcher = Dispatcher(self.effects)
         self.mailbox = Mailbox(me, folder, self._deliver, lanes)
         self.pump = Pump(self.mailbox, self.before_sleep, name)
         self.objects = Objects(self)
         self.actors = Actors(self)
         self.streams = Streams(self)
         self.submission = Submission(self)
+        self._carriers: dict[type, Callable[[Any], None]] = {
+            kind: carrier.carry_out
+            for carrier, kinds in (
+                (self.objects, get_args(references.Effect)),
+                (self.actors, get_args(calls.Effect)),
+                (self.submission, get_args(dispatch.Effect)),
+            )
+            for kind in kinds
+        }
         #: token of a question to the node manager -> Waiter, then the answer
         self._queries: dict[int, Any] = {}
         self._next_token = itertools.count(1).__next__
@@ -101,7 +113,7 @@ class Runtime:
                 self._release_and_call()
             else:
                 self.lock.release()
-            if not self._dropped or not self.lock.acquire(blocking=False):
+            if not self._dropped or not self.lock.acquire(False):
                 return  # whoever holds it now drains
 
     def _release_and_call(self) -> None:
@@ -150,12 +162,11 @@ class Runtime:
                 self.streams.abandon(what)
             elif not what.held:
                 self.references.on_dropped(what)
-        now = monotonic()
-        self.act(now)
+        self.act()
         if self.pump.asleep:
             self.mailbox.flush()  # the program idles: nobody else would, until something comes
         else:
-            self.send_soon(now)
+            self.send_soon(monotonic())
 
     # ----------------------------------------------------------------------------------------------------- mail
 
@@ -171,7 +182,7 @@ class Runtime:
         self.lock.acquire()
         try:
             self._handle(sender, records)
-            self.act(monotonic())
+            self.act()
         finally:
             self.release()
 
@@ -192,20 +203,14 @@ class Runtime:
         """A process has ended: what it had sent by its lane counts before its death does. Under the lock."""
         self._handle(process, self.mailbox.last_words(process))
 
-    def act(self, now: float) -> None:
+    def act(self) -> None:
         """Carries out what the machines have decided. Under the lock."""
-        while True:
-            effects = self.references.take_effects()
-            decisions = self.dispatcher.take_effects()
-            calls = self.actors.calls.take_effects()
-            if not effects and not decisions and not calls:
-                return
-            for effect in effects:
-                self.objects.carry_out(effect)
-            for decision in decisions:
-                self.submission.carry_out(decision)
-            for call in calls:
-                self.actors.carry_out(call)
+        effects = self.effects
+        while effects:
+            todo = effects[:]
+            effects.clear()
+            for effect in todo:
+                self._carriers[type(effect)](effect)
 
     def before_sleep(self) -> float | None:
         """For the thread that is about to sleep in the inbox: timers, then all mail leaves. Seconds until the next."""
@@ -216,7 +221,7 @@ class Runtime:
             if due is not None and due <= now:
                 self.dispatcher.tick(now)
                 self.actors.calls.tick(now)
-                self.act(now)
+                self.act()
                 due = self._next_tick()
             self.mailbox.flush()
         finally:
@@ -234,9 +239,9 @@ class Runtime:
         if self.mailbox.flush_due(now, CORK_SECONDS) and self.pump.program_reads:
             self.mailbox.flush()  # the pump rests while another thread sleeps in the inbox: nobody else would
 
-    def glance(self) -> None:
+    def glance(self, now: float) -> None:
         """Lets a busy thread take in what has come, so that no other thread has to. Not under the lock."""
-        self.pump.glance(monotonic(), GLANCE_SECONDS)
+        self.pump.glance(now, GLANCE_SECONDS)
 
     # ------------------------------------------------------------------------------------------------ the others
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from skate._c import frames
 from skate._c.refs import FAILED, PENDING, STORED, ObjectEntry, ObjectRef
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("skate")
 
 
+#: the message that is sent most, without its named tuple
+_PUSH_TASK: Final = m.PushTask.code  # type: ignore[attr-defined]
+_PUSH_TASK_SCHEMA: Final = m.PushTask.schema  # type: ignore[attr-defined]
+
+
 class Submission:
     """The tasks that this process owns."""
 
@@ -43,6 +48,8 @@ class Submission:
         self._references = runtime.references
         self._dispatcher = runtime.dispatcher
         self._calls = runtime.actors.calls
+        self._mailbox = runtime.mailbox
+        self._objects = runtime.objects
         #: task id -> task, until it is done
         self.tasks: dict[bytes, OwnedTask] = {}
         #: worker -> ids of the functions that it was sent
@@ -72,96 +79,74 @@ class Submission:
         kwargs: dict[str, Any],
         returns: int,
         pinned: Sequence[ObjectEntry] = (),
-    ) -> list[ObjectRef]:
-        """Queues a call and gives the refs of its return values. Does not block.
+    ) -> Any:
+        """Queues a call. Gives the ref of its return value, or a list of them where `returns` is not 1. Does not block.
 
         `queue` is a scheduling class, or the line of an actor whose method `function` is. `returns` below 0 asks for a
-        stream: then the one ref is that of the whole (see `submit_stream`). `pinned` lives until the call is done.
-        Raises SerializationError for arguments that cannot be pickled, PendingCallsLimitExceeded.
+        stream: then it gives an ObjectRefGenerator, or, of one that gathers its values, the ref of the whole. `pinned`
+        lives until the call is done. Raises SerializationError for arguments that cannot be pickled,
+        PendingCallsLimitExceeded.
         """
-        return self._submit(function, options, queue, args, kwargs, returns, pinned)[1]
-
-    def submit_stream(
-        self,
-        function: Function,
-        options: TaskOptions,
-        queue: Queue | ActorLine,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        returns: int,
-        pinned: Sequence[ObjectEntry] = (),
-    ) -> ObjectRefGenerator:
-        """As `submit`, of a generator whose values come one by one."""
-        task, refs = self._submit(function, options, queue, args, kwargs, returns, pinned)
-        return ObjectRefGenerator(self._runtime, task.stream, refs[0])
-
-    def _submit(
-        self,
-        function: Function,
-        options: TaskOptions,
-        queue: Queue | ActorLine,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        returns: int,
-        pinned: Sequence[ObjectEntry],
-    ) -> tuple[OwnedTask, list[ObjectRef]]:
         runtime = self._runtime
-        nested: Sequence[ObjectEntry] = pinned
+        line: ActorLine | None = None
+        if type(queue) is ActorLine:
+            line = queue
+        nested = pinned
+        packed, dependencies = b"", None
         if args or kwargs:
             packed, dependencies, inner, _made = pack_arguments(runtime.objects, function.name, args, kwargs)
             if inner:
                 nested = [*inner, *pinned]
-        else:
-            packed, dependencies = b"", None
         task_id = runtime.next_task_id()
         now = monotonic()
         runtime.lock.acquire()
         try:
             if runtime.broken is not None:
                 raise runtime.broken
-            if type(queue) is ActorLine and 0 <= queue.max_pending <= queue.pending:
+            if line is not None and 0 <= line.max_pending <= line.pending:
                 raise PendingCallsLimitExceeded(
-                    f"{function.name}(): {queue.pending} calls of this actor are pending here, and its "
-                    f"max_pending_calls is {queue.max_pending}. Wait for some of them, or raise the limit."
+                    f"{function.name}(): {line.pending} calls of this actor are pending here, and its "
+                    f"max_pending_calls is {line.max_pending}. Wait for some of them, or raise the limit."
                 )
-            create = self._references.create
+            references = self._references
             if returns == 1:  # the usual case, without a comprehension's price
-                entry = create(task_id + FIRST_INDEX)
-                entries, handles = [entry], [ObjectRef(entry)]
+                entry = references.create(task_id + FIRST_INDEX)
+                entries = [entry]
+                result: Any = ObjectRef(entry)
             else:
                 entries = [
-                    create(object_id(task_id, index)) for index in range(1 if returns < 0 else returns)
+                    references.create(object_id(task_id, index))
+                    for index in range(1 if returns < 0 else returns)
                 ]
-                handles = [ObjectRef(entry) for entry in entries]
+                result = [ObjectRef(entry) for entry in entries]
             task = OwnedTask(task_id, function, queue, options, packed, dependencies, nested, entries)
             if returns < 0:
                 gathers = options.num_returns == "dynamic"
                 task.stream = Stream(task, limit=STREAM - returns, gathers=gathers)
+                result = result[0] if gathers else ObjectRefGenerator(runtime, task.stream, result[0])
             self.tasks[task_id] = task
             if nested:
-                self._references.pin(nested)
+                references.pin(nested)
             ready = True
             if dependencies:
-                self._references.pin(dependencies)
+                references.pin(dependencies)
                 ready = runtime.objects.when_ready(dependencies, partial(self._arguments_ready, task))
-            if type(queue) is ActorLine:
-                if dependencies:
-                    self._calls.call_submitted(queue, task, False)
-                    if ready:
-                        self._arguments_ready(task)
-                else:
-                    self._call_ready(queue, task)
-            elif dependencies:
+            if line is not None and not dependencies:
+                self._call_ready(line, task)
+            elif line is not None:
+                self._calls.call_submitted(line, task, False)
+            if dependencies:
                 if ready:
                     self._arguments_ready(task)
-            else:
+            elif line is None:
                 self._dispatcher.task_queued(task, now)
-            runtime.act(now)
+            if runtime.effects:
+                runtime.act()
             runtime.send_soon(now)
         finally:
             runtime.release()
-        runtime.glance()
-        return task, handles
+        runtime.glance(now)
+        return result
 
     def _call_ready(self, line: ActorLine, call: OwnedTask) -> None:
         life = self._calls.call_submitted(line, call, True)
@@ -204,8 +189,7 @@ class Submission:
 
     def push(self, worker: ProcessId, tasks: Sequence[OwnedTask]) -> None:
         """Sends tasks to a worker, or calls to an actor. Under the lock."""
-        post = self._runtime.mailbox.post
-        code, schema = m.PushTask.code, m.PushTask.schema  # type: ignore[attr-defined]
+        mailbox = self._mailbox
         for task in tasks:
             function = task.function
             if function.pickled is not None and function.id not in self._exported[worker]:
@@ -223,7 +207,7 @@ class Submission:
                 task.name,
                 task.options.calls_per_worker,
             )
-            post(worker, frames.encode(code, schema, fields))
+            mailbox.post(worker, frames.encode(_PUSH_TASK, _PUSH_TASK_SCHEMA, fields))
 
     # ------------------------------------------------------------------------------------------------- answers
 
@@ -249,11 +233,8 @@ class Submission:
         del self.tasks[task_id]
         if task.stream is not None:
             values = self._runtime.streams.ended(task, values)
-        settle = self._runtime.objects.settle
-        for entry, (state, value, contents) in zip(
-            task.returns, values, strict=False
-        ):  # an error comes at least once
-            settle(entry, state, value, contents)
+        for entry, (state, value, contents) in zip(task.returns, values, strict=False):
+            self._objects.settle(entry, state, value, contents)  # (of an error there is at least one)
         self._let_go(task)
 
     def _answered_late(self, _: ProcessId, worker: ProcessId, attempt: int, record: bytes) -> None:

@@ -63,18 +63,21 @@ FUNCTION_WARN_BYTES = 10_000_000  # Ray's
 DIGEST_BYTES = 16
 
 
-def serialize(value: object, role: str = "the value", name: str = "value") -> Serialized:
+def serialize(
+    value: object, role: str = "the value", name: str = "value", function: str = ""
+) -> Serialized:
     """Pickle `value`; see plain.Serialized for what comes out.
 
     `role` and `name` are for the error: the role says what the value is to the user ("argument 'x' of f()",
-    "the result of f()"), the name is what paths into it begin with ("x"). Raises SerializationError.
+    "the result of f()"; `function` goes where it has braces), the name is what paths into it begin with ("x"). Raises
+    SerializationError.
     """
     try:
         return plain.serialize(value)
     except MemoryError:
         raise
     except Exception as error:
-        raise _error(role, value, name, error) from error
+        raise _error(role.format(function), value, name, error) from error
 
 
 def arguments_error(

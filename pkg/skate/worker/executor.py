@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import monotonic, perf_counter_ns
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from skate._c import refs
+from skate._c import frames, refs
 from skate._c.refs import FAILED, STORED, Guard, Waiter
 from skate.exceptions import ActorExit, SerializationError, TaskError
 from skate.ids import ProcessId, TaskId, object_id
@@ -30,7 +30,6 @@ from skate.runtime.objects import pack_error
 from skate.runtime.runtime import Runtime
 from skate.store.serialization import from_bytes, load_function, serialize
 from skate.wire import messages as m
-from skate.wire.messages import encode
 from skate.wire.testament import Testament
 from skate.worker.lease import Lease
 from skate.worker.output import TaskOutput
@@ -39,19 +38,47 @@ from skate.worker.streams import Streams
 log = logging.getLogger("skate")
 
 
-class Pushed(NamedTuple):
-    """A task as it was pushed."""
+class Pushed:
+    """A task as it was pushed: see PushTask."""
 
-    owner: ProcessId
-    task: TaskId
-    function: bytes
-    args: bytes
-    dependencies: Any
-    returns: int
-    attempt: int
-    name: str
-    max_calls: int
+    __slots__ = (
+        "args",
+        "attempt",
+        "dependencies",
+        "function",
+        "max_calls",
+        "name",
+        "owner",
+        "returns",
+        "task",
+    )
 
+    def __init__(
+        self,
+        owner: ProcessId,
+        task: TaskId,
+        function: bytes,
+        args: bytes,
+        dependencies: Any,
+        returns: int,
+        attempt: int,
+        name: str,
+        max_calls: int,
+    ) -> None:
+        self.owner = owner
+        self.task = task
+        self.function = function
+        self.args = args
+        self.dependencies = dependencies
+        self.returns = returns
+        self.attempt = attempt
+        self.name = name
+        self.max_calls = max_calls
+
+
+#: the message that is sent most, without its named tuple
+_TASK_DONE: Final = m.TaskDone.code  # type: ignore[attr-defined]
+_TASK_DONE_SCHEMA: Final = m.TaskDone.schema  # type: ignore[attr-defined]
 
 #: what runs in this thread or coroutine, where an actor runs many calls at once
 running: ContextVar[Pushed | None] = ContextVar("skate_running", default=None)
@@ -302,7 +329,7 @@ class Executor:
             function.calls += 1
             if function.calls >= pushed.max_calls:
                 return False
-        runtime.glance()
+        runtime.glance(now)
         return True
 
     def run_in_thread(self, pushed: Pushed, last: Callable[[], bool]) -> None:
@@ -372,12 +399,13 @@ class Executor:
         else:
             answer = [(FAILED, error, None)] * max(1, pushed.returns)
         kept = self.end_guards(guards)
-        runtime.act(monotonic())  # who else holds the refs inside must be known before the answer is
-        self.post_answer(pushed, m.TaskDone(pushed.task, elapsed, answer, kept))
+        runtime.act()  # who else holds the refs inside must be known before the answer is
+        self.post_answer(
+            pushed, frames.encode(_TASK_DONE, _TASK_DONE_SCHEMA, (pushed.task, elapsed, answer, kept))
+        )
 
-    def post_answer(self, pushed: Pushed, message: Any) -> None:
+    def post_answer(self, pushed: Pushed, record: bytes) -> None:
         """Posts what must not be lost if this process dies before it has left. Under the lock."""
-        record = encode(message)
         mailbox = self._runtime.mailbox
         if mailbox.post(pushed.owner, record):
             return
@@ -504,7 +532,7 @@ class Executor:
             raise SerializationError(
                 f"{name}() returned a coroutine: await it inside the task, say with asyncio.run"
             )
-        serialized = serialize(value, f"the result of {name}()", "result")
+        serialized = serialize(value, "the result of {}()", "result", name)
         identifier = object_id(pushed.task, index)
         state, stored = self._runtime.objects.keep(identifier, serialized, pushed.attempt > 0)
         return state, stored, serialized.refs

@@ -17,6 +17,7 @@ from skate.runtime.runtime import Runtime
 from skate.runtime.streams import STREAM
 from skate.store.serialization import serialize, to_bytes
 from skate.wire import messages as m
+from skate.wire.messages import encode
 
 if TYPE_CHECKING:
     from skate.worker.executor import Executor, Pushed
@@ -119,13 +120,13 @@ class Streams:
         runtime.lock.acquire()
         try:
             ((state, stored, contents),) = executor.handed_over(pushed, [kept])
-            runtime.act(now)
-            executor.post_answer(pushed, m.StreamItem(pushed.task, number, state, stored, contents))
+            runtime.act()
+            executor.post_answer(pushed, encode(m.StreamItem(pushed.task, number, state, stored, contents)))
             runtime.send_soon(now)
         finally:
             runtime.release()
         stream.sent += 1
-        runtime.glance()
+        runtime.glance(now)
 
     def _wait_for_reader(self, stream: Outgoing) -> None:
         """Blocks until the reader has said something; the worker lends its CPUs."""

@@ -85,6 +85,7 @@ cdef class Lane:
     cdef int _bell
     cdef int _put(self, const char* payload, Py_ssize_t size, uint32_t kind) except -1
     cdef int _wake(self) except -1
+    cpdef bint write(self, bytes record) except -1
 
 cdef class Inbox:
     cdef Exchange _exchange
@@ -107,3 +108,5 @@ cdef class Inbox:
     cdef void _set_awake(self, bint awake) noexcept
     cdef Py_ssize_t _ring_of(self, bytes sender) except -2
     cdef object _read(self, Py_ssize_t index, Py_ssize_t limit)
+    cpdef object take(self, Py_ssize_t limit)
+    cpdef bint spin(self) except -1

@@ -281,7 +281,7 @@ cdef class Lane:
         if self._bell >= 0:
             c_close(self._bell)
 
-    def write(self, bytes record not None):
+    cpdef bint write(self, bytes record) except -1:
         """Writes a record; wakes the reader where it sleeps. False where there is no room, or never will be (LONGEST_RECORD).
 
         Then the reader nudges this process as soon as it has read.
@@ -361,7 +361,7 @@ cdef class Inbox:
         if self._load_fd >= 0:
             c_close(self._load_fd)
 
-    def take(self, Py_ssize_t limit):
+    cpdef object take(self, Py_ssize_t limit):
         """What has come: [(sender, [(code, fields), …], flags, error), …], `limit` records of each sender at most.
 
         STALLED in flags: the sender's next message comes by the ZeroMQ link; `resume` once it has come. STARVED: the
@@ -491,7 +491,7 @@ cdef class Inbox:
         """Ends a spin of another thread, or has the next one end at once. From any thread."""
         sk_set(&self._slot.ready, NUDGE)
 
-    def spin(self):
+    cpdef bint spin(self) except -1:
         """Waits for a short while without sleeping, where that has paid lately and cores are free. True: look again."""
         cdef int64_t start, until, now
         cdef int round = 0

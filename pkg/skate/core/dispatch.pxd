@@ -1,0 +1,27 @@
+# What Cython is told of dispatch.py's classes where that is compiled: their attributes become C fields.
+
+from skate.core.machine cimport Machine
+from skate.core.tasks cimport OwnedTask
+
+cdef class Queue:
+    cdef public object class_id, demand, environment, tasks, seconds
+    cdef public list leases
+    cdef public Py_ssize_t told
+
+cdef class HeldLease:
+    cdef public object id, worker
+    cdef public Queue queue
+    cdef public Py_ssize_t answered
+    cdef public dict in_flight
+    cdef public double load, head_since, idle_since
+    cdef public bint recalling, stalled, reclaimed
+
+cdef class Dispatcher(Machine):
+    cdef public dict queues, leases
+    cdef public object _late
+    cpdef task_queued(self, OwnedTask task, double now)
+    cpdef task_done(self, HeldLease lease, OwnedTask task, double seconds, double now)
+    cpdef _feed(self, Queue queue, double now)
+    cpdef HeldLease _roomiest(self, Queue queue, OwnedTask task)
+    cpdef _ask(self, Queue queue)
+    cpdef _take_out(self, HeldLease lease, OwnedTask task, double now)

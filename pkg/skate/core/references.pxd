@@ -1,0 +1,12 @@
+# What Cython is told of references.py's classes where that is compiled: their attributes become C fields.
+
+from skate._c.refs cimport Guard, ObjectEntry
+from skate.core.machine cimport Machine
+
+cdef class References(Machine):
+    cdef public bytes me
+    cdef public object home
+    cdef public dict entries, _dead
+    cpdef ObjectEntry create(self, bytes object_id)
+    cpdef pin(self, entries)
+    cpdef unpin(self, entries)

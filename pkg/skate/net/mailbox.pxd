@@ -1,0 +1,27 @@
+# What Cython is told of mailbox.py's classes where that is compiled: their attributes become C fields.
+
+from skate._c.lanes cimport Inbox, Lane
+
+cdef class Link:
+    cdef public bytes peer
+    cdef public Lane lane
+    cdef public object socket
+    cdef public list records
+    cdef public bint marked
+    cdef public double flushed_at
+
+cdef class Mailbox:
+    cdef public bytes me
+    cdef public str _folder
+    cdef public object _deliver, _context, _inbox, _epoll, _exchange
+    cdef public dict _links, _watched, _early
+    cdef public list _waiting
+    cdef public int _doorbell, _bell
+    cdef public Inbox _lanes
+    cdef public double _socket_looked_at
+    cdef public bint taking_in, asleep, closed
+    cpdef bint post(self, bytes to, bytes record) except -1
+    cpdef bint flush_due(self, double now, double pause) except -1
+    cpdef bint spin(self) except -1
+    cpdef bint _take_in(self) except -1
+    cpdef bint _read_lanes(self, Inbox lanes) except -1

@@ -1,0 +1,20 @@
+# What Cython is told of submission.py's classes where that is compiled: their attributes become C fields.
+
+from skate.core.calls cimport ActorLine, Calls, Life
+from skate.core.dispatch cimport Dispatcher, HeldLease
+from skate.core.references cimport References
+from skate.core.tasks cimport Function, OwnedTask
+from skate.net.mailbox cimport Mailbox
+from skate.runtime.objects cimport Objects
+
+cdef class Submission:
+    cdef public object _runtime, warn
+    cdef public References _references
+    cdef public Dispatcher _dispatcher
+    cdef public Calls _calls
+    cdef public Mailbox _mailbox
+    cdef public Objects _objects
+    cdef public dict tasks, _exported, _obituaries
+    cdef public set _closed
+    cpdef push(self, worker, tasks)
+    cpdef _let_go(self, OwnedTask task)
