@@ -6,9 +6,11 @@ from skate.core.references cimport References
 from skate.core.tasks cimport Function, OwnedTask
 from skate.net.mailbox cimport Mailbox
 from skate.runtime.objects cimport Objects
+from skate.runtime.runtime cimport Runtime
 
 cdef class Submission:
-    cdef public object _runtime, warn
+    cdef public Runtime _runtime
+    cdef public object warn
     cdef public References _references
     cdef public Dispatcher _dispatcher
     cdef public Calls _calls
@@ -18,3 +20,4 @@ cdef class Submission:
     cdef public set _closed
     cpdef push(self, worker, tasks)
     cpdef _let_go(self, OwnedTask task)
+    cpdef _call_ready(self, ActorLine line, OwnedTask call)

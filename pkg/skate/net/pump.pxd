@@ -1,0 +1,13 @@
+# What Cython is told of pump.py's classes where that is compiled: their attributes become C fields.
+
+from skate._c.refs cimport Waiter
+from skate.net.mailbox cimport Mailbox
+
+cdef class Pump:
+    cdef public Mailbox _mailbox
+    cdef public object _before_sleep, _reading, _reader, _awake, _thread
+    cdef public bint _pump_reads, _ousted, _resting, _closed
+    cdef public Py_ssize_t _wanted
+    cdef public double last_read
+    cpdef glance(self, double now, double interval)
+    cpdef _leave(self)

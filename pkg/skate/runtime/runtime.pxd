@@ -1,0 +1,24 @@
+# What Cython is told of runtime.py's classes where that is compiled: their attributes become C fields.
+
+from skate.core.dispatch cimport Dispatcher
+from skate.core.references cimport References
+from skate.net.mailbox cimport Mailbox
+from skate.net.pump cimport Pump
+
+cdef class Runtime:
+    cdef public bytes me, node
+    cdef public object store, lock, next_task_id, broken, objects, actors, streams, submission
+    cdef public bint closed, _interrupts_again
+    cdef public Py_ssize_t depth
+    cdef public object _dropped, _next_token
+    cdef public list _later, _handlers, effects
+    cdef public dict _carriers, _queries
+    cdef public References references
+    cdef public Dispatcher dispatcher
+    cdef public Mailbox mailbox
+    cdef public Pump pump
+    cpdef release(self)
+    cpdef act(self)
+    cpdef send_soon(self, double now)
+    cpdef glance(self, double now)
+    cpdef before_sleep(self)

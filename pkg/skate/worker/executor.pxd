@@ -1,0 +1,34 @@
+# What Cython is told of executor.py's classes where that is compiled: their attributes become C fields.
+
+from skate._c.refs cimport Waiter
+from skate.net.mailbox cimport Mailbox
+from skate.runtime.runtime cimport Runtime
+from skate.wire.testament cimport Testament
+
+cdef class Pushed:
+    cdef public bytes owner, task, function, args
+    cdef public object dependencies
+    cdef public Py_ssize_t returns, attempt, max_calls
+    cdef public str name
+
+cdef class Loaded:
+    cdef public bytes owner
+    cdef public str name
+    cdef public object pickled, call, calls
+
+cdef class Executor:
+    cdef public Runtime _runtime
+    cdef public Testament _testament
+    cdef public object _become_actor, _output, _queue, _taken, lease, actor, sink, on_end, _main, _streams
+    cdef public dict _functions
+    cdef public Waiter _arrival, _resume
+    cdef public bint _stopping
+    cdef public Py_ssize_t _answered
+    cdef public Pushed current
+    cpdef bint _execute(self, Pushed pushed) except -1
+    cpdef call(self, Loaded function, Pushed pushed, list guards)
+    cpdef arguments(self, pushed, list guards)
+    cpdef _pack(self, Pushed pushed, str name, result)
+    cpdef post_answer(self, Pushed pushed, bytes record)
+    cpdef handed_over(self, Pushed pushed, list values)
+    cpdef end_guards(self, list guards)
