@@ -54,14 +54,11 @@ Bar = Ahead | Below
 
 #: With many in flight, and on the small rows: what no one-at-a-time latency can hide.
 _TWENTY_TIMES_RAY = [
-    "tasks.in_flight",
     "tasks.from_actors",
-    "actors.in_flight",
     "actors.one_to_many",
     "actors.many_to_many",
     "actors.many_to_many_ref",
     "actors.threaded",
-    "actors.async_in_flight",
     "actors.async_with_arguments",
     "actors.start_10",
     "actors.start_100",
@@ -78,13 +75,18 @@ _TWENTY_TIMES_RAY = [
 
 BARS: list[Bar] = [
     *(Ahead(row, "ray", 20) for row in _TWENTY_TIMES_RAY),
-    Ahead("tasks.one_at_a_time", "ray", 6),
-    Ahead("actors.one_at_a_time", "ray", 4),
-    Ahead("actors.async_one_at_a_time", "ray", 4),
+    *(Ahead(row, "ray", 50) for row in ("tasks.in_flight", "actors.in_flight", "actors.async_in_flight")),
+    Ahead("tasks.one_at_a_time", "ray", 50),
+    Ahead("tasks.one_at_a_time", "executor", 20),
+    Ahead("actors.one_at_a_time", "ray", 50),
+    Ahead("actors.one_at_a_time", "limits.socket_ping_pong", 1),
+    Ahead("actors.async_one_at_a_time", "ray", 30),
     Ahead("actors.queue_one_by_one", "ray", 4),
     Ahead("actors.queue_batches", "ray", 100),
     Below("actors.idle_memory", 15, "MB"),
     Ahead("tasks.in_flight", "executor", 5),
+    Ahead("lanes.crowded", "zeromq", 1),
+    Below("lanes.idle_workers", 1, "%"),
     Ahead("objects.put_large", "objects.memcpy_touched", 0.8),
     Ahead("objects.put_large_first", "objects.memcpy_fresh", 1),
     Below("store.get_large", 20, "µs"),

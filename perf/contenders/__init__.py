@@ -9,7 +9,7 @@ from perf.contenders.base import Contender
 
 _SHARED = {"base", "raylike", "futures"}
 #: The order of the table's columns; others follow by name.
-_FIRST = ["skate", "ray", "executor", "loky", "dask"]
+_FIRST = ["skate", "zeromq", "ray", "executor", "loky", "dask"]
 
 
 def names() -> list[str]:

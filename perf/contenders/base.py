@@ -16,6 +16,7 @@ An adapter says in `can` what it is able to do; a measurement says in `needs` wh
     pool          pool
     streams       stream
     groups        placement groups
+    parts         skate's own modules: what a call is made of
     session       start and stop, nothing else
     machine       none of these: the limits of the machine
 

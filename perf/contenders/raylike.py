@@ -18,8 +18,9 @@ class RayLike(Contender):
         | {"actors", "async actors", "threads", "handles", "queue", "pool", "streams"}
     )
 
-    def __init__(self, name: str, *, is_rival: bool) -> None:
-        self.name = self.import_name = name
+    def __init__(self, name: str, *, is_rival: bool, import_name: str = "") -> None:
+        self.name = name
+        self.import_name = import_name or name
         self.is_rival = is_rival
 
     @property

@@ -2,4 +2,9 @@
 
 from perf.contenders.raylike import RayLike
 
-CONTENDER = RayLike("skate", is_rival=False)
+
+class Skate(RayLike):
+    can = RayLike.can | {"parts"}
+
+
+CONTENDER = Skate("skate", is_rival=False)

@@ -18,6 +18,7 @@ _FIRST = [
     "pipeline",
     "groups",
     "session",
+    "lanes",
     "limits",
 ]
 

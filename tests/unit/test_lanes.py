@@ -242,7 +242,9 @@ class TestSleep:
             inbox.take(10)
             assert inbox.fall_asleep(True)
             assert lane.write(record(2))
-            assert lane.write(record(3))
+            assert lane.wanted
+            lane.ring()
+            lane.ring()
             assert os.read(fd, 10) == b"!", "one bell is enough"
             inbox.wake_up()
         finally:
@@ -407,12 +409,15 @@ def test_no_wake_up_is_lost(memory: int, tmp_path: Path) -> None:
             lane = shared.lane(me, peer, paths[peer])
         if serves:
             lane.write(record(0))
+            lane.ring()
         heard = -1
         while True:
             for number in numbers(inbox.take(5)):
                 assert number == (heard + 2 if heard >= 0 else number)
                 heard = number
                 lane.write(record(number + 1))
+                if lane.wanted:
+                    lane.ring()
             if heard >= rounds - 2:
                 break
             if chance.random() < 0.3:

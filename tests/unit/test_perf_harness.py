@@ -208,7 +208,7 @@ def test_ratios(ratio, shown):
 def full_results() -> Results:
     return results_of(
         *in_rounds("tasks.in_flight", "skate", 24_000, 26_000),
-        *in_rounds("tasks.in_flight", "ray", 1_000, 1_000),
+        *in_rounds("tasks.in_flight", "ray", 250, 250),
         *in_rounds("tasks.in_flight", "executor", 24_000, 26_000),
         Sample("session.first_result", "skate", 0.3),
         Sample("session.first_result", "ray", None, "failed", "Fatal: out of luck"),
@@ -219,7 +219,7 @@ def full_results() -> Results:
 def test_text_shows_medians_spread_ratios_bars_and_failures():
     text = table.text(full_results())
     line = next(line for line in text.splitlines() if line.startswith("tasks, 1,000"))
-    for part in ("25,000 ±4%", "1,000 (25×)", "(1.00×)", "250,000 (0.096×)", "✓ ≥20× ray, ✗ ≥5× executor"):
+    for part in ("25,000 ±4%", "250 (100×)", "(1.00×)", "250,000 (0.096×)", "✓ ≥50× ray, ✗ ≥5× executor"):
         assert part in line
     assert "session.first_result on ray failed: Fatal: out of luck" in text
     assert "Bars: 2 met, 1 missed, 0 without a figure." in text
@@ -232,7 +232,7 @@ def test_text_without_the_subject_has_no_ratios():
     results.left_out["skate"] = "No module named 'skate'"
     text = table.text(results)
     assert "skate left out: No module named 'skate'" in text
-    assert "(25×)" not in text.partition("\n\n")[0]
+    assert "(100×)" not in text.partition("\n\n")[0]
 
 
 def test_markdown_is_a_table():
@@ -275,7 +275,7 @@ def test_list_shows_rows_contenders_and_bars(capsys):
     assert main(["--list", "--rows", "tasks"]) == 0
     out = capsys.readouterr().out
     assert out == listing(choose(["tasks"], EVERY)) + "\n"
-    assert "≥20× ray" in next(line for line in out.splitlines() if line.startswith("tasks.in_flight"))
+    assert "≥50× ray" in next(line for line in out.splitlines() if line.startswith("tasks.in_flight"))
 
 
 def test_load_shows_an_earlier_run_and_check_tells_of_missed_bars(tmp_path, capsys):

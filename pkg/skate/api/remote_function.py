@@ -82,9 +82,7 @@ class RemoteFunction:
             self._enter(runtime)
         if kwargs or self._takes is None or len(args) not in self._takes:
             self._check_arguments(args, kwargs)
-        result = runtime.submission.submit(
-            self._known, self._call, self._queue, args, kwargs, self._returns
-        )
+        result = runtime.submission.submit(self._known, self._call, self._queue, args, kwargs, self._returns)
         return result if self._returns else None
 
     def options(self, **changes: Any) -> RemoteFunction:

@@ -19,7 +19,7 @@ its tasks were expected to take; an idle lease and a waiting task of the same qu
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 

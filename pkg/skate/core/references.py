@@ -22,7 +22,7 @@ its drop is still to be drained; the pins of an object's contents are counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from skate._c.refs import PENDING, Guard, ObjectEntry, forget_if_unheld

@@ -7,7 +7,7 @@ cdef class Link:
     cdef public Lane lane
     cdef public object socket
     cdef public list records
-    cdef public bint marked
+    cdef public bint marked, waits
     cdef public double flushed_at
 
 cdef class Mailbox:

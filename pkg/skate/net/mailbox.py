@@ -60,7 +60,7 @@ Deliver = Callable[[ProcessId, list[tuple[int, tuple[Any, ...]]]], None]
 class Link:
     """The way to one peer: its lane or socket, and what has not left yet."""
 
-    __slots__ = ("flushed_at", "lane", "marked", "peer", "records", "socket")
+    __slots__ = ("flushed_at", "lane", "marked", "peer", "records", "socket", "waits")
 
     def __init__(self, peer: ProcessId, lane: Lane | None) -> None:
         self.peer = peer
@@ -68,6 +68,8 @@ class Link:
         #: opened on first use
         self.socket: zmq.Socket[bytes] | None = None
         self.records: list[bytes] = []
+        #: something is to be done at the next flush: records are to leave, or a reader that sleeps is to be woken
+        self.waits = False
         #: the lane says already that the first of the records comes by the socket
         self.marked = False
         self.flushed_at = 0.0
@@ -139,12 +141,18 @@ class Mailbox:
         True: it is where nothing can lose it, not even this process's death.
         """
         link = self._links.get(to) or self._open(to)
-        if not link.records:
-            if link.lane is not None and link.lane.write(record):
+        lane = link.lane
+        written = False
+        if lane is not None and not link.records and lane.write(record):
+            if not lane.wanted:
                 return True
+            written = True
+        else:
+            link.records.append(record)
+        if not link.waits:
+            link.waits = True
             self._waiting.append(link)
-        link.records.append(record)
-        return False
+        return written
 
     def flush(self) -> None:
         """Sends all that waits. What a peer has no room for waits for the next flush. Does not block."""
@@ -162,17 +170,27 @@ class Mailbox:
         return bool(self._waiting)
 
     def _send(self, link: Link) -> bool:
-        """Sends what waits for one peer; False where it has no room for all of it."""
+        """Sends what waits for one peer, and wakes it; False where it has no room for all of it."""
+        if link.lane is None:
+            link.waits = not self._send_by_socket(link)
+        else:
+            link.waits = not self._send_by_lane(link, link.lane)
+        return not link.waits
+
+    def _send_by_lane(self, link: Link, lane: Lane) -> bool:
         records = link.records
-        if link.lane is not None:
-            sent = 0
-            try:
-                while sent < len(records) and self._send_in_order(link, link.lane, records[sent]):
-                    sent += 1
-            finally:
-                del records[:sent]
-            link.flushed_at = monotonic()
-            return not records
+        sent = 0
+        try:
+            while sent < len(records) and self._send_in_order(link, lane, records[sent]):
+                sent += 1
+        finally:
+            del records[:sent]
+        lane.ring()
+        link.flushed_at = monotonic()
+        return not records
+
+    def _send_by_socket(self, link: Link) -> bool:
+        records = link.records
         while records:
             batch = records if len(records) <= FRAME_RECORDS else records[:FRAME_RECORDS]
             if not self._send_frame(link, batch):
@@ -300,6 +318,21 @@ class Mailbox:
         """
         lanes = self._lanes
         return lanes is not None and not self._waiting and lanes.spin() and self._take_in()
+
+    def take_lanes(self) -> bool:
+        """Takes in and delivers what has come by lanes; whether anything had. Does not block, nor ask the kernel."""
+        if self._lanes is None:
+            return False
+        self.taking_in = True
+        try:
+            return self._read_lanes(self._lanes)
+        finally:
+            self.taking_in = False
+
+    @property
+    def waits(self) -> bool:
+        """Something waits to leave with the next flush."""
+        return bool(self._waiting)
 
     def fall_asleep(self, idle: bool) -> bool:
         """Before sleeping on `fileno`; False: do not, something came. `wake_up` follows in either case."""

@@ -63,9 +63,7 @@ FUNCTION_WARN_BYTES = 10_000_000  # Ray's
 DIGEST_BYTES = 16
 
 
-def serialize(
-    value: object, role: str = "the value", name: str = "value", function: str = ""
-) -> Serialized:
+def serialize(value: object, role: str = "the value", name: str = "value", function: str = "") -> Serialized:
     """Pickle `value`; see plain.Serialized for what comes out.
 
     `role` and `name` are for the error: the role says what the value is to the user ("argument 'x' of f()",

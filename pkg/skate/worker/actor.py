@@ -8,11 +8,14 @@ the inbox itself whenever it would sleep, so a call costs no thread a wake-up.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import selectors
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from time import monotonic, perf_counter_ns
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from skate._c import refs
@@ -22,7 +25,7 @@ from skate.exceptions import ActorExit
 from skate.ids import ActorId, ProcessId, owner_of
 from skate.store.serialization import load_function
 from skate.wire import messages as m
-from skate.worker.executor import End, Executor, NewActor, Pushed
+from skate.worker.executor import End, Executor, NewActor, Pushed, running
 from skate.worker.lease import Lease
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ log = logging.getLogger("skate")
 
 #: how many methods of an asyncio actor run at once where nothing is said, as in Ray
 ASYNC_CONCURRENCY = 1_000
+#: seconds for which a busy event loop takes calls off the lanes alone, and asks the kernel for nothing
+BUSY_SECONDS = 0.0003
 
 
 class HostedActor:
@@ -289,7 +294,7 @@ class EventLoop:
         self._ended: asyncio.Future[SystemExit | None] = self._loop.create_future()
         self._warned: set[str] = set()
         #: calls that run; the loop itself holds its tasks weakly
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Pushed, asyncio.Task[None]] = {}
 
     def run(self) -> None:
         """Serves until the actor ends."""
@@ -339,21 +344,42 @@ class EventLoop:
                 group.waiting.append(pushed)
 
     def _start(self, group: Group, pushed: Pushed) -> None:
-        task = self._loop.create_task(self._run(group, pushed))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[pushed] = self._loop.create_task(self._run(group, pushed))
 
     async def _run(self, group: Group, pushed: Pushed) -> None:
+        """Runs one call and answers; the answer leaves before the loop sleeps."""
+        executor = self._executor
+        running.set(pushed)
+        guards: list[Guard] = []
+        values: Any = None
+        error = None
+        started = perf_counter_ns()
         try:
-            await self._executor.run_in_loop(pushed)
+            function = executor.function_of(pushed)
+            args, kwargs = executor.arguments(pushed, guards)
+            result = function.call(*args, **kwargs)
+            if type(result) is CoroutineType or inspect.isawaitable(result):
+                result = await result
+            args, kwargs = (), {}
+            if pushed.returns < 0 and hasattr(result, "__aiter__"):
+                values = await executor.stream(pushed, function.name, result)
+            else:
+                values = executor.pack(pushed, function.name, result)
+            result = None
         except SystemExit as request:
             if not self._ended.done():
                 self._ended.set_result(request)
+            return
+        except BaseException as exception:
+            args, kwargs, result = (), {}, None
+            error = executor.packed_error(exception, pushed.name or function.name)
         finally:
+            del self._tasks[pushed]
             if group.waiting:
                 self._start(group, group.waiting.popleft())
             else:
                 group.free += 1
+        executor.answer_at_once(pushed, values, error, guards, perf_counter_ns() - started)
 
     def _end(self) -> None:
         """The last handle is gone. From any thread."""
@@ -380,16 +406,23 @@ class InboxSelector(selectors.EpollSelector):
         self._mailbox = runtime.mailbox
         self._pump = runtime.pump
         self._inbox = self.register(self._mailbox.fileno(), selectors.EVENT_READ)
+        #: when the kernel was asked last what is ready
+        self._looked_at = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """As in selectors. All mail leaves before it sleeps."""
+        """As in selectors. All mail leaves before it sleeps. A busy loop asks the kernel only now and then."""
         if not self._pump.take():
             self._runtime.before_sleep()
             return self._without_inbox(super().select(timeout))
         mailbox = self._mailbox
         try:
-            if timeout != 0 and mailbox.spin():
+            if mailbox.spin() if timeout != 0 else mailbox.take_lanes():
                 timeout = 0
+            if timeout == 0 and not mailbox.waits:
+                now = monotonic()
+                if now - self._looked_at < BUSY_SECONDS:
+                    return []
+                self._looked_at = now
             due = self._runtime.before_sleep()
             if mailbox.read(0):
                 timeout = 0

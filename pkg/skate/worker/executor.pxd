@@ -28,7 +28,8 @@ cdef class Executor:
     cpdef bint _execute(self, Pushed pushed) except -1
     cpdef call(self, Loaded function, Pushed pushed, list guards)
     cpdef arguments(self, pushed, list guards)
-    cpdef _pack(self, Pushed pushed, str name, result)
+    cpdef pack(self, Pushed pushed, str name, result)
     cpdef post_answer(self, Pushed pushed, bytes record)
     cpdef handed_over(self, Pushed pushed, list values)
     cpdef end_guards(self, list guards)
+    cpdef Loaded function_of(self, Pushed pushed)

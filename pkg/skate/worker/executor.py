@@ -10,7 +10,6 @@ and what was answered, so that after a death the node can tell, and deliver.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import threading
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import monotonic, perf_counter_ns
+from types import CoroutineType, GeneratorType
 from typing import Any, Final, NamedTuple
 
 from skate._c import frames, refs
@@ -354,34 +354,18 @@ class Executor:
         finally:
             runtime.release()
 
-    async def run_in_loop(self, pushed: Pushed) -> None:
-        """Runs one call of an asyncio actor and answers; the answer leaves before the loop sleeps.
+    def function_of(self, pushed: Pushed) -> Loaded:
+        """What the call calls."""
+        return self._functions[pushed.function]
 
-        Raises SystemExit where the actor is to end.
-        """
-        running.set(pushed)
-        guards: list[Guard] = []
-        function = self._functions[pushed.function]
-        started = perf_counter_ns()
-        values: Any = None
-        error = None
-        try:
-            args, kwargs = self.arguments(pushed, guards)
-            result = function.call(*args, **kwargs)
-            if inspect.isawaitable(result):
-                result = await result
-            args, kwargs = (), {}
-            if pushed.returns < 0 and hasattr(result, "__aiter__"):
-                values = await self._streams.send_all_async(pushed, function.name, result)
-            else:
-                values = self._pack(pushed, function.name, result)
-            result = None
-        except SystemExit:
-            raise
-        except BaseException as exception:
-            args, kwargs, result = (), {}, None
-            error = self.packed_error(exception, pushed.name or function.name)
-        elapsed = perf_counter_ns() - started
+    async def stream(self, pushed: Pushed, name: str, results: Any) -> Any:
+        """Sends what an async generator yields; the packed end of the stream."""
+        return await self._streams.send_all_async(pushed, name, results)
+
+    def answer_at_once(
+        self, pushed: Pushed, values: Any, error: bytes | None, guards: list[Guard], elapsed: int
+    ) -> None:
+        """Answers a call of an actor that runs many at once. Not under the lock."""
         self._output.end_task()
         self._runtime.lock.acquire()
         try:
@@ -446,7 +430,7 @@ class Executor:
                 args, kwargs = self.arguments(pushed, guards)
             result = function.call(*args, **kwargs)
             args, kwargs = (), {}
-            return self._pack(pushed, name, result), None
+            return self.pack(pushed, name, result), None
         except SystemExit:
             raise
         except BaseException as exception:
@@ -496,13 +480,13 @@ class Executor:
         finally:
             refs.unpickling_under(None)
 
-    def _pack(self, pushed: Pushed, name: str, result: Any) -> list[Any]:
+    def pack(self, pushed: Pushed, name: str, result: Any) -> list[Any]:
         """The values of a call, serialized, one for each ref that its caller has."""
         number = pushed.returns
         if number < 0:
             return self._streams.send_all(pushed, name, result)
         if number == 1:
-            results = (first_of(result, name) if inspect.isgenerator(result) else result,)
+            results = (first_of(result, name) if type(result) is GeneratorType else result,)
         elif number == 0:
             results = ()
         else:
@@ -527,7 +511,7 @@ class Executor:
 
     def kept(self, pushed: Pushed, name: str, index: int, value: Any) -> tuple[int, Any, Any]:
         """(state, value, refs inside) of one value, which is in the store where it is large."""
-        if inspect.iscoroutine(value):
+        if type(value) is CoroutineType:
             value.close()
             raise SerializationError(
                 f"{name}() returned a coroutine: await it inside the task, say with asyncio.run"

@@ -7,7 +7,7 @@
 #
 # and a slot is
 #
-#     sleeping      its process sleeps, or is about to: whoever writes rings its bell
+#     sleeping      its process sleeps, or is about to: whoever writes rings its bell, soon
 #     ready         a bit for each ring that was written to since the reader last looked; the highest bit is a nudge
 #     writers       which process writes which ring; 0: free
 #     rings         single producer, single consumer, RING_BYTES each
@@ -84,8 +84,9 @@ cdef class Lane:
     cdef bytes _bell_path
     cdef int _bell
     cdef int _put(self, const char* payload, Py_ssize_t size, uint32_t kind) except -1
-    cdef int _wake(self) except -1
+    cdef readonly bint wanted           # the reader slept when the last entry was written: `ring`, soon
     cpdef bint write(self, bytes record) except -1
+    cpdef ring(self)
 
 cdef class Inbox:
     cdef Exchange _exchange

@@ -282,9 +282,9 @@ cdef class Lane:
             c_close(self._bell)
 
     cpdef bint write(self, bytes record) except -1:
-        """Writes a record; wakes the reader where it sleeps. False where there is no room, or never will be (LONGEST_RECORD).
+        """Writes a record; `wanted` tells whether the reader sleeps. False where there is no room, or never will be.
 
-        Then the reader nudges this process as soon as it has read.
+        (It is longer than LONGEST_RECORD.) Where there is none, the reader nudges this process as soon as it has read.
         """
         cdef Py_ssize_t size = PyBytes_GET_SIZE(record)
         return size <= LONGEST and self._put(PyBytes_AS_STRING(record), size, RECORD) == 0
@@ -292,6 +292,14 @@ cdef class Lane:
     def mark(self):
         """Says that the next message comes by the ZeroMQ link. False where there is no room, as in `write`."""
         return self._put(NULL, 0, BY_LINK) == 0
+
+    cpdef ring(self):
+        """Wakes the reader, where it sleeps."""
+        if sk_load(&self._slot.sleeping) and sk_swap(&self._slot.sleeping, 0):
+            if self._bell < 0:
+                self._bell = _open_bell(self._bell_path)
+            if self._bell >= 0:  # else it is gone and buried
+                _ring(self._bell)
 
     def give_up(self):
         """The reader is gone: others may have the ring."""
@@ -328,16 +336,7 @@ cdef class Lane:
         sk_fence()
         if not sk_load(&self._slot.ready) & self._bit:
             sk_set(&self._slot.ready, self._bit)
-        if sk_load(&self._slot.sleeping) and sk_swap(&self._slot.sleeping, 0):
-            self._wake()
-        return 0
-
-    cdef int _wake(self) except -1:
-        """Rings the reader's bell, where it is not gone and buried."""
-        if self._bell < 0:
-            self._bell = _open_bell(self._bell_path)
-        if self._bell >= 0:
-            _ring(self._bell)
+        self.wanted = sk_load(&self._slot.sleeping) != 0
         return 0
 
 
