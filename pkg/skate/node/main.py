@@ -38,7 +38,7 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
     import numpy  # noqa: F401
     import zmq  # noqa: F401
 
-    import skate.worker.main  # noqa: F401
+    import skate.worker.main
     from skate._c.arena import Arena
     from skate._c.resources import to_units
     from skate.core.admission import Admission
@@ -80,6 +80,7 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             "lock_fd": session.lock_fd,
             "lanes": lanes,
         }
+        skate.worker.main.prepare()
         adopt_orphans()  # those of the zygote, should it be killed
         zygote_pid, channel = fork_zygote(
             worker_config, [fd for fd in (out, terminal, segment.fd, lanes_fd) if fd >= 0]

@@ -57,13 +57,16 @@ class Lease:
 
 def set_blas_threads(threads: int) -> None:
     """Tells the BLAS libraries that are loaded already; those loaded later read OMP_NUM_THREADS."""
-    for setter in _blas_setters():
+    for setter in blas_setters():
         setter(threads)
 
 
 @functools.cache
-def _blas_setters() -> tuple[Callable[[int], Any], ...]:
-    """The functions that set the number of threads, of each BLAS in this process. numpy's own is loaded before."""
+def blas_setters() -> tuple[Callable[[int], Any], ...]:
+    """The functions that set the number of threads, of each BLAS in this process. numpy's own is loaded before.
+
+    Looked for once: the zygote does, and its children need not.
+    """
     with open("/proc/self/maps") as maps:
         paths = {line.split(maxsplit=5)[5].strip() for line in maps if ".so" in line}
     found = []

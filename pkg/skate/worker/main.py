@@ -19,8 +19,13 @@ from skate.wire import messages as m
 from skate.wire import testament
 from skate.worker.actor import become_actor
 from skate.worker.executor import Executor
-from skate.worker.lease import USER_OMP, set_blas_threads
+from skate.worker.lease import USER_OMP, blas_setters, set_blas_threads
 from skate.worker.output import TaskOutput
+
+
+def prepare() -> None:
+    """What is the same in all workers, done once in the process that forks them."""
+    blas_setters()
 
 
 def run_worker(identity: bytes, config: dict[str, Any]) -> int:
