@@ -123,9 +123,9 @@ def init(
                 labels=labels,
                 stays=False,
             )
-        elif (num_cpus, num_gpus, resources, memory, object_store_memory) != (None,) * 5:
+        elif (num_cpus, num_gpus, resources, memory, object_store_memory, labels) != (None,) * 6:
             raise ValueError(
-                "init() comes to a node that runs already: num_cpus, num_gpus, resources, memory and "
+                "init() comes to a node that runs already: num_cpus, num_gpus, resources, memory, labels and "
                 "object_store_memory were said when it was started. Leave them out, or init(address='local') for a "
                 "node of this program's own."
             )
