@@ -111,6 +111,17 @@ PRINTED = {
         r"from task to task: 20000\.0",
         r"put again 20 times: \(100000, 100\)",
     ],
+    "placement_groups": [
+        r"left for others: 1.0",
+        r"a task runs in the group",
+        r"another runs outside",
+        r"the actor's helper runs in the group",
+        r"ready within a tenth of a second: False",
+        r"1\.0/3\.0 CPU \(1\.0 used of 2\.0 reserved in placement groups\)",
+        r"\{'CPU': 1\.0\} \* 1, \{'CPU': 2\.0\} \* 1 \(PACK\): 1\+ pending placement groups",
+        r"the actor: It ended because its placement group was removed",
+        r"and now there is room: True",
+    ],
     "references": [
         r"as an argument: list",
         r"in a list: list of ObjectRef",

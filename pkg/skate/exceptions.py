@@ -108,7 +108,7 @@ class WorkerCrashedError(SkateError):
     """The worker's process ended in the middle of a task.
 
     exit_status is the process's (negative for a signal), stderr_tail its last lines, likely_oom says that the
-    kernel probably killed it for memory.
+    kernel probably killed it for memory, why that skate ended it, and what for.
     """
 
     def __init__(
@@ -120,10 +120,13 @@ class WorkerCrashedError(SkateError):
         exit_status: int | None = None,
         stderr_tail: str = "",
         likely_oom: bool = False,
+        why: str = "",
     ) -> None:
         worker = "The worker" if pid is None else f"The worker{place_of(pid, node)}"
         parts = [f"{worker} died while running {task or 'a task'}: {_exit_text(exit_status)}."]
-        if likely_oom:
+        if why:
+            parts.append(f"It was ended on purpose: {why}.")
+        elif likely_oom:
             parts.append(
                 "It was probably killed for want of memory: give the task `memory=`, or run fewer at once."
             )
@@ -140,6 +143,7 @@ class WorkerCrashedError(SkateError):
         self.exit_status = exit_status
         self.stderr_tail = stderr_tail
         self.likely_oom = likely_oom
+        self.why = why
 
 
 class ActorError(SkateError):

@@ -35,12 +35,6 @@ RetryExceptions = bool | tuple[type[Exception], ...]
 #: those in use, for a warning. An option leaves this table in the change that makes it work.
 NOT_YET: Final[Mapping[str, str]] = {
     "runtime_env": "set the working directory and packages (env_vars are set already)",
-    "scheduling_strategy": "choose the node: spread, by affinity, by labels, or inside a placement group",
-    "placement_group": "run inside a placement group",
-    "placement_group_bundle_index": "run in one bundle of a placement group",
-    "placement_group_capture_child_tasks": "run a task's own tasks in its placement group",
-    "label_selector": "run only on nodes with these labels",
-    "fallback_strategy": "try these label selectors in turn",
     "object_store_memory": "reserve room in the object store",
     "_num_objects_per_yield": "split what a generator yields into this many objects",
     "_actor_generator_backpressure_num_objects": "pause an actor's generators this far ahead in sum",
@@ -254,7 +248,7 @@ _LABEL_KEY = re.compile(rf"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]{{0,251}}[a-zA-Z0-9])?/
 _LABEL_VALUE = re.compile(rf"!?{_LABEL_NAME}|!?in\({_LABEL_NAME}(?:, ?{_LABEL_NAME})*\)|")
 
 
-def _label_selector(name: str, value: Any) -> dict[str, str] | None:
+def check_label_selector(name: str, value: Any) -> dict[str, str] | None:
     """Label -> "value", "!value", "in(a, b)" or "!in(a, b)", in Kubernetes' syntax of labels."""
     if value is None:
         return None
@@ -272,6 +266,14 @@ def _label_selector(name: str, value: Any) -> dict[str, str] | None:
     return dict(value)
 
 
+def check_labels(labels: Any) -> dict[str, str]:
+    """A node's labels, checked: label -> value, in Kubernetes' syntax."""
+    for label, value in check_label_selector("labels", labels or {}).items():  # type: ignore[union-attr]
+        if not re.fullmatch(rf"(?:{_LABEL_NAME})?", value):
+            raise _wrong_value(f"labels[{label!r}]", "letters, digits, '-', '_', '.', at most 63", value)
+    return dict(labels or {})
+
+
 def _fallback_strategy(name: str, value: Any) -> tuple[dict[str, Any], ...] | None:
     if value is None:
         return None
@@ -281,7 +283,7 @@ def _fallback_strategy(name: str, value: Any) -> tuple[dict[str, Any], ...] | No
         if not isinstance(choice, Mapping) or set(choice) != {"label_selector"}:
             raise _wrong_value(name, "a list of dicts, each with a label_selector and nothing else", value)
     return tuple(
-        {"label_selector": _label_selector(f"label_selector in {name}", choice["label_selector"])}
+        {"label_selector": check_label_selector(f"label_selector in {name}", choice["label_selector"])}
         for choice in value
     )
 
@@ -342,7 +344,7 @@ class _SharedOptions(_Options):
     name: str | None = _option(None, _STR)
     runtime_env: dict[str, Any] | None = _option(None, _DICT)
     scheduling_strategy: Any = _option(None, _strategy)
-    label_selector: dict[str, str] | None = _option(None, _label_selector)
+    label_selector: dict[str, str] | None = _option(None, check_label_selector)
     fallback_strategy: tuple[dict[str, Any], ...] | None = _option(None, _fallback_strategy)
     placement_group: Any = _option("default", _placement_group)
     placement_group_bundle_index: int = _option(-1, _count(-1, -1))

@@ -327,7 +327,6 @@ class TestScheduling:
         assert ray.get([unspecified, default, *spread]) == [1, 1] + [2] * 10
 
     def test_node_affinity(self, skate_start) -> None:
-        pytest.importorskip("skate.util.scheduling_strategies")  # until there are nodes to choose from
         skate_start()
 
         @ray.remote

@@ -341,7 +341,6 @@ class TestScheduling:
         assert ray.get([actor.ping.remote() for actor in actors]) == [1] * 10
 
     def test_node_affinity(self, skate_start) -> None:
-        pytest.importorskip("skate.util.scheduling_strategies")  # until there are nodes to choose from
         skate_start()
 
         @ray.remote(num_cpus=1)

@@ -1,6 +1,7 @@
 """A node's admission under owners, workers and blocked tasks in any order: never over capacity, nobody forgotten.
 
-The model counts with plain dictionaries what the leases that were granted hold, from the effects alone.
+The model counts with plain dictionaries what the leases that were granted hold, from the effects alone; and what the
+bundles of placement groups take, and what runs in them.
 """
 
 from __future__ import annotations
@@ -12,22 +13,47 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from skate._c.resources import UNITS_PER_ONE as ONE
 from skate.core.admission import IDLE_SECONDS, START_ATTEMPTS, Admission
+from skate.core.bundles import BundledResources
+from skate.core.group_names import asked_of_group
 from skate.core.leases import (
+    EvictActor,
     FailRequest,
     Grant,
+    GroupGone,
     KillWorker,
     NodeLease,
     Reclaim,
     ResumeWorker,
     RetireWorker,
+    RoomForBundles,
     StartWorker,
     WarnInfeasible,
 )
-from skate.core.resources import NodeResources, ResourceSet
+from skate.core.resources import ResourceSet
 from skate.ids import NodeId, ProcessId, process_id
 
 OWNERS = [process_id(NodeId(b"node"), number) for number in (1, 2, 3)]
 CAPACITY = {"CPU": 2 * ONE, "GPU": ONE, "x": 3 * ONE}
+GROUPS = [b"g" * 16, b"h" * 16]
+#: what groups are made of: index -> units
+BUNDLES = [
+    {0: {"CPU": ONE}},
+    {0: {"CPU": ONE}, 1: {"GPU": ONE // 2}},
+    {0: {"CPU": ONE, "x": ONE}, 1: {"CPU": ONE}},
+    {0: {"GPU": ONE}},
+    {0: {"CPU": 3 * ONE}},  # more than there is
+]
+IN_GROUPS = [
+    asked_of_group(group.hex(), index, units)
+    for group in GROUPS
+    for index, units in [
+        (-1, {"CPU": ONE}),
+        (0, {"CPU": ONE // 2}),
+        (1, {"GPU": ONE // 2}),
+        (-1, {}),
+        (1, {}),
+    ]
+]
 DEMANDS = [
     {"CPU": ONE},
     {"CPU": ONE // 2},
@@ -38,6 +64,7 @@ DEMANDS = [
     {},
     {"CPU": 3 * ONE},  # more than there is
     {"nothing has this": 1},
+    *IN_GROUPS,
 ]
 PLAIN = ("job", ())
 ENVIRONMENTS = (PLAIN, ("job", (("MODE", "1"),)), ("other job", ()))
@@ -48,7 +75,7 @@ class Node:
     """Admission, and what its effects make of the world."""
 
     def __init__(self, *, keep_idle: int = 2, start_at_once: int = 4) -> None:
-        resources = NodeResources(CAPACITY, ["GPU-0"])
+        resources = BundledResources(CAPACITY, ["GPU-0"])
         self.admission = Admission(resources, keep_idle=keep_idle, start_at_once=start_at_once)
         self.now = 0.0
         self.serial = 100
@@ -68,6 +95,15 @@ class Node:
         self.left_jobs: set[str] = set()
         #: those of whom admission has yet to say so
         self.failing: list[tuple[ProcessId, int]] = []
+        #: group -> its bundles here, and which of them are committed
+        self.bundles: dict[bytes, dict[int, dict[str, int]]] = {}
+        self.committed: dict[bytes, set[int]] = {}
+        self.claims: dict[bytes, tuple[ResourceSet, ...]] = {}
+        #: groups that may prepare what they claim
+        self.has_room: list[bytes] = []
+        #: requests in groups that were removed, of which admission has yet to say so
+        self.going: list[tuple[ProcessId, int]] = []
+        self.evicted: list[ProcessId] = []
 
     # -- effects
 
@@ -122,6 +158,56 @@ class Node:
         key = (effect.request.owner, effect.request.class_id)
         self.failed.append(key)
         self.failing.remove(key)
+
+    def do_GroupGone(self, effect: GroupGone) -> None:
+        self.going.remove((effect.request.owner, effect.request.class_id))
+
+    def do_EvictActor(self, effect: EvictActor) -> None:
+        self.evicted.append(effect.actor)
+
+    def do_RoomForBundles(self, effect: RoomForBundles) -> None:
+        assert effect.group in self.claims
+        self.has_room.append(effect.group)
+
+    # -- placement groups
+
+    def prepare(self, group: bytes, bundles: dict[int, dict[str, int]]) -> bool:
+        sets = {index: ResourceSet(units) for index, units in bundles.items()}
+        before = self.admission.resources.available_dict()
+        taken = self.admission.bundles_prepared(group, sets)
+        if taken:
+            self.bundles.setdefault(group, {}).update(bundles)
+        else:
+            assert self.admission.resources.available_dict() == before
+        return taken
+
+    def commit(self, group: bytes) -> None:
+        indexes = set(self.bundles[group]) - self.committed.get(group, set())
+        self.committed.setdefault(group, set()).update(indexes)
+        self.admission.bundles_committed(group, indexes)
+
+    def unprepare(self, group: bytes) -> None:
+        self.admission.bundles_returned(group, self.bundles.get(group, {}))
+        kept = self.committed.get(group, set())
+        self.bundles[group] = {i: units for i, units in self.bundles.get(group, {}).items() if i in kept}
+
+    def end_group(self, group: bytes) -> None:
+        for lease in [lease for lease in self.granted.values() if lease.request.demand.group == group.hex()]:
+            self.drop(lease.id)
+        self.bundles.pop(group, None)
+        self.committed.pop(group, None)
+        self.admission.group_ended(group)
+        for key in [key for key in self.wanted if ResourceSet(self.demand[key]).group == group.hex()]:
+            assert key not in self.admission.requests
+            if self.wanted[key]:
+                self.going.append(key)
+            self.forget(key)
+        self.decide()
+        assert not self.going
+
+    def drop_claim(self, group: bytes) -> None:
+        self.claims.pop(group, None)
+        self.admission.claim_dropped(group)
 
     # -- events
 
@@ -186,23 +272,44 @@ class Node:
     # -- what must hold
 
     def used(self, name: str) -> int:
+        """Units of the node itself: what leases hold, but for those in groups, and what bundles hold."""
+        bundles = [units.get(name, 0) for group in self.bundles.values() for units in group.values()]
+        return self.held(name, None) + sum(bundles)
+
+    def held(self, name: str, group: str | None, index: int = -1) -> int:
+        """Units of `name` that leases in the group hold (in the bundle, where one is named)."""
         return sum(
-            lease.request.demand.get(name)
+            lease.request.demand.plain().get(name, 0)
             for lease in self.granted.values()
-            if not (name == "CPU" and lease.id in self.blocked)
+            if lease.request.demand.group == group
+            and index in (-1, lease.request.demand.index)
+            and not (name == "CPU" and lease.id in self.blocked)
         )
 
     def check(self) -> None:
         self.admission.check()
         for name, capacity in CAPACITY.items():
             assert self.used(name) <= capacity, f"{name}: {self.used(name)} of {capacity} are in use"
+        for group, indexes in self.committed.items():
+            bundles = {index: self.bundles[group][index] for index in indexes}
+            for name in CAPACITY:
+                assert self.held(name, group.hex()) <= sum(units.get(name, 0) for units in bundles.values())
+                for index, units in bundles.items():
+                    assert self.held(name, group.hex(), index) <= units.get(name, 0)
+        for lease in self.granted.values():
+            demand = lease.request.demand
+            if demand.group is not None:
+                assert bytes.fromhex(demand.group) in self.committed, "granted in a group that is not there"
         for key, request in self.admission.requests.items():
-            assert request.wanted <= self.wanted[key]
+            if request.claims is None:
+                assert request.wanted <= self.wanted[key]
+            else:
+                assert self.claims[request.owner] == request.claims
 
     # -- the end
 
-    def serve_everybody(self) -> None:
-        """Workers start, tasks end, leases go back; until nobody wants anything."""
+    def serve_everybody(self, *, in_groups: bool = False) -> None:
+        """Workers start, tasks end, leases go back; until nobody wants anything (in a placement group)."""
         for _ in range(200):
             self.decide()
             for environment in list(self.starting):
@@ -217,7 +324,10 @@ class Node:
                     self.give_back(lease_id)
             self.check()
             open_keys = [
-                key for key, wanted in self.wanted.items() if wanted and self.admission.requests[key].feasible
+                key
+                for key, wanted in self.wanted.items()
+                if wanted and self.admission.requests[key].feasible
+                if self.admission.requests[key].demand.group or not in_groups
             ]
             if not open_keys and not self.granted:
                 return
@@ -354,12 +464,47 @@ class AdmissionModel(RuleBasedStateMachine):
             worker = workers[pick % len(workers)]
             admission.worker_ready(worker, self.node.workers[worker], self.node.now)
 
+    groups = st.sampled_from(GROUPS)
+
+    @rule(group=groups, bundles=st.sampled_from(BUNDLES))
+    def bundles_prepared(self, group: bytes, bundles: dict[int, dict[str, int]]) -> None:
+        if not self.node.bundles.get(group):
+            self.node.prepare(group, bundles)
+
+    @rule(group=groups)
+    def bundles_committed(self, group: bytes) -> None:
+        if self.node.bundles.get(group):
+            self.node.commit(group)
+
+    @rule(group=groups)
+    def bundles_returned(self, group: bytes) -> None:
+        self.node.unprepare(group)
+
+    @rule(group=groups)
+    def group_ends(self, group: bytes) -> None:
+        self.node.end_group(group)
+
+    @rule(group=groups, bundles=st.sampled_from(BUNDLES[:4]))
+    def room_claimed(self, group: bytes, bundles: dict[int, dict[str, int]]) -> None:
+        claim = tuple(ResourceSet(units) for units in bundles.values())
+        self.node.claims[group] = claim
+        self.node.admission.room_claimed(group, claim)
+
+    @rule(group=groups)
+    def claim_dropped(self, group: bytes) -> None:
+        self.node.drop_claim(group)
+
     @invariant()
     def within_capacity(self) -> None:
         self.node.check()
 
     def teardown(self) -> None:
         node = self.node
+        for group in GROUPS:
+            node.drop_claim(group)
+        node.serve_everybody(in_groups=True)
+        for group in GROUPS:
+            node.end_group(group)
         node.serve_everybody()
         for owner in OWNERS:
             node.leaves(owner)
@@ -584,3 +729,129 @@ def test_workers_of_a_job_that_left_serve_who_waits_and_end_then() -> None:
 
 AdmissionModel.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestAdmissionModel = AdmissionModel.TestCase
+
+
+# ----------------------------------------------------------------------------------------------- placement groups
+
+GROUP, OTHER = GROUPS
+IN_GROUP = asked_of_group(GROUP.hex(), -1, CPU)
+
+
+def test_requests_in_a_group_wait_for_its_bundles_and_run_in_them_alone() -> None:
+    node = node_with_workers(3)
+    node.request(FIRST, 1, IN_GROUP, 2)
+    assert owners_of(node.decide()) == []
+    assert node.warned == [], "it is not infeasible: its group is on its way"
+    assert node.prepare(GROUP, {0: CPU})
+    assert owners_of(node.decide()) == []
+    node.commit(GROUP)
+    assert owners_of(node.decide()) == [FIRST]
+    node.request(SECOND, 1, CPU, 2)
+    assert owners_of(node.decide()) == [SECOND], "one of two CPUs is the group's"
+    node.give_back(1)
+    assert owners_of(node.decide()) == [FIRST], "what is free in the group is for the group"
+
+
+def test_bundles_are_taken_all_or_none() -> None:
+    node = Node()
+    assert not node.prepare(GROUP, {0: CPU, 1: {"CPU": 2 * ONE}})
+    assert node.prepare(GROUP, {0: CPU, 1: CPU})
+    assert not node.prepare(OTHER, {0: CPU})
+    node.unprepare(GROUP)
+    assert node.prepare(OTHER, {0: CPU})
+
+
+def test_the_end_of_a_group_ends_what_runs_and_what_waits_in_it() -> None:
+    node = node_with_workers(3)
+    node.prepare(GROUP, {0: CPU})
+    node.commit(GROUP)
+    node.request(FIRST, 1, IN_GROUP, 2)
+    node.admission.actor_placed(THIRD, ResourceSet(IN_GROUP), False, 0, PLAIN)
+    node.wanted[THIRD, 0], node.demand[THIRD, 0] = 1, IN_GROUP
+    assert owners_of(node.decide()) == [FIRST]
+    (lease,) = node.granted.values()
+    assert lease.worker is not None
+    node.end_group(GROUP)
+    assert lease.worker.id not in node.workers
+    assert not node.admission.requests
+    assert node.used("CPU") == 0
+
+
+def test_actors_in_a_group_are_evicted() -> None:
+    node = node_with_workers(2)
+    node.prepare(GROUP, {0: CPU})
+    node.commit(GROUP)
+    node.wanted[THIRD, 0], node.demand[THIRD, 0] = 1, IN_GROUP
+    node.admission.actor_placed(THIRD, ResourceSet(IN_GROUP), False, 0, PLAIN)
+    assert owners_of(node.decide()) == [THIRD]
+    node.end_group(GROUP)
+    assert node.evicted == [THIRD]
+
+
+def test_a_task_in_a_group_lends_the_groups_cpu() -> None:
+    node = node_with_workers(3)
+    node.prepare(GROUP, {0: CPU})
+    node.commit(GROUP)
+    node.request(FIRST, 1, IN_GROUP, 1)
+    node.decide()
+    node.blocked.add(1)
+    node.admission.worker_blocked(1)
+    node.request(SECOND, 1, CPU, 2)
+    node.request(THIRD, 1, IN_GROUP, 1, depth=1)
+    assert sorted(owners_of(node.decide())) == [SECOND, THIRD]
+
+
+def test_a_claim_has_idle_leases_given_back() -> None:
+    node = node_with_workers(2)
+    for owner in (FIRST, SECOND):
+        node.request(owner, 1, CPU, 1)
+    node.decide()
+    claim = (ResourceSet(CPU), ResourceSet(CPU))
+    node.claims[GROUP] = claim
+    node.admission.room_claimed(GROUP, claim)
+    for _ in range(2):
+        node.decide()
+        assert len(node.reclaimed) == 1
+        node.give_back(min(node.reclaimed))
+    node.decide()
+    assert node.has_room == [GROUP]
+    assert node.prepare(GROUP, {0: CPU, 1: CPU})
+    node.drop_claim(GROUP)
+
+
+def test_a_claim_is_not_passed_over_for_ever() -> None:
+    """Tasks of one CPU each keep coming; the group needs two at once."""
+    node = node_with_workers(2)
+    claim = (ResourceSet({"CPU": 2 * ONE}),)
+    node.request(FIRST, 1, CPU, 1000)
+    node.decide()
+    node.claims[GROUP] = claim
+    node.admission.room_claimed(GROUP, claim)
+    for _ in range(100):
+        node.now += 0.01
+        node.give_back(min(node.granted))
+        node.decide()
+        if node.has_room:
+            break
+    assert node.has_room == [GROUP]
+    assert node.prepare(GROUP, {0: {"CPU": 2 * ONE}}), "what it was told is so"
+
+
+def test_nothing_is_kept_for_what_a_group_or_an_actor_is_in_the_way_of() -> None:
+    """A group, or an actor, may hold its CPU for ever; tasks that need one CPU must go on."""
+    for lasting in ("group", "actor"):
+        node = node_with_workers(2)
+        if lasting == "group":
+            node.prepare(GROUP, {0: CPU})
+            node.commit(GROUP)
+        else:
+            node.wanted[THIRD, 0], node.demand[THIRD, 0] = 1, CPU
+            node.admission.actor_placed(THIRD, ResourceSet(CPU), False, 0, PLAIN)
+            assert owners_of(node.decide()) == [THIRD]
+        node.request(FIRST, 1, {"CPU": 2 * ONE}, 1)
+        node.request(SECOND, 1, CPU, 100)
+        for _ in range(90):
+            node.now += 0.01
+            node.decide()
+            (lease,) = [each for each in node.granted.values() if each.request.owner == SECOND]
+            node.give_back(lease.id)

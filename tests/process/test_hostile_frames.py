@@ -15,7 +15,7 @@ import pytest
 import skate
 import zmq
 from skate._c import frames
-from skate.ids import ProcessId, owner_of, process_id
+from skate.ids import ProcessId, TaskId, owner_of, process_id
 from skate.runtime import current
 from skate.wire import messages as m
 from skate.wire.messages import encode
@@ -163,11 +163,21 @@ def whole_messages(runtime: Any) -> list[bytes]:
         [[1, 2], 3],
         {"a": {"b": None}},
     ]
-    found: list[Any] = []
+    found: list[Any] = [
+        m.RemoveGroup(task),
+        m.WatchGroup(task),
+        m.GroupState(task, 99),
+        m.FindGroup(-1, "", ""),
+        m.Unschedulable(99, True, ""),
+        m.StateQuery(-1, "group nonsense"),
+    ]
     for value in odd:
         found += [
             m.Registered(value),
-            m.RequestLeases(1, value, -5, -5, value),
+            m.RequestLeases(1, value, -5, -5, value, value),
+            m.RequestLeases(2, {"CPU": 10_000}, 0, 1, None, value),
+            m.CreateGroup(-1, task, value),
+            m.CreateGroup(0, TaskId(bytes(stranger) + bytes(8)), value),
             m.LeaseGranted(99, 99, stranger, value),
             m.StateReply(12345, value),
             m.PushTask(task, task, b"junk", value, -3, -1, "", -1),

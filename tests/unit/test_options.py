@@ -281,9 +281,8 @@ def test_options_that_do_nothing_yet_are_told() -> None:
         runtime_env={}, scheduling_strategy="DEFAULT", placement_group=None, label_selector=None
     )
     assert not_yet(quiet) == {}
-    assert not_yet(validate_task_options(placement_group_bundle_index=0)).keys() == {
-        "placement_group_bundle_index"
-    }
+    assert not_yet(validate_task_options(_labels={"a": "b"})).keys() == {"_labels"}
+    assert not_yet(validate_task_options(placement_group_bundle_index=0)) == {}
     assert not_yet(validate_task_options(runtime_env={"a": 1})) == {"runtime_env": NOT_YET["runtime_env"]}
 
 

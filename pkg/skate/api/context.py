@@ -59,7 +59,9 @@ class RuntimeContext:
         return ActorHandle(actor.id, None, ActorType.from_about(actor.spec["about"]))
 
     def get_placement_group_id(self) -> str | None:
-        return None
+        """The id of the placement group in which the task or actor is; None elsewhere."""
+        executor = _facts().executor
+        return None if executor is None or executor.lease is None else executor.lease.group
 
     @property
     def was_current_actor_reconstructed(self) -> bool:
@@ -149,6 +151,6 @@ def nodes() -> list[dict[str, Any]]:
             "NodeManagerAddress": "127.0.0.1",
             "NodeManagerHostname": socket.gethostname(),
             "Resources": dict(runtime.query("total")),
-            "Labels": {},
+            "Labels": dict(runtime.query("labels")),
         }
     ]

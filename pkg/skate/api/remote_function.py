@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from skate._c.refs import ObjectRef
+from skate.api.scheduling import schedule_of
 from skate.api.session import require_runtime
 from skate.core.dispatch import Queue
 from skate.core.resources import task_request
@@ -60,6 +61,8 @@ class RemoteFunction:
         self._runtime: Runtime | None = None
         self._known: Function | None = None
         self._queue: Queue | None = None
+        #: what `_queue` was found under: children of tasks in a placement group may be captured by it
+        self._captured: str | None = None
         functools.update_wrapper(self, function)
         warn_not_yet(options)
 
@@ -78,7 +81,7 @@ class RemoteFunction:
         that the function does not take, SerializationError for what cannot be sent.
         """
         runtime = require_runtime()
-        if runtime is not self._runtime:
+        if runtime is not self._runtime or runtime.captured != self._captured:
             self._enter(runtime)
         if kwargs or self._takes is None or len(args) not in self._takes:
             self._check_arguments(args, kwargs)
@@ -99,17 +102,19 @@ class RemoteFunction:
         return chosen.remote(*(args or ()), **(kwargs or {}))  # type: ignore[no-any-return]
 
     def _enter(self, runtime: Runtime) -> None:
-        """The first call in this session: pickles the function, finds its scheduling class."""
+        """The first call in this session, or in another placement group: pickles the function, finds its class."""
         self._known = self._exported.known_to(runtime)
         variables = (self._options.runtime_env or {}).get("env_vars")
+        captured = runtime.captured
+        schedule = schedule_of(runtime, self._options, task_request(self._options), self._function.__name__)
         runtime.lock.acquire()
         try:
             self._queue = runtime.dispatcher.queue_of(
-                task_request(self._options), tuple(sorted(variables.items())) if variables else None
+                schedule.demand, tuple(sorted(variables.items())) if variables else None, schedule.where
             )
         finally:
             runtime.release()
-        self._runtime = runtime
+        self._runtime, self._captured = runtime, captured
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._signature is None:

@@ -27,7 +27,6 @@ _IGNORED = {
     "include_dashboard": "there is no dashboard yet",
     "dashboard_host": "there is no dashboard yet",
     "dashboard_port": "there is no dashboard yet",
-    "labels": "labels choose among nodes, and there is one node",
     "runtime_env": "set it for each function with .options(runtime_env={'env_vars': ...})",
     "logging_config": "workers log as the driver's logging_level says",
     "log_to_driver_event_level": "there are no events yet",
@@ -74,6 +73,7 @@ def init(
     object_store_memory: int | None = None,
     object_spilling_directory: str | None = None,
     object_spilling_limit: int | None = None,
+    labels: Mapping[str, str] | None = None,
     namespace: str | None = None,
     ignore_reinit_error: bool = False,
     log_to_driver: bool = True,
@@ -89,6 +89,7 @@ def init(
     and 70% of the available memory. object_store_memory is the size of the store in bytes (30% of it).
     A full store spills objects to files in object_spilling_directory (else SKATE_SPILL_DIR, else the session's folder),
     object_spilling_limit bytes at most, and never the last 5% of the disk.
+    labels: of the node, for those who choose among nodes by labels.
     log_to_driver: whether what tasks print appears here.
 
     Other arguments of Ray's `init` are accepted, with a warning that says what to do instead. Raises RuntimeError when
@@ -119,11 +120,12 @@ def init(
                 object_store_memory=object_store_memory,
                 object_spilling_directory=object_spilling_directory,
                 object_spilling_limit=object_spilling_limit,
+                labels=labels,
                 stays=False,
             )
-        elif (num_cpus, num_gpus, resources, memory, object_store_memory) != (None,) * 5:
+        elif (num_cpus, num_gpus, resources, memory, object_store_memory, labels) != (None,) * 6:
             raise ValueError(
-                "init() comes to a node that runs already: num_cpus, num_gpus, resources, memory and "
+                "init() comes to a node that runs already: num_cpus, num_gpus, resources, memory, labels and "
                 "object_store_memory were said when it was started. Leave them out, or init(address='local') for a "
                 "node of this program's own."
             )
@@ -152,6 +154,7 @@ def node_config(
     object_store_memory: int | None = None,
     object_spilling_directory: str | os.PathLike[str] | None = None,
     object_spilling_limit: int | None = None,
+    labels: Mapping[str, str] | None = None,
     stays: bool,
 ) -> dict[str, Any]:
     """The configuration of a node manager, checked. `stays`: it goes on when drivers leave.
@@ -159,6 +162,7 @@ def node_config(
     Raises ValueError and TypeError for bad values, here, in the caller's own process.
     """
     from skate.node.detect import default_resources
+    from skate.options import check_labels
 
     asked = {
         "num_cpus": num_cpus,
@@ -171,6 +175,7 @@ def node_config(
     return asked | {
         "spill_directory": _spill_directory(object_spilling_directory),
         "spill_limit": _spill_limit(object_spilling_limit),
+        "labels": check_labels(labels),
         "node_ip": "127.0.0.1",
         "stays": stays,
         "starter": os.getpid(),

@@ -242,11 +242,22 @@ class ActorDirectory(Machine):
         self._workers[worker] = actor
         self._effects.append(Become(actor))
 
-    def unplaceable(self, actor_id: ActorId, why: str) -> None:
-        """No worker for the actor can be started."""
+    def unplaceable(self, actor_id: ActorId, why: str, kind: str = "crash") -> None:
+        """No worker for the actor can be started; or ("unschedulable") there is no node on which it may be."""
         actor = self.actors.get(actor_id)
         if actor is not None and actor.state in (PENDING, RESTARTING):
-            self._die(actor, {"kind": "crash", "text": why})
+            self._die(actor, {"kind": kind, "text": why})
+
+    def evicted(self, actor_id: ActorId) -> None:
+        """The placement group that the actor lived in is removed."""
+        actor = self.actors.get(actor_id)
+        if actor is not None and actor.state != DEAD:
+            self._die(actor, {"kind": "evicted", "text": "It ended because its placement group was removed."})
+
+    def detached_in(self, worker: ProcessId) -> Actor | None:
+        """The detached actor that this process is, if it is one."""
+        actor = self._workers.get(worker)
+        return actor if actor is not None and actor.detached else None
 
     def started(self, worker: ProcessId, error: bytes) -> None:
         """The constructor has returned, or raised `error` (packed; empty: it has returned)."""

@@ -1,9 +1,9 @@
 """Which lease request a node grants, and on which of its workers. Nothing runs over the node's resources, ever.
 
 Pure. State: the node's resources, the requests that wait, the leases that are granted, and the pool of workers. Events:
-leases_requested, lease_returned, worker_ready, worker_died, worker_blocked, worker_unblocked, process_left, job_left.
-They only note what happened; `decide` then acts on all of them, so that what arrives together is judged together.
-Effects are what `decide` returns.
+leases_requested, lease_returned, worker_ready, worker_died, worker_blocked, worker_unblocked, process_left, job_left,
+and those of placement groups (bundles_…, room_claimed, group_ended). They only note what happened; `decide` then acts
+on all of them, so that what arrives together is judged together. Effects are what `decide` returns.
 
 Rules:
 
@@ -12,10 +12,13 @@ Rules:
   One that has waited for long goes first once: a task that keeps submitting starves nobody.
 * A request that must wait has leases of other classes and owners reclaimed: a thousand owners get their turns.
 * What others were preferred to PASSED_OVER times, because it needs more at once than was ever free, has what it lacks
-  kept for it; only owners that are blocked themselves, and so may hold what it waits for, still go first.
+  kept for it; only owners that are blocked themselves, and so may hold what it waits for, still go first. Nothing is
+  kept for what cannot be met while actors and placement groups hold what they hold: that may be for ever.
 * A worker blocked in `get` or `wait` lends its CPUs, not its GPUs.
 * A lease for an actor is never reclaimed; one that only had to find a free CPU (`lends`) gives it back at once. Actors
   get workers after tasks do, whose leases wait before theirs.
+* What a placement group claims waits in the line as a request does: leases are reclaimed for it, resources are kept.
+  Once there is room whoever places groups prepares its bundles; nothing else that is decided then takes it before.
 * Workers are started only for leases whose resources are reserved, so there are never more than the resources allow
   plus those that are blocked. Idle ones beyond `keep_idle` are asked to leave; those of a job whose driver is gone end
   as soon as they are idle.
@@ -27,27 +30,31 @@ a worker, or waits for one in `_waiting`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Final
 
+from skate.core.bundles import BundledResources
 from skate.core.leases import (
     PATIENCE_SECONDS,
     Effect,
     Environment,
+    EvictActor,
     FailRequest,
     Grant,
+    GroupGone,
     KillWorker,
     LeaseRequest,
     NodeLease,
-    Owner,
     PoolWorker,
     Reclaim,
     ResumeWorker,
     RetireWorker,
+    RoomForBundles,
     StartWorker,
     WarnInfeasible,
 )
-from skate.core.resources import NodeResources, ResourceSet
+from skate.core.request_table import RequestTable
+from skate.core.resources import ResourceSet
 from skate.ids import ProcessId
 
 #: workers in a row that may die before they are ready, until those who wait for them are told
@@ -56,24 +63,24 @@ START_ATTEMPTS: Final = 3
 PASSED_OVER: Final = 10
 #: seconds that an idle worker beyond `keep_idle` is kept
 IDLE_SECONDS: Final = 1.0
+#: the environment of what placement groups claim: no worker has it
+_CLAIMED: Final[Environment] = (None, "claimed")
 
 
 class Admission:
     """The scheduler of one node."""
 
-    def __init__(self, resources: NodeResources, *, keep_idle: int, start_at_once: int) -> None:
+    def __init__(self, resources: BundledResources, *, keep_idle: int, start_at_once: int) -> None:
         self.resources = resources
         #: idle workers that are kept warm
         self.keep_idle = keep_idle
         #: workers that may be starting at the same time
         self.start_at_once = start_at_once
-        self.requests: dict[tuple[ProcessId, int], LeaseRequest] = {}
+        self._table = RequestTable()
+        self.requests = self._table.all
         self.leases: dict[int, NodeLease] = {}
         self.workers: dict[ProcessId, PoolWorker] = {}
-        # So that what an event costs does not grow with what it has nothing to do with:
-        self._owners: dict[ProcessId, Owner] = {}
-        #: requests that want something that there can be
-        self._open: dict[tuple[ProcessId, int], LeaseRequest] = {}
+        # So that what an event costs does not grow with what it has nothing to do with (see RequestTable, too):
         #: leases that may be reclaimed, those of tasks
         self._of_tasks: dict[int, NodeLease] = {}
         self._blocked: dict[int, NodeLease] = {}
@@ -99,29 +106,45 @@ class Admission:
         depth: int,
         wanted: int,
         environment: Environment,
+        *,
+        allowed: bool = True,
+        captures: bool = False,
     ) -> None:
-        """How many leases of the class the owner could use now, beyond those that it knows of."""
-        key = (owner, class_id)
-        request = self.requests.get(key)
+        """How many leases of the class the owner could use now, beyond those that it knows of.
+
+        `allowed`: it may run on this node. `captures`: see LeaseRequest.
+        """
+        request = self.requests.get((owner, class_id))
         if request is None:
-            feasible = self.resources.feasible(demand)
-            request = self.requests[key] = LeaseRequest(owner, class_id, demand, depth, environment, feasible)
-            self._owners.setdefault(owner, Owner()).requests[class_id] = request
-            if not feasible:
+            feasible = allowed and self.resources.feasible(demand)
+            request = LeaseRequest(owner, class_id, demand, depth, environment, feasible, allowed)
+            request.captures = captures
+            self._table.add(request)
+            if not feasible and demand.group is None:  # a group may be placed later: it warns itself
                 self._effects.append(WarnInfeasible(request))
         request.depth = depth  # a worker asks for the same class from tasks of any depth
         if wanted and not request.wanted:
             self._turn += 1
             request.turn = self._turn
-        self._want(request, max(0, wanted - request.reserved))
+        self._table.want(request, max(0, wanted - request.reserved))
         if not request.wanted:
             request.waits_since = 0.0
 
     def actor_placed(
-        self, actor: bytes, demand: ResourceSet, lends: bool, depth: int, environment: Environment
+        self,
+        actor: bytes,
+        demand: ResourceSet,
+        lends: bool,
+        depth: int,
+        environment: Environment,
+        *,
+        allowed: bool = True,
+        captures: bool = False,
     ) -> None:
         """An actor needs a worker for itself. `process_left(actor)` takes that back, and the worker if it has one."""
-        self.leases_requested(ProcessId(actor), 0, demand, depth, 1, environment)
+        self.leases_requested(
+            ProcessId(actor), 0, demand, depth, 1, environment, allowed=allowed, captures=captures
+        )
         request = self.requests[ProcessId(actor), 0]
         request.for_actor = True
         request.lends = lends
@@ -153,11 +176,10 @@ class Admission:
         del self._failures[environment]
         for lease in list(self._waiting.get(environment, ())):
             self._end(lease)
-            self._want(lease.request, lease.request.wanted + 1)
-        for key, request in list(self._open.items()):
+            self._table.want(lease.request, lease.request.wanted + 1)
+        for key, request in list(self._table.open.items()):
             if request.environment == environment:
-                del self._open[key], self.requests[key]
-                del self._owners[request.owner].requests[request.class_id]
+                self._table.drop(key)
                 self._effects.append(FailRequest(request))
 
     def worker_died(self, worker_id: ProcessId) -> None:
@@ -183,16 +205,13 @@ class Admission:
 
     def process_left(self, process: ProcessId) -> None:
         """An owner is gone: its requests end, and workers that run its tasks are of no use any more."""
-        owner = self._owners.pop(process, None)
+        owner = self._table.owner_left(process)
         if owner is None:
             return
-        for class_id in owner.requests:
-            del self.requests[process, class_id]
-            self._open.pop((process, class_id), None)
         self._effects = [
             effect
             for effect in self._effects
-            if not isinstance(effect, WarnInfeasible) or effect.request.owner != process
+            if not isinstance(effect, (WarnInfeasible, GroupGone)) or effect.request.owner != process
         ]
         for lease in owner.leases.values():
             worker = lease.worker
@@ -201,6 +220,68 @@ class Admission:
                 worker.lease = None
                 self.workers.pop(worker.id, None)
                 self._effects.append(KillWorker(worker.id, f"its owner {process.hex()} is gone"))
+
+    # ------------------------------------------------------------------------------------------- placement groups
+
+    def bundles_prepared(self, group: bytes, bundles: Mapping[int, ResourceSet]) -> bool:
+        """Takes what the bundles need, all or nothing; whether it could."""
+        return self.resources.prepare(group.hex(), bundles)
+
+    def bundles_committed(self, group: bytes, indexes: Iterable[int]) -> None:
+        """The bundles may be used: requests that waited for them may be met."""
+        name = group.hex()
+        self.resources.commit(name, indexes)
+        for request in self._table.in_group.get(name, {}).values():
+            request.feasible = request.allowed and self.resources.feasible(request.demand)
+            self._table.want(request, request.wanted)
+
+    def bundles_returned(self, group: bytes, indexes: Iterable[int]) -> None:
+        """Bundles that were prepared, or refused, are not wanted."""
+        self.resources.unprepare(group.hex(), indexes)
+
+    def room_claimed(self, group: bytes, bundles: tuple[ResourceSet, ...]) -> None:
+        """Room is to be cleared for these bundles; replaces what the group claimed before."""
+        self.claim_dropped(group)
+        units: dict[str, int] = {}
+        for bundle in bundles:
+            for name, amount in bundle.items():
+                units[name] = units.get(name, 0) + amount
+        claim = LeaseRequest(ProcessId(group), 0, ResourceSet(units), 0, _CLAIMED, True)
+        claim.claims = bundles
+        self._turn += 1
+        claim.turn = self._turn
+        self._table.add(claim)
+        self._table.want(claim, 1)
+
+    def claim_dropped(self, group: bytes) -> None:
+        key = (ProcessId(group), 0)
+        if key in self.requests:
+            self._table.owner_left(key[0])
+
+    def group_ended(self, group: bytes) -> None:
+        """The group is removed: what runs in it ends, what waits for it is told, its bundles are free."""
+        name = group.hex()
+        requests = self._table.in_group.get(name, {})
+        owners = {self._table.owners[request.owner] for request in requests.values()}
+        for lease in [lease for owner in owners for lease in owner.leases.values()]:
+            worker, request = lease.worker, lease.request
+            if request.demand.group != name:
+                continue
+            self._end(lease)
+            if worker is None:
+                request.wanted += 1
+                continue
+            worker.lease = None
+            self.workers.pop(worker.id, None)
+            if request.for_actor:
+                self._effects.append(EvictActor(request.owner))
+            else:
+                self._effects.append(KillWorker(worker.id, f"its placement group {name} was removed"))
+        for key, request in list(requests.items()):
+            self._table.drop(key)
+            if request.wanted:
+                self._effects.append(GroupGone(request))
+        self.resources.remove_group(name)
 
     # -------------------------------------------------------------------------------------------------- decisions
 
@@ -255,7 +336,7 @@ class Admission:
                 self._effects.append(RetireWorker(worker.id))
             elif due is None or at < due:
                 due = at
-        for request in self._open.values():
+        for request in self._table.open.values():
             if request.is_patient(now):
                 at = (request.waits_since or now) + PATIENCE_SECONDS
                 due = at if due is None else min(due, at)
@@ -282,9 +363,9 @@ class Admission:
 
     def _grant(self, now: float) -> list[LeaseRequest]:
         """Grants what fits, in turn; gives the requests that must wait."""
-        if not self._open:
+        if not self._table.open:
             return []
-        for request in self._open.values():
+        for request in self._table.open.values():
             request.waits_since = request.waits_since or now
         short: set[ResourceSet] = set()
         waiting: list[LeaseRequest] = []
@@ -292,7 +373,8 @@ class Admission:
         kept: set[str] = set()
         blocked = {lease.worker.id for lease in self._blocked.values() if lease.worker is not None}
         order = sorted(
-            self._open.values(), key=lambda request: (request.is_patient(now), -request.depth, request.turn)
+            self._table.open.values(),
+            key=lambda request: (request.is_patient(now), -request.depth, request.turn),
         )
         queue = deque(order)
         while queue:
@@ -301,24 +383,27 @@ class Admission:
                 continue
             if request.owner not in blocked and not kept.isdisjoint(request.demand):
                 continue
+            if request.claims is not None:
+                self._look_for_room(request, waiting, kept)
+                continue
             allocation = self.resources.allocate(request.demand)
             if allocation is None:
                 short.add(request.demand)
                 waiting.append(request)
                 if request.passed >= PASSED_OVER:
-                    kept |= self._lacking(request.demand)
+                    kept |= self._to_keep(request.demand)
                 continue
             for other in waiting:
                 other.passed += 1
             request.passed = 0
-            self._want(request, request.wanted - 1)
+            self._table.want(request, request.wanted - 1)
             request.waits_since = now if request.wanted else 0.0
             self._turn += 1
             request.turn = self._turn
             self._next_lease += 1
             lease = NodeLease(self._next_lease, request, allocation)
             self.leases[lease.id] = lease
-            self._owners[request.owner].leases[lease.id] = lease
+            self._table.owners[request.owner].leases[lease.id] = lease
             if not request.for_actor:
                 self._of_tasks[lease.id] = lease
             if request.lends:
@@ -330,6 +415,19 @@ class Admission:
                 queue.insert(at, request)
         return [request for request in order if request.wanted]
 
+    def _look_for_room(self, claim: LeaseRequest, waiting: list[LeaseRequest], kept: set[str]) -> None:
+        """It is a claim's turn: says so, once, where there is room; else the claim waits as a request does."""
+        assert claim.claims is not None
+        if not self.resources.has_room(claim.claims):
+            claim.told = False
+            waiting.append(claim)
+            if claim.passed >= PASSED_OVER:
+                kept |= self._to_keep(claim.demand)
+        elif not claim.told:
+            claim.told = True
+            kept.update(claim.demand)
+            self._effects.append(RoomForBundles(claim.owner))
+
     def _line_up(self, lease: NodeLease) -> None:
         """The lease waits for a worker: a task's before all actors'."""
         lease.request.reserved += 1
@@ -339,14 +437,27 @@ class Admission:
         else:
             waiting.insert(next(at for at, other in enumerate(waiting) if other.request.for_actor), lease)
 
-    def _lacking(self, demand: ResourceSet) -> set[str]:
-        """Names of what is too little for `demand`; only GPUs can be too little where there seem to be enough."""
-        free = self.resources.available_dict()
-        return {name for name, amount in demand.to_dict().items() if free.get(name, 0.0) < amount} or {"GPU"}
+    def _to_keep(self, demand: ResourceSet) -> set[str]:
+        """Names of what is kept for `demand`: what is too little for it, if the end of tasks can make it enough.
+
+        Only GPUs can be too little where there seem to be enough.
+        """
+        total, free = self.resources.all_units()
+        lasting = self.resources.reserved_units()
+        for lease in self.leases.values():
+            if lease.request.for_actor and not lease.request.lends:
+                for name, units in lease.allocation.request.items():
+                    lasting[name] = lasting.get(name, 0) + units
+        if any(total.get(name, 0) - lasting.get(name, 0) < units for name, units in demand.items()):
+            return set()
+        lacking = {name for name, units in demand.items() if free.get(name, 0) < units}
+        return lacking or set(demand.only("GPU"))
 
     def _reclaim(self, unmet: list[LeaseRequest], now: float) -> None:
         """Asks for as many leases of others as there are requests that must wait."""
         for request in unmet:
+            if request.told:
+                continue
             open_reclaims = sum(1 for lease in self._of_tasks.values() if lease.reclaimed)
             need = request.wanted - open_reclaims
             for lease in self._of_tasks.values():
@@ -356,7 +467,7 @@ class Admission:
                     continue
                 if request.depth < lease.request.depth and request.is_patient(now):
                     continue
-                if not any(lease.request.demand.get(name) for name in request.demand):
+                if not lease.request.demand.overlaps(request.demand):
                     continue
                 lease.reclaimed = True
                 need -= 1
@@ -365,10 +476,14 @@ class Admission:
     def _reclaim_for(self, resuming: NodeLease) -> None:
         """Asks for a lease whose CPUs a worker needs to go on: one that this worker holds itself, if there is one."""
         assert resuming.worker is not None
+        group = resuming.request.demand.group
         holds_cpu = [
             lease
             for lease in self._of_tasks.values()
-            if lease.worker is not None and not lease.blocked and lease.request.demand.get("CPU")
+            if lease.worker is not None
+            and not lease.blocked
+            and lease.request.demand.group == group
+            and lease.request.demand.asks_of("CPU")
         ]
         if any(lease.reclaimed for lease in holds_cpu):
             return  # one is on its way
@@ -421,22 +536,13 @@ class Admission:
         del self.leases[lease.id]
         self._of_tasks.pop(lease.id, None)
         self._blocked.pop(lease.id, None)
-        owner = self._owners.get(lease.request.owner)
+        owner = self._table.owners.get(lease.request.owner)
         if owner is not None:  # else it leaves
             del owner.leases[lease.id]
         self.resources.release(lease.allocation)
         if lease.worker is None:
             lease.request.reserved -= 1
             self._waiting[lease.request.environment].remove(lease)
-
-    def _want(self, request: LeaseRequest, wanted: int) -> None:
-        """How many leases a request wants from now on."""
-        request.wanted = wanted
-        key = (request.owner, request.class_id)
-        if wanted and request.feasible:
-            self._open[key] = request
-        else:
-            self._open.pop(key, None)
 
     # --------------------------------------------------------------------------------------------------- reports
 
@@ -445,7 +551,7 @@ class Admission:
         return [
             (request.demand.to_dict(), request.wanted, request.feasible)
             for request in self.requests.values()
-            if request.wanted
+            if request.wanted and request.claims is None
         ]
 
     def check(self) -> None:
@@ -469,22 +575,16 @@ class Admission:
     def _check_tables(self) -> None:
         """What is kept so that nobody need look for it is what there is to find."""
         requests, leases = self.requests, self.leases
-        found = {
-            (owner, class_id): request
-            for owner, has in self._owners.items()
-            for class_id, request in has.requests.items()
-        }
-        held = {lease.id: lease for has in self._owners.values() for lease in has.leases.values()}
+        self._table.check()
+        held = {lease.id: lease for has in self._table.owners.values() for lease in has.leases.values()}
         for table, kept, there in (
-            ("requests of owners", found, requests),
             ("leases of owners", held, leases),
-            ("open", self._open, {key: r for key, r in requests.items() if r.wanted and r.feasible}),
             (
                 "of tasks",
                 self._of_tasks,
-                {n: lease for n, lease in leases.items() if not lease.request.for_actor},
+                {n: each for n, each in leases.items() if not each.request.for_actor},
             ),
-            ("blocked", self._blocked, {n: lease for n, lease in leases.items() if lease.blocked}),
+            ("blocked", self._blocked, {n: each for n, each in leases.items() if each.blocked}),
         ):
             if kept != there:
                 raise AssertionError(f"{table}: {kept}, and there are {there}")

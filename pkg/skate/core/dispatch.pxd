@@ -4,7 +4,7 @@ from skate.core.machine cimport Machine
 from skate.core.tasks cimport OwnedTask
 
 cdef class Queue:
-    cdef public object class_id, demand, environment, tasks, seconds
+    cdef public object class_id, demand, environment, where, tasks, seconds
     cdef public list leases
     cdef public Py_ssize_t told
 

@@ -80,12 +80,16 @@ Effect = PushTasks | AskLeases | GiveBack | Recall | LoseTasks
 class Queue:
     """Tasks of one scheduling class that wait for a worker, and the leases held for them."""
 
-    __slots__ = ("class_id", "demand", "environment", "leases", "seconds", "tasks", "told")
+    __slots__ = ("class_id", "demand", "environment", "leases", "seconds", "tasks", "told", "where")
 
-    def __init__(self, class_id: int, demand: ResourceSet, environment: Any = None) -> None:
+    def __init__(
+        self, class_id: int, demand: ResourceSet, environment: Any = None, where: Any = None
+    ) -> None:
         self.class_id = class_id
         self.demand = demand
         self.environment = environment
+        #: on which nodes its tasks may run; None: on any (core.policies.Where, opaque here)
+        self.where = where
         self.tasks: deque[OwnedTask] = deque()
         self.leases: list[HeldLease] = []
         #: what the node was last told that we want
@@ -149,12 +153,12 @@ class Dispatcher(Machine):
         #: (when to stop waiting, lease of a dead worker whose answers may still come)
         self._late: deque[tuple[float, HeldLease]] = deque()
 
-    def queue_of(self, demand: ResourceSet, environment: Any = None) -> Queue:
+    def queue_of(self, demand: ResourceSet, environment: Any = None, where: Any = None) -> Queue:
         """The queue of a scheduling class; made where it is new."""
-        key = demand if environment is None else (demand, environment)
+        key = demand if environment is None and where is None else (demand, environment, where)
         queue = self.queues.get(key)
         if queue is None:
-            queue = self.queues[key] = Queue(len(self.queues) + 1, demand, environment)
+            queue = self.queues[key] = Queue(len(self.queues) + 1, demand, environment, where)
         return queue
 
     # --------------------------------------------------------------------------------------------------- events
@@ -213,6 +217,13 @@ class Dispatcher(Machine):
         if queue.leases:
             self._ask(queue)
             return []  # what it has goes on, with the workers that there are
+        tasks = list(queue.tasks)
+        queue.tasks.clear()
+        return tasks
+
+    def unschedulable(self, queue: Queue) -> list[OwnedTask]:
+        """What the queue asks for can never be met: gives the tasks that waited. Leases that it has go on."""
+        queue.told = 0
         tasks = list(queue.tasks)
         queue.tasks.clear()
         return tasks

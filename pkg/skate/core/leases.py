@@ -67,8 +67,36 @@ class FailRequest(NamedTuple):
     request: LeaseRequest
 
 
+class GroupGone(NamedTuple):
+    """Effect: tell the owner that the placement group in which its request was to be met is removed."""
+
+    request: LeaseRequest
+
+
+class EvictActor(NamedTuple):
+    """Effect: the actor's placement group is removed, and the actor ends with it."""
+
+    actor: ProcessId
+
+
+class RoomForBundles(NamedTuple):
+    """Effect: what was claimed for a placement group could be prepared now."""
+
+    group: bytes
+
+
 Effect = (
-    FailRequest | StartWorker | Grant | Reclaim | ResumeWorker | KillWorker | RetireWorker | WarnInfeasible
+    FailRequest
+    | StartWorker
+    | Grant
+    | Reclaim
+    | ResumeWorker
+    | KillWorker
+    | RetireWorker
+    | WarnInfeasible
+    | GroupGone
+    | EvictActor
+    | RoomForBundles
 )
 
 
@@ -76,6 +104,9 @@ class LeaseRequest:
     """How many leases of one class an owner could still use."""
 
     __slots__ = (
+        "allowed",
+        "captures",
+        "claims",
         "class_id",
         "demand",
         "depth",
@@ -86,6 +117,7 @@ class LeaseRequest:
         "owner",
         "passed",
         "reserved",
+        "told",
         "turn",
         "waits_since",
         "wanted",
@@ -99,6 +131,7 @@ class LeaseRequest:
         depth: int,
         environment: Environment,
         feasible: bool,
+        allowed: bool = True,
     ) -> None:
         self.owner = owner
         self.class_id = class_id
@@ -106,6 +139,14 @@ class LeaseRequest:
         self.depth = depth
         self.environment = environment
         self.feasible = feasible
+        #: the node is one of those on which it may run
+        self.allowed = allowed
+        #: tasks of what runs in it go to its placement group, too
+        self.captures = False
+        #: the bundles that it claims room for; None of a request for workers
+        self.claims: tuple[ResourceSet, ...] | None = None
+        #: whoever claims it knows that there is room
+        self.told = False
         #: its owner is the actor that will live in the worker
         self.for_actor = False
         #: it holds no CPU once it is granted

@@ -7,14 +7,14 @@ the live allocations hold is the total, resource by resource and GPU by GPU; so 
 limit.
 
 Called by the node manager's admission (allocate, release, the CPUs of a worker blocked in `get`), by owners
-(`ResourceSet` is part of a scheduling class) and by the API (`task_request`, `actor_requests`). Pure: no I/O,
-no clock.
+(`ResourceSet` is part of a scheduling class) and by the API (`task_request`, `actor_requests`). What placement groups
+reserve of a node is in core.bundles. Pure: no I/O, no clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from skate._c.resources import (
     MAX_UNITS,
@@ -26,6 +26,7 @@ from skate._c.resources import (
     from_units,
     to_units,
 )
+from skate.core import group_names
 from skate.options import (
     ACCELERATOR_PREFIX,
     ActorOptions,
@@ -36,6 +37,8 @@ from skate.options import (
 
 #: Asked of a node's `accelerator_type:X` resource by whoever wants that accelerator, as in Ray.
 ACCELERATOR_UNITS = 10
+#: Every device will do.
+ANY_DEVICE: Callable[[Hashable], bool] = lambda _: True  # noqa: E731
 #: Compiled requests kept by a node, before it starts afresh.
 COMPILED_REQUESTS = 4096
 
@@ -44,10 +47,11 @@ class ResourceSet:
     """An immutable request, resource name -> units of 1/10,000. Hashable, cheap to compare, picklable.
 
     Zeros are dropped, so `num_gpus=0` and no `num_gpus` are the same request. Prints as users know it,
-    {'CPU': 1.0}.
+    {'CPU': 1.0}. `group` is the placement group (its id in hexadecimal) whose resources it asks for, None for none, and
+    `index` the bundle, -1 for any.
     """
 
-    __slots__ = ("_hash", "_items")
+    __slots__ = ("_hash", "_items", "group", "index")
 
     def __init__(self, units: Mapping[str, int] | None = None) -> None:
         """Raises ValueError for an amount below 0 or over MAX_UNITS, TypeError for what is no int."""
@@ -58,6 +62,13 @@ class ResourceSet:
                 raise ValueError(f"units of {name!r} must be between 0 and {MAX_UNITS}, got {amount}")
         self._items = tuple(sorted((name, amount) for name, amount in (units or {}).items() if amount))
         self._hash = hash(self._items)
+        self.group: str | None = None
+        self.index = -1
+        for name, _ in self._items:
+            found = group_names.parse(name)
+            if found is not None:
+                self.group = found.group
+                self.index = max(self.index, found.bundle)
 
     @classmethod
     def from_options(
@@ -110,9 +121,39 @@ class ResourceSet:
         """As users read it: {'CPU': 1.0}."""
         return {name: from_units(amount) for name, amount in self._items}
 
+    def in_group(self, group: str, index: int) -> ResourceSet:
+        """The same request, of a placement group's resources: of its bundle `index`, or of any (-1)."""
+        return ResourceSet(group_names.asked_of_group(group, index, self.units()))
+
+    def plain(self) -> dict[str, int]:
+        """name -> units as the user wrote it, also where it is a placement group's."""
+        return self.units() if self.group is None else group_names.plain(self.units())
+
+    def asks_of(self, name: str) -> int:
+        """Units asked of `name`, or of `name` in a placement group."""
+        return self.get(name if self.group is None else group_names.in_group(name, self.group))
+
     def only(self, name: str) -> ResourceSet:
-        """The part of this request that asks for `name`."""
-        return ResourceSet({name: self.get(name)})
+        """The part of this request that asks for `name`, or for `name` in a placement group."""
+        if self.group is None:
+            return ResourceSet({name: self.get(name)})
+        names = (
+            group_names.in_group(name, self.group),
+            group_names.in_group(name, self.group, self.index),
+        )
+        return ResourceSet({each: self.get(each) for each in names})
+
+    def without(self, name: str) -> ResourceSet:
+        """All of this request but `only(name)`."""
+        part = self.only(name)
+        return ResourceSet({each: units for each, units in self._items if each not in part})
+
+    def overlaps(self, other: ResourceSet) -> bool:
+        """Whether both ask for some of the same. Bundles themselves do not count: they never run out."""
+        if self.group != other.group:
+            return False
+        names = other if self.group is None else other.without(group_names.BUNDLE)
+        return any(self.get(name) for name in names)
 
     def __iter__(self) -> Iterator[str]:
         return (name for name, _ in self._items)
@@ -184,52 +225,72 @@ class DeviceAllocator:
     so that whole devices stay whole for those who need them.
     """
 
-    def __init__(self, count: int) -> None:
-        self._free = [UNITS_PER_ONE] * count  #: device index -> units free, 0..10,000
-        self._held: dict[int, int] = {}  #: device index -> units held, no zeros; the same fact, counted apart
+    def __init__(self, devices: int | Mapping[Any, int]) -> None:
+        """`devices`: how many, numbered from 0; or device -> units that are there, of a part of them."""
+        whole = dict.fromkeys(range(devices), UNITS_PER_ONE) if isinstance(devices, int) else devices
+        self._size: dict[Any, int] = dict(whole)  #: device -> units that are there
+        self._free = dict(self._size)  #: device -> units free
+        self._held: dict[Any, int] = {}  #: device -> units held, no zeros; the same fact, counted apart
 
     def __len__(self) -> int:
         return len(self._free)
 
+    def add(self, devices: Mapping[Any, int]) -> None:
+        """More devices, or parts of them; none of them is known yet."""
+        self._size.update(devices)
+        self._free.update(devices)
+
     @property
     def free_units(self) -> tuple[int, ...]:
         """Units free on each device."""
-        return tuple(self._free)
+        return tuple(self._free.values())
 
     def feasible(self, units: int) -> bool:
         """Whether an idle machine could grant `units`."""
-        if units <= UNITS_PER_ONE:
-            return units == 0 or len(self._free) > 0
-        return units % UNITS_PER_ONE == 0 and units // UNITS_PER_ONE <= len(self._free)
+        return self._choose(units, self._size, ANY_DEVICE) is not None
 
-    def allocate(self, units: int) -> list[tuple[int, int]] | None:
-        """(device index, units) pairs that make up `units`, or None where no such devices are free now.
+    def allocate(
+        self, units: int, may: Callable[[Any], bool] | None = None, *, mixed: bool = False
+    ) -> list[tuple[Any, int]] | None:
+        """(device, units) pairs that make up `units`, or None where no such devices are free now.
 
-        0 units are no devices. More than one device and a fraction is never granted.
+        `may` says which devices will do. 0 units are no devices. More than one device and a fraction is granted to
+        those who do not run on it themselves alone (`mixed`: a bundle).
         """
         if units < 0:
             raise ValueError(f"cannot allocate {units} units of a GPU")
-        parts = self._choose(units)
+        parts = self._choose(units, self._free, may or ANY_DEVICE, mixed)
         for device, part in parts or ():
             self._free[device] -= part
             self._held[device] = self._held.get(device, 0) + part
         return parts
 
-    def _choose(self, units: int) -> list[tuple[int, int]] | None:
-        if units == 0:
-            return []
-        if units < UNITS_PER_ONE:
-            room = [(free, device) for device, free in enumerate(self._free) if free >= units]
-            return [(min(room)[1], units)] if room else None
+    @staticmethod
+    def _choose(
+        units: int, free: Mapping[Any, int], may: Callable[[Any], bool], mixed: bool = False
+    ) -> list[tuple[Any, int]] | None:
         whole, fraction = divmod(units, UNITS_PER_ONE)
-        idle = [device for device, free in enumerate(self._free) if free == UNITS_PER_ONE]
-        if fraction or len(idle) < whole:
+        if fraction and whole and not mixed:
             return None
-        return [(device, UNITS_PER_ONE) for device in idle[:whole]]
+        idle = [device for device, part in free.items() if part == UNITS_PER_ONE and may(device)]
+        if len(idle) < whole:
+            return None
+        chosen = idle[:whole]
+        parts = [(device, UNITS_PER_ONE) for device in chosen]
+        if fraction:
+            room = [
+                (part, device)
+                for device, part in free.items()
+                if part >= fraction and device not in chosen and may(device)
+            ]
+            if not room:
+                return None
+            parts.append((min(room)[1], fraction))
+        return parts
 
-    def release(self, parts: Sequence[tuple[int, int]]) -> None:
+    def release(self, parts: Sequence[tuple[Any, int]]) -> None:
         """Gives `parts` back. Raises ValueError, and changes nothing, for what is not held."""
-        returned: dict[int, int] = {}
+        returned: dict[Any, int] = {}
         for device, part in parts:
             returned[device] = returned.get(device, 0) + part
         for device, part in returned.items():
@@ -244,10 +305,15 @@ class DeviceAllocator:
             if not self._held[device]:
                 del self._held[device]
 
+    def held(self) -> dict[Any, int]:
+        """Units held of each device, no zeros."""
+        return dict(self._held)
+
     def check(self) -> None:
-        """Raises RuntimeError if a device's free and held parts are not one whole device."""
-        for device, free in enumerate(self._free):
-            if not 0 <= free <= UNITS_PER_ONE or free + self._held.get(device, 0) != UNITS_PER_ONE:
+        """Raises RuntimeError if a device's free and held parts are not what there is of it."""
+        for device, free in self._free.items():
+            size = self._size[device]
+            if not 0 <= free <= size <= UNITS_PER_ONE or free + self._held.get(device, 0) != size:
                 raise RuntimeError(f"GPU {device}: {free} units free and {self._held.get(device, 0)} held")
 
 
@@ -260,7 +326,7 @@ class Allocation:
     __slots__ = ("_parts", "cpus_held", "devices", "request")
 
     def __init__(
-        self, request: ResourceSet, devices: tuple[tuple[str, int], ...], parts: tuple[tuple[int, int], ...]
+        self, request: ResourceSet, devices: tuple[tuple[str, int], ...], parts: tuple[tuple[Any, int], ...]
     ) -> None:
         self.request = request
         self.devices = devices
@@ -296,7 +362,9 @@ class NodeResources:
 
     def feasible(self, request: ResourceSet) -> bool:
         """Whether the node could ever grant `request`, if it were idle."""
-        return self._vector.could_fit(self._compile(request)) and self._devices.feasible(request.get("GPU"))
+        return self._vector.could_fit(self._compile(request)) and self._devices.feasible(
+            request.asks_of("GPU")
+        )
 
     def allocate(self, request: ResourceSet) -> Allocation | None:
         """Grants all of `request`, or nothing and returns None.
@@ -306,11 +374,23 @@ class NodeResources:
         compiled = self._compile(request)
         if not self._vector.fits(compiled):
             return None
-        parts = self._devices.allocate(request.get("GPU"))
+        parts = self._take_devices(request)
         if parts is None:
             return None
         self._vector.reserve(compiled)
-        allocation = Allocation(request, tuple((self.gpu_ids[i], part) for i, part in parts), tuple(parts))
+        return self._note(request, parts)
+
+    def _take_devices(self, request: ResourceSet) -> list[tuple[Any, int]] | None:
+        return self._devices.allocate(request.asks_of("GPU"))
+
+    def _device_id(self, device: Any) -> str:
+        identity: str = self.gpu_ids[device]
+        return identity
+
+    def _note(self, request: ResourceSet, parts: list[tuple[Any, int]]) -> Allocation:
+        """The allocation of what was taken."""
+        devices = tuple((self._device_id(device), part) for device, part in parts)
+        allocation = Allocation(request, devices, tuple(parts))
         self._live.add(allocation)
         return allocation
 
@@ -356,12 +436,12 @@ class NodeResources:
         """Raises RuntimeError if what is free and what is held do not add up to what there is."""
         self._devices.check()
         held: dict[str, int] = {}
-        on_devices = [0] * len(self.gpu_ids)
+        on_devices: dict[Any, int] = {}
         for allocation in self._live:
             for name, units in self._held(allocation).items():
                 held[name] = held.get(name, 0) + units
             for device, part in allocation._parts:
-                on_devices[device] += part
+                on_devices[device] = on_devices.get(device, 0) + part
         for name, total in self._vector.total_dict().items():
             available = self._vector.available(name)
             if not 0 <= available <= total or available + held.pop(name, 0) != total:
@@ -370,17 +450,14 @@ class NodeResources:
                 )
         if held:
             raise RuntimeError(f"held without being part of the node: {held}")
-        for device, free in enumerate(self._devices.free_units):
-            if free + on_devices[device] != UNITS_PER_ONE:
-                raise RuntimeError(
-                    f"GPU {device}: {free} units free, {on_devices[device]} held by {self._live}"
-                )
+        if on_devices != self._devices.held():
+            raise RuntimeError(f"of the GPUs {self._devices.held()} is held, {on_devices} by {self._live}")
 
     @staticmethod
     def _held(allocation: Allocation) -> ResourceSet:
         if allocation.cpus_held:
             return allocation.request
-        return ResourceSet({name: units for name, units in allocation.request.items() if name != "CPU"})
+        return allocation.request.without("CPU")
 
     def _require_live(self, allocation: Allocation) -> None:
         if allocation not in self._live:

@@ -24,6 +24,7 @@ from skate.core.admission import Admission
 from skate.core.leases import LeaseRequest, NodeLease
 from skate.core.resources import ResourceSet
 from skate.ids import ActorId, ProcessId
+from skate.node.verdicts import Verdict, granted_allocation, group_removed
 from skate.wire import messages as m
 
 log = logging.getLogger("skate.node")
@@ -35,7 +36,8 @@ class NodeActors:
     """The actors of a node.
 
     `post` sends a message, `kill` ends a process, `lives` tells whether one is there, `environment` says which workers
-    an actor of this maker with these variables can live in.
+    an actor of this maker with these variables can live in, `judge` whether it may live on this node, `on_end` hears of
+    the end of each.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class NodeActors:
         kill: Callable[[ProcessId, str], None],
         lives: Callable[[ProcessId], bool],
         environment: Callable[[ProcessId, Any], Any],
+        judge: Callable[[ResourceSet, Any, bool], Verdict],
+        on_end: Callable[[ActorId], None],
     ) -> None:
         self.directory = ActorDirectory()
         self._admission = admission
@@ -52,6 +56,8 @@ class NodeActors:
         self._kill = kill
         self._lives = lives
         self._environment = environment
+        self._judge = judge
+        self._on_end = on_end
         #: the leases of actors that have a worker
         self._leases: dict[ActorId, NodeLease] = {}
         directory = self.directory
@@ -115,6 +121,14 @@ class NodeActors:
         self._leases[actor] = lease
         self.directory.placed(actor, lease.worker.id)
 
+    def group_gone(self, request: LeaseRequest) -> None:
+        """The actor was to live in a placement group that is removed."""
+        self.directory.unplaceable(ActorId(request.owner), group_removed(request.demand), "unschedulable")  # type: ignore[arg-type]
+
+    def evicted(self, actor: ProcessId) -> None:
+        """The placement group in which the actor lives is removed."""
+        self.directory.evicted(ActorId(actor))  # type: ignore[arg-type]
+
     def failed(self, request: LeaseRequest, report: str) -> None:
         """No worker for the actor could be started."""
         why = json.loads(report).get("stderr_tail", "") if report else ""
@@ -147,6 +161,7 @@ class NodeActors:
             else:
                 self._leases.pop(effect.actor.id, None)
                 self._admission.process_left(ProcessId(effect.actor.id))
+                self._on_end(effect.actor.id)
         return bool(effects)
 
     def _tell(self, effect: Tell) -> None:
@@ -159,21 +174,27 @@ class NodeActors:
 
     def _place(self, actor: Actor) -> None:
         spec = actor.spec
+        demand = ResourceSet(spec["demand"])
+        verdict = self._judge(demand, spec["where"], True)
+        if verdict.never:
+            self.directory.unplaceable(actor.id, verdict.never, "unschedulable")
+            return
         self._admission.actor_placed(
             actor.id,
-            ResourceSet(spec["demand"]),
+            demand,
             spec["lends"],
             spec["depth"],
             spec["environment"],
+            allowed=verdict.allowed,
+            captures=verdict.captures,
         )
 
     def _become(self, actor: Actor) -> None:
         lease = self._leases[actor.id]
         assert actor.worker is not None
-        resources = lease.allocation.request.units()
+        allocation = granted_allocation(lease)
         if lease.request.lends:
-            resources.pop("CPU", None)
-        allocation = {"resources": resources, "devices": list(lease.allocation.devices)}
+            allocation["resources"].pop("CPU", None)
         self._post(actor.worker, m.BecomeActor(actor.id, lease.id, allocation, actor.spec, actor.restarts))
 
     def any_of(self, job: str) -> bool:

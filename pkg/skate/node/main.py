@@ -41,8 +41,9 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
     import skate.worker.main
     from skate._c.arena import Arena
     from skate._c.resources import to_units
+    from skate.config import NODE_ID_LABEL
     from skate.core.admission import Admission
-    from skate.core.resources import NodeResources
+    from skate.core.bundles import BundledResources
     from skate.ids import new_node_id
     from skate.net import exchange
     from skate.node import sessions
@@ -97,11 +98,12 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             "lanes": lanes and list(lanes),
             "stays": config["stays"],
             "started": time.time(),
+            "labels": {NODE_ID_LABEL: node.hex()} | config["labels"],
             "warnings": [str(warning.message) for warning in caught],
         }
         cpus = int(totals.get("CPU", 0))
         admission = Admission(
-            NodeResources(units, gpu_ids),
+            BundledResources(units, gpu_ids),
             keep_idle=max(1, cpus),
             start_at_once=max(4, 2 * (os.cpu_count() or 1)),
         )

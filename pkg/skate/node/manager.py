@@ -25,13 +25,17 @@ from typing import Any
 from skate.core.admission import Admission
 from skate.core.leases import (
     Effect,
+    EvictActor,
     FailRequest,
     Grant,
+    GroupGone,
     KillWorker,
     Reclaim,
     ResumeWorker,
     RetireWorker,
+    RoomForBundles,
     StartWorker,
+    WarnInfeasible,
 )
 from skate.core.resources import ResourceSet
 from skate.ids import NodeId, ProcessId, owner_of, process_id
@@ -39,8 +43,12 @@ from skate.net.exchange import Place
 from skate.net.mailbox import Mailbox
 from skate.node.actors import NodeActors
 from skate.node.door import Door, Refused
+from skate.node.groups import NodeGroups
 from skate.node.logs import LineReader
+from skate.node.processes import Job, Process, environment_of
 from skate.node.spiller import Spiller
+from skate.node.state import NodeState
+from skate.node.verdicts import ANYWHERE, Judge, granted_allocation, group_removed
 from skate.node.zygote import end_children, receive, receive_now, send
 from skate.store.local import LocalStore
 from skate.wire import messages as m
@@ -51,42 +59,6 @@ log = logging.getLogger("skate.node")
 
 #: messages of the zygote taken in before others get a turn
 ZYGOTE_MESSAGES = 64
-
-
-def environment_of(job: str, variables: Any) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """What tells workers apart: the program that they are of, and the variables that are set in them."""
-    return job, tuple((str(name), str(value)) for name, value in variables or ())
-
-
-class Job:
-    """A program: its driver, and the workers that are of it."""
-
-    def __init__(self, job: dict[str, Any]) -> None:
-        self.id = str(job["id"])
-        #: {"id": …, "sys_path": …, …}, see api.session
-        self.facts = job
-        #: its driver and its workers, also those that start
-        self.processes = 0
-        #: its driver is gone
-        self.left = False
-
-
-class Process:
-    """A driver or worker of this node."""
-
-    def __init__(self, identity: ProcessId, kind: str, job: Job) -> None:
-        self.id = identity
-        self.kind = kind
-        self.pid = 0
-        self.registered = False
-        self.readers: list[LineReader] = []
-        self.testament: mmap.mmap | None = None
-        self.environment: Any = None
-        self.pidfd = -1
-        self.job = job
-        self.log_to_driver = True
-        #: why this process was ended on purpose
-        self.killed_because = ""
 
 
 class NodeManager:
@@ -144,10 +116,20 @@ class NodeManager:
             m.ForgetSpilled.code: spiller.forget,  # type: ignore[attr-defined]
             m.Leave.code: self._leave,  # type: ignore[attr-defined]
         }
+        lives, labels = self._processes.__contains__, session["labels"]
+        self._groups = NodeGroups(node, labels, admission, self._post, lives, self._lifetime)
+        self._judge = Judge(node, labels, admission.resources, self._groups)
         self._actors = NodeActors(
-            admission, self._post, self._kill_id, self._processes.__contains__, self._environment
+            admission,
+            self._post,
+            self._kill_id,
+            lives,
+            self._environment,
+            self._judge,
+            self._groups.directory.ended,
         )
-        self._handlers |= self._actors.handlers
+        self._state = NodeState(admission, store, spiller, self._actors, self._groups, labels, self._workers)
+        self._handlers |= self._actors.handlers | self._groups.handlers
         self._mailbox = Mailbox(self.me, folder, self._deliver, Place.of(session["lanes"]))
         self._mailbox.watch(zygote.fileno(), self._zygote_speaks)
         self._door = Door(folder, self._mailbox, self._adopt_driver)
@@ -162,11 +144,12 @@ class NodeManager:
         while self._running:
             now = monotonic()
             self._actors.act()
+            self._groups.act()  # first: what has become free is theirs before it is granted
             due = self._admission.tick(now)
             self._undecided = False
             for effect in self._admission.decide(now):
                 self._carry_out(effect)
-            if self._actors.act() or self._undecided:
+            if self._actors.act() | self._groups.act() or self._undecided:
                 continue  # admission may have more to decide
             self._forget_jobs()
             looks = (due, self._spiller.step(now), self._door.step(now))
@@ -215,6 +198,7 @@ class NodeManager:
         cause = json.dumps({"pid": driver.pid, "node": self.node.hex(), "exit_status": None})
         self._forget(driver, m.ProcessDied(driver.id, cause, b"", 0))
         driver.job.left = True
+        self._groups.directory.ended(driver.job.id)
         self._admission.job_left(driver.job.id)
 
     def _new_process(self, kind: str, job: Job) -> Process:
@@ -264,15 +248,29 @@ class NodeManager:
             self._admission.worker_ready(process.id, process.environment, monotonic())
 
     def _request_leases(
-        self, process: Process, class_id: int, demand: Any, depth: int, wanted: int, environment: Any
+        self,
+        process: Process,
+        class_id: int,
+        demand: Any,
+        depth: int,
+        wanted: int,
+        environment: Any,
+        where: Any,
     ) -> None:
+        asked = ResourceSet(demand)
+        verdict = ANYWHERE if where is None and asked.group is None else self._judge(asked, where)
+        if verdict.never:
+            self._post(process.id, m.Unschedulable(class_id, verdict.removed, verdict.never))
+            return
         self._admission.leases_requested(
             process.id,
             class_id,
-            ResourceSet(demand),
+            asked,
             depth,
             wanted,
             environment_of(process.job.id, environment),
+            allowed=verdict.allowed,
+            captures=verdict.captures,
         )
 
     def _return_lease(self, process: Process, lease: int) -> None:
@@ -288,32 +286,7 @@ class NodeManager:
         self._admission.retirement_declined(process.id, monotonic())
 
     def _state_query(self, process: Process, token: int, what: str) -> None:
-        self._post(process.id, m.StateReply(token, self._state(what)))
-
-    def _state(self, what: str) -> Any:
-        resources = self._admission.resources
-        if what == "total":
-            return resources.total_dict()
-        if what == "available":
-            available = resources.available_dict()
-            available["object_store_memory"] -= self._store.usage()["used"]
-            return available
-        if what == "demands":
-            return self._admission.demands()
-        if what == "store":
-            return self._store.usage()
-        if what == "spilled":
-            return self._spiller.machine.stats()
-        if what == "spilled objects":
-            return self._spiller.listing()
-        if what == "named actors":
-            return self._actors.listing()
-        if what == "workers":
-            return [
-                (process.id, process.pid, process.kind, process.registered)
-                for process in self._processes.values()
-            ]
-        return None
+        self._post(process.id, m.StateReply(token, self._state.answer(what)))
 
     def _leave(self, process: Process, reason: str) -> None:
         if self._starter is None:
@@ -332,11 +305,8 @@ class NodeManager:
             if lease.request.for_actor:
                 self._actors.granted(lease)
                 return
-            allocation = {
-                "resources": lease.allocation.request.units(),
-                "devices": list(lease.allocation.devices),
-            }
             request = lease.request
+            allocation = granted_allocation(lease)
             self._post(request.owner, m.LeaseGranted(request.class_id, lease.id, lease.worker.id, allocation))
         elif type(effect) is Reclaim:
             self._post(effect.lease.request.owner, m.ReclaimLease(effect.lease.id))
@@ -347,15 +317,27 @@ class NodeManager:
             self._post(effect.worker, m.ExitIfUnused("idle"))
         elif type(effect) is KillWorker:
             self._kill_id(effect.worker, effect.why)
+        elif type(effect) is RoomForBundles:
+            self._groups.directory.room_made(self.node)
+        elif type(effect) is EvictActor:
+            self._actors.evicted(effect.actor)
+        elif type(effect) is GroupGone and effect.request.for_actor:
+            self._actors.group_gone(effect.request)
+        elif type(effect) is GroupGone:
+            text = group_removed(effect.request.demand)
+            self._post(effect.request.owner, m.Unschedulable(effect.request.class_id, True, text))
         elif type(effect) is FailRequest and effect.request.for_actor:
             self._actors.failed(effect.request, self._last_failure)
         elif type(effect) is FailRequest:
             self._post(effect.request.owner, m.LeasesFailed(effect.request.class_id, self._last_failure))
         else:
+            assert type(effect) is WarnInfeasible
             request = effect.request
-            total = self._admission.resources.total_dict()
+            has = f"{self._admission.resources.total_dict()} in all"
+            if not request.allowed:
+                has += f", and the labels {self._session['labels']}, which are not what was asked for"
             text = (
-                f"No node can run what asks for {request.demand}: this node has {total} in all. "
+                f"No node can run what asks for {request.demand}: this node has {has}. "
                 "It waits until a node joins that can; ask for less, or init() with more resources."
             )
             # An actor's request is told to the process that made the actor: its id begins the actor's.
@@ -411,6 +393,7 @@ class NodeManager:
                 "node": self.node.hex(),
                 "exit_status": status,
                 "stderr_tail": stderr_tail,
+                "why": worker.killed_because,
                 "likely_oom": status == -9 and not worker.killed_because and self._out_of_memory(),
             }
         )
@@ -418,6 +401,15 @@ class NodeManager:
     def _environment(self, maker: ProcessId, variables: Any) -> Any:
         """The environment of an actor that this process makes."""
         return environment_of(self._processes[maker].job.id, variables)
+
+    def _lifetime(self, maker: ProcessId) -> Any:
+        """With what a placement group of this process ends: a detached actor, or the job."""
+        actor = self._actors.directory.detached_in(maker)
+        return self._processes[maker].job.id if actor is None else actor.id
+
+    def _workers(self) -> list[tuple[ProcessId, int, str, bool]]:
+        """(id, pid, kind, ready) of each process of the node."""
+        return [(each.id, each.pid, each.kind, each.registered) for each in self._processes.values()]
 
     def _kill_id(self, process: ProcessId, why: str) -> None:
         if process in self._processes:
@@ -523,6 +515,7 @@ class NodeManager:
         self._store.bury(process.pid, self._processes)
         self._spiller.process_left(process.id, self._processes)
         self._admission.process_left(process.id)
+        self._groups.directory.process_left(process.id)
         record = encode(notice)
         for other in self._processes.values():
             if other.registered:

@@ -7,7 +7,13 @@ from typing import Any
 
 from skate.core.actors import DEAD
 from skate.core.calls import ActorLine
-from skate.exceptions import ActorDiedError, ActorUnavailableError, TaskError, WorkerCrashedError
+from skate.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    TaskError,
+    WorkerCrashedError,
+)
 from skate.store.serialization import from_bytes
 
 
@@ -20,6 +26,7 @@ def crash_of(what: str, report: Mapping[str, Any]) -> WorkerCrashedError:
         exit_status=report.get("exit_status"),
         stderr_tail=report.get("stderr_tail", ""),
         likely_oom=report.get("likely_oom", False),
+        why=report.get("why", ""),
     )
 
 
@@ -32,6 +39,8 @@ def error_of(line: ActorLine) -> Exception:
             return ActorDiedError(error, actor_id=line.actor.hex())
         return ActorDiedError(f"An argument of its __init__ failed: {error}", actor_id=line.actor.hex())
     text = cause.get("text", "")
+    if cause.get("kind") == "unschedulable":
+        return ActorUnschedulableError(text)
     if cause.get("kind") == "crash" and "exit_status" in cause:
         text = str(crash_of("the actor", cause))
     if line.state != DEAD:

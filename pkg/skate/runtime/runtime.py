@@ -34,6 +34,7 @@ from skate.net.exchange import Place
 from skate.net.mailbox import Mailbox
 from skate.net.pump import Pump
 from skate.runtime.actors import Actors
+from skate.runtime.groups import Groups
 from skate.runtime.keeper import NodeKeeper
 from skate.runtime.objects import Objects
 from skate.runtime.streams import Stream, Streams
@@ -64,6 +65,8 @@ class Runtime:
         self.next_task_id = task_id_source(me)
         #: how many tasks deep what runs here is nested; 0 in a driver
         self.depth = 0
+        #: the placement group, in hexadecimal, that what runs here has its own tasks run in; None: in none
+        self.captured: str | None = None
         #: why the runtime cannot go on: the node manager died. Raised by whatever waits
         self.broken: BaseException | None = None
         #: Ctrl-C was pressed while it could not be raised; a thread sends the signal again
@@ -81,6 +84,7 @@ class Runtime:
         self.actors = Actors(self)
         self.streams = Streams(self)
         self.submission = Submission(self)
+        self.groups = Groups(self)
         self._carriers: dict[type, Callable[[Any], None]] = {
             kind: carrier.carry_out
             for carrier, kinds in (

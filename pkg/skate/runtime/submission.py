@@ -177,7 +177,12 @@ class Submission:
             runtime.post(
                 runtime.node,
                 m.RequestLeases(
-                    queue.class_id, queue.demand.units(), runtime.depth, effect.wanted, queue.environment
+                    queue.class_id,
+                    queue.demand.units(),
+                    runtime.depth,
+                    effect.wanted,
+                    queue.environment,
+                    queue.where,
                 ),
             )
         elif type(effect) is GiveBack:
@@ -322,17 +327,18 @@ class Submission:
     def _lease_granted(
         self, _: ProcessId, class_id: int, lease_id: int, worker: ProcessId, allocation: Any
     ) -> None:
-        queue = self._queue(class_id)
+        queue = self.queue(class_id)
         self._exported.setdefault(worker, set())
         self._runtime.post(worker, m.StartLease(lease_id, self._runtime.depth + 1, allocation))
         self._dispatcher.lease_granted(queue, lease_id, worker, monotonic())
 
-    def _queue(self, class_id: int) -> Queue:
+    def queue(self, class_id: int) -> Queue:
+        """The scheduling class of this number."""
         return next(queue for queue in self._dispatcher.queues.values() if queue.class_id == class_id)
 
     def _leases_failed(self, _: ProcessId, class_id: int, cause: str) -> None:
         report = json.loads(cause)
-        for task in self._dispatcher.leases_failed(self._queue(class_id)):
+        for task in self._dispatcher.leases_failed(self.queue(class_id)):
             crash = crash_of(f"no task yet (it was to run {task.display_name})", report)
             self.finish(task, FAILED, pack_error(crash))
 

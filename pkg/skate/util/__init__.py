@@ -1,6 +1,7 @@
 """What belongs to Ray's `ray.util`: modules beside the core API.
 
-All but the first two are imported when they are first asked for, so that `import skate` stays quick.
+Most are imported when they are first asked for, so that `import skate` stays quick. `placement_group` is both a module
+and the function in it, as in Ray: as an attribute it is the function, because the module is imported here first.
 """
 
 from __future__ import annotations
@@ -10,9 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 from skate.api.actors import list_named_actors
 from skate.util import state
+from skate.util.placement_group import (
+    get_current_placement_group,
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 if TYPE_CHECKING:
-    from skate.util import actor_pool, executor, helpers, multiprocessing, queue
+    from skate.util import (
+        actor_pool,
+        executor,
+        helpers,
+        multiprocessing,
+        queue,
+        scheduling_strategies,
+    )
     from skate.util.actor_pool import ActorPool
     from skate.util.executor import SkateExecutor
     from skate.util.helpers import as_completed, map_unordered
@@ -28,6 +43,7 @@ _LATER = {
     "map_unordered": "helpers",
     "multiprocessing": None,
     "queue": None,
+    "scheduling_strategies": None,
 }
 
 
@@ -50,10 +66,16 @@ __all__ = [
     "actor_pool",
     "as_completed",
     "executor",
+    "get_current_placement_group",
+    "get_placement_group",
     "helpers",
     "list_named_actors",
     "map_unordered",
     "multiprocessing",
+    "placement_group",
+    "placement_group_table",
     "queue",
+    "remove_placement_group",
+    "scheduling_strategies",
     "state",
 ]

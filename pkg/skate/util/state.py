@@ -1,4 +1,4 @@
-"""What the store of this machine holds: for programs (`list_objects`) and for people (`store_report`). No state.
+"""What the node holds and reserves: for programs (`list_objects`, …) and for people (`store_report`, …). No state.
 
 Only objects in the store are listed: values up to 100,000 bytes live with their owners.
 """
@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from skate.api.session import require_runtime
+from skate.core.usage import describe_resources
 from skate.ids import owner_of
 from skate.store.report import report
 
-__all__ = ["ObjectState", "list_objects", "store_report"]
+__all__ = [
+    "ObjectState",
+    "PlacementGroupState",
+    "list_objects",
+    "list_placement_groups",
+    "resource_report",
+    "store_report",
+]
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,8 @@ def list_objects(
 
     filters: (field, "=" or "!=", value), all of which must hold.
     """
-    wanted = [_check(condition) for condition in filters or ()]
+    fields = list(ObjectState.__dataclass_fields__)
+    wanted = [_check(condition, "list_objects", fields) for condition in filters or ()]
     if limit < 0:
         raise ValueError(f"list_objects(): limit must not be negative, got {limit}")
     runtime = require_runtime()
@@ -92,12 +101,11 @@ def list_objects(
     return sorted(chosen, key=lambda state: -state.object_size)[:limit]
 
 
-def _check(condition: tuple[str, str, Any]) -> tuple[str, bool, Any]:
+def _check(condition: tuple[str, str, Any], function: str, fields: list[str]) -> tuple[str, bool, Any]:
     field, predicate, value = condition
-    fields = list(ObjectState.__dataclass_fields__)
     if field not in fields or predicate not in ("=", "!="):
         raise ValueError(
-            f"list_objects(): a filter is (field, '=' or '!=', value), with a field of {fields}; got {condition!r}"
+            f"{function}(): a filter is (field, '=' or '!=', value), with a field of {fields}; got {condition!r}"
         )
     return field, predicate == "=", value
 
@@ -106,3 +114,57 @@ def store_report() -> str:
     """How full the store is and what takes most of it, in a few lines."""
     runtime = require_runtime()
     return report(runtime.store.usage(), runtime.query("spilled"), runtime.store.objects())
+
+
+@dataclass(frozen=True)
+class PlacementGroupState:
+    """One placement group. Its fields can be read as attributes, or as keys, as in Ray."""
+
+    placement_group_id: str
+    name: str
+    #: PENDING, CREATED, RESCHEDULING or REMOVED
+    state: str
+    strategy: str
+    #: {"bundle_index": …, "resources": …, "node_id": …} of each
+    bundles: tuple[dict[str, Any], ...]
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return getattr(self, name, default)
+
+
+def list_placement_groups(
+    *, filters: Iterable[tuple[str, str, Any]] | None = None, limit: int = 100
+) -> list[PlacementGroupState]:
+    """Placement groups, at most `limit`, also those that were removed lately. Blocks for one question to the node.
+
+    filters: (field, "=" or "!=", value), all of which must hold.
+    """
+    fields = list(PlacementGroupState.__dataclass_fields__)
+    wanted = [_check(condition, "list_placement_groups", fields) for condition in filters or ()]
+    if limit < 0:
+        raise ValueError(f"list_placement_groups(): limit must not be negative, got {limit}")
+    states = [
+        PlacementGroupState(
+            placement_group_id=row["placement_group_id"],
+            name=row["name"],
+            state=row["state"],
+            strategy=row["strategy"],
+            bundles=tuple(
+                {"bundle_index": index, "resources": units, "node_id": row["bundles_to_node_id"][index]}
+                for index, units in row["bundles"].items()
+            ),
+        )
+        for row in require_runtime().query("groups").values()
+    ]
+    return [s for s in states if all((s[field] == value) == equal for field, equal, value in wanted)][:limit]
+
+
+def resource_report() -> str:
+    """What is used of each resource, what placement groups reserve, and what waits; for people to read."""
+    query = require_runtime().query
+    return describe_resources(
+        query("total"), query("available"), query("reserved"), query("demands"), query("pending groups")
+    )

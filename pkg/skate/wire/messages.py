@@ -7,9 +7,11 @@ Who says what:
 
     process -> node      Register, RequestLeases, ReturnLease, Blocked, Unblocked, StateQuery, Leave,
                          StillUsed, MakeRoom, Restore, ForgetSpilled,
-                         RegisterActor, MakeActor, ReleaseActor, WatchActor, FindActor, KillActor
+                         RegisterActor, MakeActor, ReleaseActor, WatchActor, FindActor, KillActor,
+                         CreateGroup, RemoveGroup, WatchGroup, FindGroup
     node -> process      Registered, LeaseGranted, LeasesFailed, ReclaimLease, Infeasible, Resume, ProcessDied, Log,
-                         StateReply, Left, ExitIfUnused, StoreReply, StoreWarning, ActorState, LateAnswer
+                         StateReply, Left, ExitIfUnused, StoreReply, StoreWarning, ActorState, LateAnswer,
+                         GroupState, Unschedulable
     owner -> worker      ExportFunction, StartLease, PushTask, RecallTasks, StreamRead
     worker -> owner      TaskDone, TasksReturned, StreamItem, ActorMade
     node -> actor        BecomeActor, EndActor
@@ -102,6 +104,7 @@ class RequestLeases(NamedTuple):
     depth: int  # how many tasks deep the owner is nested; deeper goes first
     wanted: int
     environment: Plain  # runtime environment of the workers: None, or variables to set
+    where: Plain  # on which nodes: None for any, or core.policies.Where
 
 
 @_message(4)
@@ -114,7 +117,9 @@ class LeaseGranted(NamedTuple):
     class_id: int
     lease: int
     worker: ProcessId
-    allocation: Plain  # what the worker may use: {"resources": …, "devices": …}
+    allocation: (
+        Plain  # what the worker may use, and the group it is in: {"resources": …, "devices": …, "group": …}
+    )
 
 
 @_message(6)
@@ -448,6 +453,56 @@ class KillActor(NamedTuple):
     actor: ActorId
     no_restart: bool
     by: str  # who says so, for the error
+
+
+# ------------------------------------------------------------------------------------------------ placement groups
+
+
+@_message(70)
+class CreateGroup(NamedTuple):
+    """The sender wants a placement group. Answered by StateReply if the token is not 0: None, or who has the name."""
+
+    token: int
+    group: TaskId
+    spec: Plain  # bundles, strategy, …: see runtime.groups
+
+
+@_message(71)
+class RemoveGroup(NamedTuple):
+    group: TaskId
+
+
+@_message(72)
+class WatchGroup(NamedTuple):
+    """The sender wants to hear once the group is CREATED or REMOVED."""
+
+    group: TaskId
+
+
+@_message(73)
+class GroupState(NamedTuple):
+    """How a group stands; see core.groups."""
+
+    group: TaskId
+    state: int
+
+
+@_message(74)
+class FindGroup(NamedTuple):
+    """Which group has the name? Answered by StateReply: None, or (group id, bundles)."""
+
+    token: int
+    name: str
+    namespace: str
+
+
+@_message(75)
+class Unschedulable(NamedTuple):
+    """What the class asks for can never be met: what waits for it fails."""
+
+    class_id: int
+    removed: bool  # because its placement group was removed
+    text: str
 
 
 # ---------------------------------------------------------------------------------------------- owner and borrower

@@ -240,6 +240,7 @@ class Executor:
                 self._answered = 0
                 self._testament.new_lease()
                 runtime.depth = item.depth
+                runtime.captured = item.captured
                 item.apply()
             elif kind is NewActor:
                 if not self._become_actor(self, runtime, item):
@@ -280,6 +281,7 @@ class Executor:
         self._answered = 0
         self._testament.new_lease()
         self._runtime.depth = lease.depth
+        self._runtime.captured = lease.captured
         lease.apply()
 
     def add_method(self, function_id: bytes, name: str, call: Any) -> None:

@@ -23,7 +23,7 @@ _SETTERS = ("openblas_set_num_threads", "MKL_Set_Num_Threads", "bli_thread_set_n
 class Lease:
     """A lease as its worker knows it."""
 
-    __slots__ = ("depth", "devices", "id", "owner", "resources")
+    __slots__ = ("captured", "depth", "devices", "group", "id", "owner", "resources")
 
     def __init__(self, lease_id: int, owner: ProcessId, depth: int, allocation: dict[str, Any]) -> None:
         self.id = lease_id
@@ -33,6 +33,12 @@ class Lease:
         self.resources: dict[str, int] = allocation["resources"]
         #: (GPU id, units)
         self.devices: list[Any] = allocation["devices"]
+        #: the placement group in which it is, in hexadecimal; `captured` where its tasks are to run there, too
+        self.group: str | None = None
+        self.captured: str | None = None
+        if "group" in allocation:
+            self.group, captures = allocation["group"]
+            self.captured = self.group if captures else None
 
     @property
     def device_ids(self) -> list[str]:

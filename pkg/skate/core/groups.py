@@ -1,0 +1,481 @@
+"""The placement groups of a cluster: what each one wants, where its bundles are, who waits for it.
+
+Pure. State: the nodes as they were last told of, a Group for each that is not removed, the queue of those that wait to
+be placed, the table of names, and the last ones that were removed. Events are the methods below; `decide` places what
+can be placed and gives the effects. A group's life:
+
+    PENDING -> CREATED -> REMOVED
+                 |  ^
+                 v  |
+             RESCHEDULING   a node with some of its bundles died; the others stay where they are
+
+Rules:
+
+* All or nothing, in two phases. `PrepareBundles` goes to each node of a placement; when all have taken their bundles,
+  `CommitBundles`; when one refuses or dies, the others get `ReturnBundles`. An answer to an attempt that was given up
+  only tells what the node has free: what it took was asked back when it was given up, on the same ordered link.
+* What a node has free is what it told last, less what it was asked for since. A node that has room by its amounts and
+  refuses even so (halves of two GPUs are no whole one) is left alone by that group until something there is free again.
+* Groups of which a node died go before those that were never placed; equals in the order in which they came. One that
+  does not fit now does not hold up those behind it; but room is cleared for it (`ClaimRoom`) on nodes where only tasks
+  stand in its way, until it is placed or that is no longer so.
+* A group ends with what it lives with (the job that made it, or a detached actor), unless it is detached.
+* A name, in its namespace, belongs to one group until that is removed.
+
+Whoever asks about a group before its maker's word has come is told later; ids of one maker rise, so an id below its
+newest is of a group that was removed. Invariants: see `check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from skate.core.group_records import (
+    CREATED,
+    PENDING,
+    REMOVED,
+    RESCHEDULING,
+    ClaimRoom,
+    CommitBundles,
+    DropClaim,
+    Effect,
+    EndGroup,
+    Group,
+    GroupSpec,
+    PrepareBundles,
+    ReturnBundles,
+    TellGroup,
+    WarnGroup,
+)
+from skate.core.placement import place
+from skate.core.policies import NodeView
+from skate.core.resources import ResourceSet
+from skate.ids import NodeId, ProcessId, owner_of
+
+#: removed groups that are remembered, for tables
+REMOVED_REMEMBERED: Final = 1_000
+
+
+class _Node:
+    """A node, and what groups hold of it."""
+
+    __slots__ = ("_asked_units", "asked", "reserved", "view")
+
+    def __init__(self, view: NodeView) -> None:
+        self.view = view
+        #: (group, attempt) -> bundles that it was asked to prepare, and has not answered
+        self.asked: dict[tuple[bytes, int], list[ResourceSet]] = {}
+        #: their sum
+        self._asked_units: dict[str, int] = {}
+        #: units that bundles hold, committed or being prepared
+        self.reserved: dict[str, int] = {}
+
+    def reserve(self, demand: ResourceSet, sign: int) -> None:
+        """Counts a bundle in (1) or out (-1); what is available is guessed until the node tells."""
+        for name, units in demand.items():
+            held = self.reserved.get(name, 0) + sign * units
+            if held:
+                self.reserved[name] = held
+            else:
+                del self.reserved[name]
+            available = self.view.available.get(name, 0) - sign * units
+            self.view.available[name] = max(0, min(self.view.total.get(name, 0), available))
+
+    def asks(self, group: bytes, attempt: int, demands: list[ResourceSet]) -> None:
+        """The node is asked to prepare these bundles."""
+        self.asked[group, attempt] = demands
+        for demand in demands:
+            self.reserve(demand, 1)
+            for name, units in demand.items():
+                self._asked_units[name] = self._asked_units.get(name, 0) + units
+
+    def answered(self, group: bytes, attempt: int) -> bool:
+        """It has answered that; False where it was not asked."""
+        demands = self.asked.pop((group, attempt), None)
+        for demand in demands or ():
+            for name, units in demand.items():
+                self._asked_units[name] -= units
+        return demands is not None
+
+    def check(self) -> None:
+        """Raises AssertionError if what it was asked for is not counted right."""
+        units: dict[str, int] = {}
+        for demands in self.asked.values():
+            for demand in demands:
+                for name, amount in demand.items():
+                    units[name] = units.get(name, 0) + amount
+        if units != {name: amount for name, amount in self._asked_units.items() if amount}:
+            raise AssertionError(f"{self.view} is asked for {units}, counted as {self._asked_units}")
+
+    def told(self, available: Mapping[str, int]) -> bool:
+        """The node has said what it has free; whether that is more of something than was known."""
+        before, now = self.view.available, dict(available)
+        for name, units in self._asked_units.items():
+            now[name] = max(0, now.get(name, 0) - units)
+        self.view.available = now
+        return any(units > before.get(name, 0) for name, units in now.items())
+
+
+class GroupDirectory:
+    """All placement groups of a cluster."""
+
+    def __init__(self) -> None:
+        self.groups: dict[bytes, Group] = {}
+        self.names: dict[tuple[str, str], Group] = {}
+        self.removed_groups: dict[bytes, Group] = {}
+        self._nodes: dict[NodeId, _Node] = {}
+        #: those that wait to be placed, in turn: of dead nodes, then new ones
+        self._rescheduling: dict[bytes, Group] = {}
+        self._pending: dict[bytes, Group] = {}
+        #: pending ones that were never looked at
+        self._fresh: list[Group] = []
+        #: something has changed that may let others be placed
+        self._dirty = False
+        #: what is to be cleared for groups is to be worked out again
+        self._claims_due = False
+        #: maker -> the newest of its groups
+        self._newest: dict[ProcessId, bytes] = {}
+        #: groups that somebody asked about and whose makers' word has not come
+        self._awaited: dict[bytes, set[ProcessId]] = {}
+        self._effects: list[Effect] = []
+
+    # --------------------------------------------------------------------------------------------------- the nodes
+
+    def node_joined(self, view: NodeView) -> None:
+        """A node is there, with nothing of any group. The view is the directory's from here on."""
+        self._nodes[view.id] = _Node(view)
+        self._nodes_changed()
+
+    def node_updated(self, node: NodeId, available: Mapping[str, int]) -> None:
+        """What is free on a node has changed."""
+        known = self._nodes.get(node)
+        if known is not None and known.told(available):
+            self._more_is_free(node)
+
+    def node_left(self, node: NodeId) -> None:
+        """A node is gone, with all that was on it."""
+        if self._nodes.pop(node, None) is None:
+            return
+        self._nodes_changed()
+        self._effects = [
+            effect
+            for effect in self._effects
+            if isinstance(effect, (TellGroup, WarnGroup)) or effect.node != node
+        ]
+        for group in self.groups.values():
+            group.claims.pop(node, None)
+            group.avoids.discard(node)
+            if node in group.target.values():
+                self._give_up_attempt(group)
+            if node in group.nodes:
+                for index, at in enumerate(group.nodes):
+                    if at == node:
+                        group.nodes[index] = None
+                if group.state == CREATED:
+                    group.state = RESCHEDULING
+                    self._rescheduling[group.id] = group
+                    self._effects.append(TellGroup(group.id, RESCHEDULING, (group.owner,)))
+                    group.watchers.add(group.owner)
+
+    def _more_is_free(self, node: NodeId) -> None:
+        self._dirty = True
+        for group in (*self._rescheduling.values(), *self._pending.values()):
+            group.avoids.discard(node)
+
+    def _nodes_changed(self) -> None:
+        self._dirty = True
+        for group in (*self._rescheduling.values(), *self._pending.values()):
+            group.infeasible = None
+
+    # ---------------------------------------------------------------------------------------------- what makers say
+
+    def created(self, group_id: bytes, spec: GroupSpec, lives_with: Any, now: float) -> Group | None:
+        """A new group is wanted. Gives None, or the group that has its name: then nothing is registered."""
+        key = (spec.namespace, spec.name)
+        if spec.name and key in self.names:
+            return self.names[key]
+        if self._is_old(group_id):
+            return None  # said twice
+        group = self.groups[group_id] = self._pending[group_id] = Group(group_id, spec, lives_with, now)
+        self._newest[group.owner] = group_id
+        group.watchers |= self._awaited.pop(group_id, set())
+        if spec.name:
+            self.names[key] = group
+        self._fresh.append(group)
+        return None
+
+    def removed(self, group_id: bytes, by: ProcessId | None = None) -> None:
+        """Somebody does not want the group any more; nothing happens to one that is not there. `by` knows already."""
+        group = self.groups.pop(group_id, None)
+        if group is None:
+            return
+        self._pending.pop(group_id, None)
+        self._rescheduling.pop(group_id, None)
+        if self.names.get((group.spec.namespace, group.spec.name)) is group:
+            del self.names[group.spec.namespace, group.spec.name]
+        for node in group.claims:
+            self._effects.append(DropClaim(node, group))
+        group.claims = {}
+        self._give_up_attempt(group)
+        for node in group.placed_on:
+            self._effects.append(EndGroup(node, group))
+        for index, at in enumerate(group.nodes):
+            if at is not None:
+                self._nodes[at].reserve(group.spec.bundles[index], -1)
+        group.state = REMOVED
+        told = (group.watchers | {group.owner}) - {by}
+        self._effects.append(TellGroup(group_id, REMOVED, tuple(sorted(told))))
+        group.watchers.clear()
+        self._dirty = True
+        self.removed_groups[group_id] = group
+        if len(self.removed_groups) > REMOVED_REMEMBERED:
+            del self.removed_groups[next(iter(self.removed_groups))]
+
+    def ended(self, lives_with: Any) -> None:
+        """A job, or a detached actor, has ended: so do its groups."""
+        for group in [group for group in self.groups.values() if group.lives_with == lives_with]:
+            self.removed(group.id)
+
+    def process_left(self, process: ProcessId) -> None:
+        """A process has ended: nobody tells it anything, and its groups that were not heard of will not come."""
+        for group in self.groups.values():
+            group.watchers.discard(process)
+        for watchers in self._awaited.values():
+            watchers.discard(process)
+        for group_id in [awaited for awaited in self._awaited if owner_of(awaited) == process]:
+            watchers = self._awaited.pop(group_id)
+            self._effects.append(TellGroup(group_id, REMOVED, tuple(sorted(watchers))))
+        self._newest.pop(process, None)
+
+    # -------------------------------------------------------------------------------------------- what anybody asks
+
+    def watched(self, group_id: bytes, process: ProcessId, owner_lives: bool) -> None:
+        """A process wants to hear once the group is CREATED or REMOVED."""
+        group = self.groups.get(group_id)
+        if group is not None and group.state != CREATED:
+            group.watchers.add(process)
+        elif group is not None:
+            self._effects.append(TellGroup(group_id, CREATED, (process,)))
+        elif self.is_gone(group_id, owner_lives):
+            self._effects.append(TellGroup(group_id, REMOVED, (process,)))
+        else:
+            self._awaited.setdefault(group_id, set()).add(process)
+
+    def is_gone(self, group_id: bytes, owner_lives: bool) -> bool:
+        """Whether nothing can ever run in the group; False also for one whose maker's word is still on the way."""
+        return group_id not in self.groups and (not owner_lives or self._is_old(group_id))
+
+    def named(self, name: str, namespace: str) -> Group | None:
+        return self.names.get((namespace, name))
+
+    def find(self, group_id: bytes) -> Group | None:
+        """The group, also if it was removed lately."""
+        return self.groups.get(group_id) or self.removed_groups.get(group_id)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether any group waits to be placed: then it matters what nodes have free."""
+        return bool(self._pending or self._rescheduling)
+
+    def _is_old(self, group_id: bytes) -> bool:
+        return group_id in self.removed_groups or group_id <= self._newest.get(owner_of(group_id), b"")
+
+    # ------------------------------------------------------------------------------------------- what nodes answer
+
+    def prepared(
+        self,
+        node: NodeId,
+        group_id: bytes,
+        attempt: int,
+        taken: bool,
+        available: Mapping[str, int],
+        now: float,
+    ) -> None:
+        """A node has taken the bundles of an attempt, or had no room; `available` is what it has free after that."""
+        known = self._nodes.get(node)
+        if known is None or not known.answered(group_id, attempt):
+            return
+        group = self.groups.get(group_id)
+        if group is not None and group.attempt == attempt and node in group.awaiting:
+            group.awaiting.remove(node)
+            if not taken:
+                for index in [index for index, at in group.target.items() if at == node]:
+                    del group.target[index]
+                    known.reserve(group.spec.bundles[index], -1)
+                self._give_up_attempt(group)
+                group.avoids.add(node)
+                self._dirty = True  # with what is known now, another node may do
+            elif not group.awaiting:
+                self._commit(group, now)
+        if known.told(available):
+            self._more_is_free(node)
+
+    def room_made(self, node: NodeId) -> None:
+        """A node has room for what was claimed of it."""
+        self._dirty |= node in self._nodes
+
+    # --------------------------------------------------------------------------------------------------- decisions
+
+    def decide(self) -> Sequence[Effect]:
+        """Places what can be placed, and gives all effects since the last call."""
+        if self._dirty:
+            self._dirty = False
+            self._claims_due = self.waiting
+            failed: set[Any] = set()  #: shapes that found no place in this round
+            for group in (*self._rescheduling.values(), *self._pending.values()):
+                self._try(group, failed)
+        else:
+            for group in self._fresh:
+                if group.id in self._pending and not self._try(group, set()):
+                    self._claims_due = True
+        self._fresh.clear()
+        if self._claims_due:
+            self._claims_due = False
+            self._claim()
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _try(self, group: Group, failed: set[Any]) -> bool:
+        """Begins to place the group; whether it is under way."""
+        if group.awaiting:
+            return True
+        nodes = [known.view for node, known in self._nodes.items() if node not in group.avoids]
+        target = _place(group, nodes, failed)
+        if target is None:
+            return False
+        group.attempt += 1
+        group.target = target
+        group.awaiting = set(target.values())
+        for node in sorted(group.awaiting):
+            bundles = {index: group.spec.bundles[index] for index, at in sorted(target.items()) if at == node}
+            self._nodes[node].asks(group.id, group.attempt, list(bundles.values()))
+            self._effects.append(PrepareBundles(node, group, group.attempt, bundles))
+        return True
+
+    def _give_up_attempt(self, group: Group) -> None:
+        """The bundles that are being placed are asked back; the group waits again."""
+        by_node: dict[NodeId, list[int]] = {}
+        for index, node in group.target.items():
+            if node in self._nodes:
+                by_node.setdefault(node, []).append(index)
+                self._nodes[node].reserve(group.spec.bundles[index], -1)
+        group.target = {}
+        group.awaiting = set()
+        for node, indexes in sorted(by_node.items()):
+            self._effects.append(ReturnBundles(node, group, tuple(indexes)))
+
+    def _commit(self, group: Group, now: float) -> None:
+        for node in sorted(set(group.target.values())):
+            indexes = tuple(sorted(index for index, at in group.target.items() if at == node))
+            self._effects.append(CommitBundles(node, group, indexes))
+        for index, node in group.target.items():
+            group.nodes[index] = node
+        group.target = {}
+        self._pending.pop(group.id, None)
+        self._rescheduling.pop(group.id, None)
+        self._claims_due |= self.waiting
+        for node in group.claims:
+            self._effects.append(DropClaim(node, group))
+        group.claims = {}
+        group.avoids.clear()
+        group.state = CREATED
+        if group.created_at is None:
+            group.created_at = now
+        if group.watchers:
+            self._effects.append(TellGroup(group.id, CREATED, tuple(sorted(group.watchers))))
+            group.watchers.clear()
+
+    def _claim(self) -> None:
+        """Has room cleared for groups that only tasks keep from being placed, and warns of those that fit nowhere."""
+        waiting = [g for g in (*self._rescheduling.values(), *self._pending.values()) if not g.awaiting]
+        if not waiting:
+            return
+        spare = [self._without_tasks(node) for node in self._nodes.values()]
+        by_id = {view.id: view for view in spare}
+        failed: set[Any] = set()
+        hopeless: set[Any] = set()
+        for group in waiting:
+            target = _place(group, spare, failed)
+            claims: dict[NodeId, list[ResourceSet]] = {}
+            for index, at in sorted((target or {}).items()):
+                demand = group.spec.bundles[index]
+                claims.setdefault(at, []).append(demand)
+                for name, units in demand.items():
+                    by_id[at].available[name] -= units
+            self._set_claims(group, {node: tuple(demands) for node, demands in claims.items()})
+            if target is None and group.infeasible is None:
+                idle = [NodeView(view.id, view.total, None, view.labels) for view in spare]
+                group.infeasible = _place(group, idle, hopeless) is None
+                if group.infeasible:
+                    self._effects.append(WarnGroup(group))
+
+    @staticmethod
+    def _without_tasks(node: _Node) -> NodeView:
+        """The node as it would be if only groups held something of it."""
+        view, reserved = node.view, node.reserved
+        free = {name: units - reserved.get(name, 0) for name, units in view.total.items()}
+        return NodeView(view.id, view.total, free, view.labels)
+
+    def _set_claims(self, group: Group, claims: dict[NodeId, tuple[ResourceSet, ...]]) -> None:
+        for node in [node for node in group.claims if node not in claims]:
+            self._effects.append(DropClaim(node, group))
+        for node, bundles in claims.items():
+            if group.claims.get(node) != bundles:
+                self._effects.append(ClaimRoom(node, group, bundles))
+        group.claims = claims
+
+    # -------------------------------------------------------------------------------------------------------- checks
+
+    def check(self) -> None:
+        """Raises AssertionError where an invariant does not hold."""
+        reserved: dict[NodeId, dict[str, int]] = {node: {} for node in self._nodes}
+        for group in self.groups.values():
+            waits = (group.id in self._pending) + (group.id in self._rescheduling)
+            if waits != (group.state != CREATED) or (group.state == CREATED) != (None not in group.nodes):
+                raise AssertionError(f"{group} waits in {waits} queues, its bundles are at {group.nodes}")
+            if group.state == PENDING and any(group.nodes):
+                raise AssertionError(f"{group} is there in part: {group.nodes}")
+            if bool(group.target) != bool(group.awaiting):
+                raise AssertionError(f"{group} goes to {group.target} and waits for {group.awaiting}")
+            if group.state == CREATED and (group.target or group.claims or group.watchers):
+                raise AssertionError(f"{group} is there, and still waits")
+            for index, at in (*enumerate(group.nodes), *group.target.items()):
+                if at is None:
+                    continue
+                if at not in reserved:
+                    raise AssertionError(f"{group} has bundle {index} on {at.hex()}, which is gone")
+                for name, units in group.spec.bundles[index].items():
+                    reserved[at][name] = reserved[at].get(name, 0) + units
+            _check_strategy(group)
+        for node, amounts in reserved.items():
+            known = self._nodes[node]
+            known.check()
+            if amounts != known.reserved:
+                raise AssertionError(f"{node.hex()} holds {known.reserved}, its bundles need {amounts}")
+            if any(units > known.view.total.get(name, 0) for name, units in amounts.items()):
+                raise AssertionError(f"{node.hex()} has {known.view.total}, bundles hold {amounts}")
+        for (namespace, name), group in self.names.items():
+            if self.groups.get(group.id) is not group or group.spec[2:4] != (name, namespace):
+                raise AssertionError(f"the name {namespace}/{name} leads to {group}")
+
+
+def _place(group: Group, nodes: Sequence[NodeView], failed: set[Any]) -> dict[int, NodeId] | None:
+    """A place for what the group lacks. `failed`: shapes that found none among these nodes, when they had more free."""
+    spec, held = group.spec, group.placed_on
+    missing = group.missing()
+    shape = (tuple(missing), spec.strategy, held, frozenset(group.avoids))
+    if shape in failed:
+        return None
+    target = place(missing, spec.strategy, nodes, held=held, target=spec.target)
+    if target is None:
+        failed.add(shape)
+    return target
+
+
+def _check_strategy(group: Group) -> None:
+    nodes = [node for node in (*group.nodes, *group.target.values()) if node is not None]
+    if group.spec.strategy == "STRICT_PACK" and len(set(nodes)) > 1:
+        raise AssertionError(f"{group} is on {len(set(nodes))} nodes")
+    if group.spec.strategy == "STRICT_SPREAD" and len(set(nodes)) < len(nodes):
+        raise AssertionError(f"{group} has two bundles on one node")

@@ -1,0 +1,45 @@
+"""The programs and processes of a node, as its manager knows them. Owns nothing: the manager alone changes these."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+from skate.ids import ProcessId
+from skate.node.logs import LineReader
+
+
+def environment_of(job: str, variables: Any) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """What tells workers apart: the program that they are of, and the variables that are set in them."""
+    return job, tuple((str(name), str(value)) for name, value in variables or ())
+
+
+class Job:
+    """A program: its driver, and the workers that are of it."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.id = str(job["id"])
+        #: {"id": …, "sys_path": …, …}, see api.session
+        self.facts = job
+        #: its driver and its workers, also those that start
+        self.processes = 0
+        #: its driver is gone
+        self.left = False
+
+
+class Process:
+    """A driver or worker of this node."""
+
+    def __init__(self, identity: ProcessId, kind: str, job: Job) -> None:
+        self.id = identity
+        self.kind = kind
+        self.pid = 0
+        self.registered = False
+        self.readers: list[LineReader] = []
+        self.testament: mmap.mmap | None = None
+        self.environment: Any = None
+        self.pidfd = -1
+        self.job = job
+        self.log_to_driver = True
+        #: why this process was ended on purpose
+        self.killed_because = ""

@@ -1,0 +1,56 @@
+"""What processes of the node may ask about it. No state of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from skate.core.admission import Admission
+from skate.node.actors import NodeActors
+from skate.node.groups import NodeGroups
+from skate.node.spiller import Spiller
+from skate.store.local import LocalStore
+
+
+class NodeState:
+    """The answers to StateQuery."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        store: LocalStore,
+        spiller: Spiller,
+        actors: NodeActors,
+        groups: NodeGroups,
+        labels: dict[str, str],
+        workers: Callable[[], Any],
+    ) -> None:
+        self._store = store
+        self._groups = groups
+        resources = admission.resources
+        self._answers: dict[str, Callable[[], Any]] = {
+            "total": resources.total_dict,
+            "available": lambda: self._without_store(resources.available_dict()),
+            "reserved": resources.reserved,
+            "demands": admission.demands,
+            "labels": lambda: labels,
+            "store": store.usage,
+            "spilled": spiller.machine.stats,
+            "spilled objects": spiller.listing,
+            "named actors": actors.listing,
+            "groups": groups.table,
+            "pending groups": groups.pending,
+            "workers": workers,
+        }
+
+    def answer(self, what: str) -> Any:
+        """The answer to one question, plain values; None to one that is not known. "group ID" asks for one group."""
+        if what.startswith("group "):
+            return self._groups.one(what.removeprefix("group "))
+        known = self._answers.get(what)
+        return None if known is None else known()
+
+    def _without_store(self, available: dict[str, float]) -> dict[str, float]:
+        """The store's memory is free as far as no object takes it."""
+        available["object_store_memory"] -= self._store.usage()["used"]
+        return available

@@ -1,0 +1,130 @@
+"""How long placement groups last: as long as their program, their detached actor, or until they are removed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from api.rendezvous import gone
+
+pytestmark = pytest.mark.timeout(60)
+
+HEAD = """
+import os, skate
+from skate.util.placement_group import *
+from skate.util.scheduling_strategies import PlacementGroupSchedulingStrategy as InGroup
+skate.init(namespace="here", log_to_driver=False)
+
+def states():
+    return {facts["name"]: facts["state"] for facts in placement_group_table().values()}
+
+@skate.remote(num_cpus=0)
+class Maker:
+    def make(self, name):
+        group = placement_group([{"CPU": 1}], name=name)
+        return group.wait(10)
+    def group(self):
+        return get_current_placement_group()
+    def die(self):
+        os._exit(1)
+"""
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "skate", *arguments], capture_output=True, text=True, check=False, timeout=40
+    )
+
+
+def program(text: str) -> str:
+    """Runs a program to its end; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + text], capture_output=True, text=True, check=False, timeout=40
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def node() -> Iterator[dict]:
+    started = command("start", "--head", "--num-cpus", "3")
+    assert started.returncode == 0, started.stderr
+    (facts,) = json.loads(command("nodes", "--json").stdout)
+    yield facts
+    assert command("stop").returncode == 0
+    assert gone(facts["pid"])
+
+
+def test_a_group_ends_with_its_program_and_a_detached_one_does_not() -> None:
+    program(
+        "for name, lifetime in (('stays', 'detached'), ('goes', None)):\n"
+        "    assert placement_group([{'CPU': 1}], name=name, lifetime=lifetime).wait(10)\n"
+        "maker = Maker.remote()\n"
+        "assert skate.get(maker.make.remote('goes too'))"
+    )
+    text = program(
+        "while skate.available_resources()['CPU'] != 2: pass\n"
+        "print(sorted(states().items()))\n"
+        "group = get_placement_group('stays')\n"
+        "print(group.bundle_specs, group.wait(10))\n"
+        "maker = Maker.options(scheduling_strategy=InGroup(group)).remote()\n"
+        "print(skate.get(maker.group.remote()) == group)\n"
+        "remove_placement_group(group)\n"
+        "while skate.available_resources()['CPU'] != 3: pass\n"
+        "print(states()['stays'])"
+    )
+    assert text.splitlines() == [
+        "[('goes', 'REMOVED'), ('goes too', 'REMOVED'), ('stays', 'CREATED')]",
+        "[{'CPU': 1.0}] True",
+        "True",
+        "REMOVED",
+    ]
+
+
+def test_a_killed_program_s_groups_end() -> None:
+    text = program(
+        "import signal, subprocess, sys\n"
+        "code = 'import os, signal, skate; skate.init(); ' + \\\n"
+        '    \'skate.util.placement_group([{"CPU": 3}], name="lost").wait(10); os.kill(os.getpid(), signal.SIGKILL)\'\n'
+        "assert subprocess.run([sys.executable, '-c', code]).returncode == -signal.SIGKILL\n"
+        "print(placement_group([{'CPU': 3}]).wait(10), states()['lost'])"
+    )
+    assert text == "True REMOVED"
+
+
+def test_a_detached_actor_s_group_lasts_as_long_as_the_actor() -> None:
+    program(
+        "maker = Maker.options(name='maker', lifetime='detached', max_restarts=1).remote()\n"
+        "assert skate.get(maker.make.remote('of the actor'))"
+    )
+    text = program(
+        "print(states())\n"
+        "maker = skate.get_actor('maker')\n"
+        "maker.die.remote()\n"
+        "print(skate.get(maker.group.options(max_task_retries=-1).remote()), states())\n"
+        "skate.kill(maker)\n"
+        "while states()['of the actor'] != 'REMOVED': pass\n"
+        "print(skate.available_resources()['CPU'])"
+    )
+    assert text.splitlines() == [
+        "{'of the actor': 'CREATED'}",
+        "None {'of the actor': 'CREATED'}",
+        "3.0",
+    ]
+
+
+def test_a_detached_actor_in_a_group_ends_with_the_group() -> None:
+    text = program(
+        "group = placement_group([{'CPU': 1}], lifetime='detached')\n"
+        "maker = Maker.options(name='inside', lifetime='detached', max_restarts=-1,\n"
+        "                      scheduling_strategy=InGroup(group)).remote()\n"
+        "assert skate.get(maker.group.remote()) == group\n"
+        "remove_placement_group(group)\n"
+        "while skate.util.list_named_actors(): pass\n"
+        "try: skate.get(maker.group.remote())\n"
+        "except skate.exceptions.ActorDiedError as error: print('placement group was removed' in str(error))"
+    )
+    assert text == "True"
