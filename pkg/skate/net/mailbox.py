@@ -42,8 +42,9 @@ QUEUE_FRAMES = 10_000
 FRAME_RECORDS = 1024
 #: frames taken in before others get a turn
 READ_FRAMES = 64
-#: records of each lane taken in before others get a turn
+#: records of a lane taken in before others get a turn, and turns
 READ_RECORDS = 256
+READ_BATCHES = 64
 #: milliseconds that closing waits for what was sent last
 LINGER_MS = 500
 #: seconds for which a busy reader of lanes does not look at the socket
@@ -373,8 +374,13 @@ class Mailbox:
             self.taking_in = False
 
     def _read_lanes(self, lanes: Inbox) -> bool:
-        batches = lanes.take(READ_RECORDS)
-        for sender, records, flags, error in batches:
+        taken = 0
+        while taken < READ_BATCHES:
+            batch = lanes.take(READ_RECORDS)
+            if batch is None:
+                break
+            taken += 1
+            sender, records, flags, error = batch
             if error is not None:
                 log.warning("refused a record from process %s: %s", sender.hex(), error)
             if flags & STARVED:
@@ -383,7 +389,7 @@ class Mailbox:
                 self._deliver(sender, records)
             if flags & STALLED and sender in self._early:
                 self._take_early(lanes, sender)
-        return bool(batches)
+        return taken > 0
 
     def _take_early(self, lanes: Inbox, sender: ProcessId) -> None:
         """The lane's mark for a message that has come by the socket was read."""

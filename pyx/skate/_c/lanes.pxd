@@ -94,6 +94,7 @@ cdef class Inbox:
     cdef Py_ssize_t _index
     cdef uint64_t _pending              # rings to be read, that we know of
     cdef uint64_t _stalled              # rings whose next message comes by ZeroMQ
+    cdef int _turn                      # the ring that is read next, if there is something in it
     cdef bint _nudged                   # since the last sleep
     cdef list _senders
     cdef list _schemas

@@ -361,34 +361,32 @@ cdef class Inbox:
             c_close(self._load_fd)
 
     cpdef object take(self, Py_ssize_t limit):
-        """What has come: [(sender, [(code, fields), …], flags, error), …], `limit` records of each sender at most.
+        """What has come in one ring: (sender, [(code, fields), …], flags, error), `limit` records at most; None: nothing.
 
-        STALLED in flags: the sender's next message comes by the ZeroMQ link; `resume` once it has come. STARVED: the
-        sender found no room before, and is to be nudged. `error`: None, or a FrameError for a record that was skipped.
+        The rings have turns. One at a time, so that what is said of a sender's death can be dealt with before what
+        others wrote, and after what the sender did (`take_from`). STALLED in flags: the sender's next message comes by
+        the ZeroMQ link; `resume` once it has come. STARVED: the sender found no room before, and is to be nudged.
+        `error`: None, or a FrameError for a record that was skipped.
         """
-        cdef uint64_t ready
-        cdef Py_ssize_t index
-        cdef list batches
+        cdef uint64_t ready, later
         if sk_load(&self._slot.ready):
             ready = sk_swap(&self._slot.ready, 0)
             self._nudged |= ready & NUDGE != 0
             self._pending |= ready & ~NUDGE
-        ready = self._pending & ~self._stalled
-        if not ready:
-            self._pending = 0
-            return ()
-        self._pending = 0
-        batches = []
-        while ready:
-            index = sk_lowest(ready)
-            ready &= ready - 1
-            batch = self._read(index, limit)
+        while True:
+            ready = self._pending & ~self._stalled
+            if not ready:
+                return None
+            later = ready >> self._turn << self._turn
+            self._turn = sk_lowest(later if later else ready)
+            self._pending &= ~(<uint64_t>1 << self._turn)
+            batch = self._read(self._turn, limit)
+            self._turn = (self._turn + 1) % RINGS
             if batch is not None:
-                batches.append(batch)
-        return batches
+                return batch
 
     cdef object _read(self, Py_ssize_t index, Py_ssize_t limit):
-        """What stands in one ring, as in `take`; None where it is empty."""
+        """As `take`, of a certain ring."""
         cdef Ring* ring = &self._slot.rings[index]
         cdef char* data = self._exchange._data(self._index, index)
         cdef uint64_t tail = sk_acquire(&ring.tail), head = self._seen[index], at, size
