@@ -389,34 +389,35 @@ cdef class Inbox:
         """As `take`, of a certain ring."""
         cdef Ring* ring = &self._slot.rings[index]
         cdef char* data = self._exchange._data(self._index, index)
-        cdef uint64_t tail = sk_acquire(&ring.tail), head = self._seen[index], at, size
+        cdef uint64_t tail = sk_acquire(&ring.tail), head = self._seen[index], at, size, left
         cdef uint32_t* entry
         cdef list records = []
         cdef int flags = 0
         cdef Reader reader
         error = None
-        if head == tail:
+        if head >= tail:
             return None
         sender = self._senders[index]
         if sender is None:
             sender = self._senders[index] = PyBytes_FromStringAndSize(
                 <char*>&self._slot.writers[index], PROCESS_ID_BYTES
             )
-        while head != tail:
+        while head < tail:
             if limit <= 0:
                 self._pending |= <uint64_t>1 << index
                 break
             at = head & (RING_BYTES - 1)
             entry = <uint32_t*>(data + at)
             size = entry[0]
-            if entry[1] == SKIP:
+            left = tail - head
+            if entry[1] == SKIP and RING_BYTES - at < left:
                 head += RING_BYTES - at
             elif entry[1] == BY_LINK:
                 head += ENTRY_BYTES
                 self._stalled |= <uint64_t>1 << index
                 flags |= _STALLED
                 break
-            elif entry[1] != RECORD or size > LONGEST or ENTRY_BYTES + size > RING_BYTES - at:
+            elif entry[1] != RECORD or size > LONGEST or ENTRY_BYTES + size > min(left, RING_BYTES - at):
                 head = tail
                 error = FrameError(f"the lane is broken at byte {at}: what it held is lost")
             else:
