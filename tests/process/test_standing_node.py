@@ -162,7 +162,7 @@ def test_a_killed_driver_leaves_only_the_node(node: dict) -> None:
 def test_what_init_says_of_addresses(node: dict) -> None:
     text = program(
         "skate.shutdown()\n"
-        "for address in ('10.0.0.1:6379', '/nowhere'):\n"
+        "for address in ('10.0.0.1', '10.0.0.1:6379', '/nowhere'):\n"
         "    try: skate.init(address=address)\n"
         "    except (ValueError, ConnectionError) as error: print(type(error).__name__)\n"
         "try: skate.init(num_cpus=3)\n"
@@ -170,7 +170,7 @@ def test_what_init_says_of_addresses(node: dict) -> None:
         f"with skate.init(address={node['folder']!r}): print(skate.cluster_resources()['CPU'])\n"
         "with skate.init(address='local', num_cpus=1): print(skate.cluster_resources()['CPU'])"
     )
-    assert text == "ValueError\nConnectionError\nTrue\n2.0\n1.0"
+    assert text == "ValueError\nConnectionError\nConnectionError\nTrue\n2.0\n1.0"
 
 
 def test_auto_without_a_node() -> None:

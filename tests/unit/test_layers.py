@@ -21,7 +21,7 @@ LAYERS = (
     ("runtime",),
     ("driver", "node", "worker"),
     ("api",),
-    ("util", "cli", "actor"),
+    ("util", "cli_tables", "cli", "actor", "cluster_utils"),
     ("__init__", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
