@@ -28,9 +28,10 @@ from skate.api.objects import get, put, wait
 from skate.api.remote import remote
 from skate.api.remote_function import RemoteFunction
 from skate.api.session import init, is_initialized, shutdown
+from skate.config import VERSION
 from skate.runtime.streams import DynamicObjectRefGenerator, ObjectRefGenerator
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 
 __all__ = [

@@ -8,72 +8,164 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from skate import cli_tables
 from skate.api.session import node_config
 from skate.driver import nodes
+from skate.driver.joining import cluster_config, node_in_cluster
+from skate.net.cluster_key import KEY_FILE_VARIABLE, KEY_VARIABLE
 from skate.node import sessions
 
 #: seconds that a node may take to end, before it is killed
 STOP_SECONDS = 10.0
 
+_EPILOG = """\
+  skate start --head              the first node of a cluster; prints how others join it
+  skate start --address HOST:PORT on each other machine
+  skate status                    what is used, what waits
+  skate stop                      ends the nodes of this machine
+
+Exit status: 0 done, 1 failed (the reason is on standard error), 2 asked for what there is not.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; gives its exit status: 0 done, 1 failed, 2 asked for what there is not."""
-    parser = argparse.ArgumentParser(prog="skate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="skate",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
-    start = commands.add_parser(
-        "start",
-        help="start a node",
-        description="Starts a node on this machine. It goes on until `skate stop`; programs come by skate.init().",
-    )
-    start.add_argument(
-        "--head", action="store_true", required=True, help="the first node, which others would join"
-    )
-    start.add_argument("--num-cpus", type=float, help="CPUs that tasks may use together; all by default")
-    start.add_argument("--num-gpus", type=float, help="GPUs that tasks may use together; all by default")
-    start.add_argument(
-        "--resources", type=json.loads, metavar="JSON", help="custom resources: '{\"license\": 2}'"
-    )
-    start.add_argument("--memory", type=float, help="bytes that tasks may ask for together")
-    start.add_argument("--object-store-memory", type=int, help="size of the object store in bytes")
-    start.add_argument("--block", action="store_true", help="return when the node ends")
-    start.set_defaults(run=_start)
+    _add_start(commands)
     stop = commands.add_parser("stop", help="end all nodes of this user that `skate start` started here")
     stop.set_defaults(run=_stop)
-    nodes_parser = commands.add_parser("nodes", help="list them")
-    nodes_parser.add_argument("--json", action="store_true", help="as JSON")
-    nodes_parser.set_defaults(run=_nodes)
+    for name, run, text in (
+        ("status", _status, "what the cluster has, what is used of it, what waits"),
+        ("nodes", _nodes, "list the nodes, dead ones too"),
+    ):
+        shown = commands.add_parser(
+            name,
+            help=text,
+            description=f"Shows {text}. Asks a node of this machine: the newest, unless --address says which.",
+        )
+        shown.add_argument(
+            "--address",
+            help="HOST:PORT of a cluster's head, or the folder of a node's session on this machine",
+        )
+        shown.add_argument("--json", action="store_true", help="as JSON, amounts in units of 1/10,000")
+        shown.set_defaults(run=run)
     chosen = parser.parse_args(arguments)
     return int(chosen.run(chosen))
 
 
+def _add_start(commands: Any) -> None:
+    start = commands.add_parser(
+        "start",
+        help="start a node",
+        description="Starts a node on this machine. It goes on until `skate stop`; programs come by skate.init(). "
+        "Nodes of one cluster share a key; what travels between them is encrypted, and who has not the key is not "
+        "answered.",
+    )
+    where = start.add_mutually_exclusive_group(required=True)
+    where.add_argument("--head", action="store_true", help="the first node, which others join")
+    where.add_argument("--address", metavar="HOST:PORT", help="join the cluster whose head is there")
+    start.add_argument(
+        "--port", type=int, default=0, help="port that other nodes reach this one at; any free one by default"
+    )
+    start.add_argument(
+        "--node-ip-address",
+        metavar="IP",
+        help="address that other nodes reach this one at; found out by default",
+    )
+    start.add_argument(
+        "--cluster-key-file",
+        metavar="FILE",
+        help="the cluster's key, readable by its user alone. A head makes it, there if it is not there, else in its "
+        f"session's folder. Default: what {KEY_FILE_VARIABLE} names, or {KEY_VARIABLE} holds",
+    )
+    start.add_argument(
+        "--insecure",
+        action="store_true",
+        help="no key: whoever can connect to the port can run programs as this user, on all nodes",
+    )
+    start.add_argument("--num-cpus", type=float, help="CPUs that tasks may use together; all by default")
+    start.add_argument("--num-gpus", type=float, help="GPUs that tasks may use together; all by default")
+    start.add_argument(
+        "--resources", type=_json_object, metavar="JSON", help="custom ones: '{\"license\": 2}'"
+    )
+    start.add_argument("--labels", type=_json_object, metavar="JSON", help='labels: \'{"zone": "a"}\'')
+    start.add_argument("--memory", type=float, help="bytes that tasks may ask for together")
+    start.add_argument("--object-store-memory", type=int, help="size of the object store in bytes")
+    start.add_argument("--block", action="store_true", help="return when the node ends")
+    start.set_defaults(run=_start)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
+
+
+_json_object.__name__ = "JSON object"
+
+
 def _start(chosen: argparse.Namespace) -> int:
     try:
+        cluster = cluster_config(
+            head=chosen.address,
+            node_ip=chosen.node_ip_address,
+            port=chosen.port,
+            key_file=chosen.cluster_key_file,
+            insecure=chosen.insecure,
+        )
         config = node_config(
             num_cpus=chosen.num_cpus,
             num_gpus=chosen.num_gpus,
             resources=chosen.resources,
             memory=chosen.memory,
             object_store_memory=chosen.object_store_memory,
-            stays=True,
+            labels=chosen.labels,
+            cluster=cluster,
+            lives_with="nobody",
         )
         process = nodes.spawn(config)
         facts = nodes.read_facts(process)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
         print(f"skate start: {error}", file=sys.stderr)
         return 1
     print(
         f"A node runs, as process {facts['pid']}. Programs of this user come to it by skate.init(), or from anywhere by"
     )
     print(f"    skate.init(address={facts['folder']!r})")
+    if chosen.head:
+        print(_how_to_join(facts))
+    else:
+        print(f"It is in the cluster of {facts['head']}.")
     print("It ends by `skate stop`.")
     sys.stdout.flush()
     if chosen.block:
         return process.wait()
     process.returncode = 0  # it goes on by itself: nobody waits for it
     return 0
+
+
+def _how_to_join(facts: dict[str, Any]) -> str:
+    if facts["key_file"] is None:
+        return (
+            "Other machines join it by\n"
+            f"    skate start --address {facts['address']} --insecure\n"
+            "It has no key: whoever can connect there can run programs as this user."
+        )
+    return (
+        "Other machines join it by\n"
+        f"    skate start --address {facts['address']} --cluster-key-file FILE\n"
+        f"where FILE is a copy of {facts['key_file']}, readable by its user alone."
+    )
 
 
 def _stop(chosen: argparse.Namespace) -> int:
@@ -100,13 +192,42 @@ def _end(facts: dict[str, Any]) -> bool:
         os.close(pidfd)
 
 
+def _status(chosen: argparse.Namespace) -> int:
+    rows = _ask(chosen)
+    if not rows:
+        print(
+            "No node runs here that any program may come to. Start one: skate start --head", file=sys.stderr
+        )
+        return 1
+    return _show(chosen, rows, cli_tables.status)
+
+
 def _nodes(chosen: argparse.Namespace) -> int:
-    running = sessions.standing()
-    if chosen.json:
-        print(json.dumps(running))
-        return 0
-    for facts in running:
-        print(f"{facts['node']}  pid {facts['pid']}  {facts['folder']}")
-    if not running:
-        print("No node runs here that `skate start` started.")
+    rows = _ask(chosen)
+    if rows is None:
+        return 1
+    here = {facts["node"]: facts for facts in sessions.open_to_drivers()}
+    return _show(chosen, [here.get(row["node"], {}) | row for row in rows], cli_tables.nodes)
+
+
+def _show(
+    chosen: argparse.Namespace, rows: list[dict[str, Any]], table: Callable[[list[dict[str, Any]]], str]
+) -> int:
+    print(json.dumps(rows) if chosen.json else table(rows))
     return 0
+
+
+def _ask(chosen: argparse.Namespace) -> list[dict[str, Any]] | None:
+    """The table of nodes, of the cluster that was named or of the newest node. None where it failed, with a message."""
+    try:
+        if chosen.address is None:
+            found = sessions.standing() or sessions.open_to_drivers()
+            if not found:
+                return []
+            folder = found[-1]["folder"]
+        else:
+            folder = chosen.address if os.path.isabs(chosen.address) else node_in_cluster(chosen.address)
+        return nodes.ask_nodes(folder)
+    except (OSError, ValueError) as error:
+        print(f"skate: {error}", file=sys.stderr)
+        return None

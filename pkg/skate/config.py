@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
+#: of skate itself
+VERSION: Final = "0.1.0"
 #: packed values up to this size live with their owner and travel inside messages; larger ones go to the store
 INLINE_BYTES: Final = 100_000
 #: seconds of silence after which what waits for a peer leaves at once

@@ -64,3 +64,13 @@ def object_id(task: TaskId, index: int) -> ObjectId:
 def owner_of(identifier: bytes) -> ProcessId:
     """The process that owns a task or an object."""
     return ProcessId(identifier[:PROCESS_ID_BYTES])
+
+
+def node_of(identifier: bytes) -> NodeId:
+    """The node of a process, or of what a process made."""
+    return NodeId(identifier[:NODE_ID_BYTES])
+
+
+def manager_of(identifier: bytes) -> ProcessId:
+    """The node manager of a process's node, or of the node that this is the id of."""
+    return process_id(node_of(identifier), 0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from typing import Any
 
+from skate._c.resources import from_units
 from skate.api.actor_handle import ActorHandle, ActorType
 from skate.api.session import require_runtime
 from skate.runtime import current
+from skate.wire.cluster import parse_address
 
 
 class RuntimeContext:
@@ -82,7 +83,9 @@ class RuntimeContext:
 
     @property
     def gcs_address(self) -> str:
-        return require_runtime().node.hex()
+        """HOST:PORT of the cluster's head; the node's id where it is in no cluster."""
+        rows = require_runtime().query("nodes")
+        return next((row["address"] for row in rows if row["head"]), require_runtime().node.hex())
 
     @property
     def worker_mode(self) -> str:
@@ -132,25 +135,40 @@ def get_gpu_ids() -> list[Any]:
 
 
 def cluster_resources() -> dict[str, float]:
-    """All resources of the cluster, by name."""
-    return dict(require_runtime().query("total"))
+    """All resources of the nodes that live, by name."""
+    return _sum("total")
 
 
 def available_resources() -> dict[str, float]:
-    """What is free now; what is used up is left out."""
-    return dict(require_runtime().query("available"))
+    """What is free now; what is used up is left out. Other nodes tell of changes every 0.1 s."""
+    return _sum("available")
+
+
+def _sum(what: str) -> dict[str, float]:
+    units: dict[str, int] = {}
+    for row in require_runtime().query("nodes"):
+        if row["alive"]:
+            for name, amount in row[what].items():
+                units[name] = units.get(name, 0) + amount
+    return {name: from_units(amount) for name, amount in units.items()}
 
 
 def nodes() -> list[dict[str, Any]]:
-    """The nodes of the cluster, each as a dict with Ray's keys."""
-    runtime = require_runtime()
+    """The nodes of the cluster, dead ones too, each as a dict with Ray's keys."""
     return [
         {
-            "NodeID": _facts().node.hex(),
-            "Alive": True,
-            "NodeManagerAddress": "127.0.0.1",
-            "NodeManagerHostname": socket.gethostname(),
-            "Resources": dict(runtime.query("total")),
-            "Labels": dict(runtime.query("labels")),
+            "NodeID": row["node"],
+            "Alive": row["alive"],
+            "NodeManagerAddress": parse_address(row["address"])[0] if row["address"] else "127.0.0.1",
+            "NodeManagerHostname": row["hostname"],
+            "NodeManagerPort": parse_address(row["address"])[1] if row["address"] else 0,
+            "NodeName": row["hostname"],
+            "DeathReasonMessage": row["cause"],
+            "alive": row["alive"],
+            "Resources": {name: from_units(amount) for name, amount in row["total"].items()}
+            if row["alive"]
+            else {},
+            "Labels": dict(row["labels"]),
         }
+        for row in require_runtime().query("nodes")
     ]

@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from skate.runtime import current
 
@@ -33,7 +33,7 @@ _IGNORED = {
     "storage": "there is no storage",
     "_temp_dir": "set SKATE_TMPDIR in the environment",
     "_plasma_directory": "the store finds its place itself",
-    "_node_ip_address": "one machine is served",
+    "_node_ip_address": "give it to `skate start --node-ip-address`",
     "_system_config": "skate has no such settings",
     "_metrics_export_port": "there are no metrics yet",
     "_redis_password": "there is no Redis",
@@ -82,8 +82,9 @@ def init(
 ) -> RuntimeInfo:
     """Starts skate on this machine, or comes to a node that runs. Blocks until it is ready, a few tenths of a second.
 
-    address: "local" for a node of this program's own; "auto" for the newest one that `skate start --head` started here;
-    or what that printed. None: SKATE_ADDRESS, else as "auto" if there is one, else as "local".
+    address: "local" for a node of this program's own; "auto" for the newest one that `skate start` started here;
+    "HOST:PORT" for the node of this machine that is in the cluster with that head; or the folder of a node's session.
+    None: SKATE_ADDRESS (or RAY_ADDRESS), else as "auto" if `skate start` started one, else as "local".
 
     num_cpus, num_gpus, resources, memory (bytes) are what tasks may use together; by default what the machine has,
     and 70% of the available memory. object_store_memory is the size of the store in bytes (30% of it).
@@ -121,7 +122,7 @@ def init(
                 object_spilling_directory=object_spilling_directory,
                 object_spilling_limit=object_spilling_limit,
                 labels=labels,
-                stays=False,
+                lives_with="driver",
             )
         elif (num_cpus, num_gpus, resources, memory, object_store_memory, labels) != (None,) * 6:
             raise ValueError(
@@ -155,9 +156,12 @@ def node_config(
     object_spilling_directory: str | os.PathLike[str] | None = None,
     object_spilling_limit: int | None = None,
     labels: Mapping[str, str] | None = None,
-    stays: bool,
+    cluster: dict[str, Any] | None = None,
+    lives_with: Literal["driver", "starter", "nobody"],
 ) -> dict[str, Any]:
-    """The configuration of a node manager, checked. `stays`: it goes on when drivers leave.
+    """The configuration of a node manager, checked. `cluster`: see driver.joining.
+
+    lives_with: whose end ends it, that of its only driver, of this process, or of nobody.
 
     Raises ValueError and TypeError for bad values, here, in the caller's own process.
     """
@@ -176,8 +180,9 @@ def node_config(
         "spill_directory": _spill_directory(object_spilling_directory),
         "spill_limit": _spill_limit(object_spilling_limit),
         "labels": check_labels(labels),
-        "node_ip": "127.0.0.1",
-        "stays": stays,
+        "cluster": cluster,
+        "node_ip": "127.0.0.1" if cluster is None else cluster["host"],
+        "lives_with": lives_with,
         "starter": os.getpid(),
     }
 
@@ -186,7 +191,7 @@ def _node_to_come_to(address: str | None) -> str | None:
     """The folder of the session to come to; None where this program gets a node of its own.
 
     As in Ray: an address, else SKATE_ADDRESS (or RAY_ADDRESS), else the newest node that `skate start` started here.
-    ConnectionError where "auto" finds none, ValueError for an address that is none of this machine's.
+    ConnectionError where there is none, ValueError for what is no address.
     """
     from skate.node import sessions
 
@@ -194,21 +199,20 @@ def _node_to_come_to(address: str | None) -> str | None:
     if wanted == "local":
         return None
     if wanted in (None, "auto"):
-        standing = sessions.standing()
-        if standing:
-            return str(standing[-1]["folder"])
+        found = sessions.standing() or (sessions.open_to_drivers() if wanted else [])
+        if found:
+            return str(found[-1]["folder"])
         if wanted == "auto":
             raise ConnectionError(
-                "init(address='auto'): no node runs on this machine that was started by `skate start --head`. "
-                "Start one, or leave the address out."
+                "init(address='auto'): no node runs on this machine that was started by `skate start`. Start one with "
+                "`skate start --head`, or leave the address out."
             )
         return None
     assert wanted is not None
     if not os.path.isabs(wanted):
-        raise ValueError(
-            f"init(address={wanted!r}): an address is 'auto', 'local', or what `skate start` printed. Other machines "
-            "cannot be reached yet."
-        )
+        from skate.driver.joining import node_in_cluster
+
+        return node_in_cluster(wanted)
     if sessions.facts_of(wanted) is None:
         raise ConnectionError(f"init(address={wanted!r}): no node runs there")
     return wanted
@@ -262,6 +266,11 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
 def is_initialized() -> bool:
     """Whether skate runs in this process."""
     return current.runtime is not None
+
+
+def session_folder() -> str | None:
+    """The folder of the session of the node that this process came in through; None where skate does not run."""
+    return None if _session is None else str(_session.facts["folder"])
 
 
 def require_runtime() -> Runtime:

@@ -4,9 +4,10 @@ from skate._c.refs cimport Guard, ObjectEntry
 from skate.core.machine cimport Machine
 
 cdef class References(Machine):
-    cdef public bytes me
+    cdef public bytes me, _node
     cdef public object home
     cdef public dict entries, _dead
+    cdef public set _watched
     cpdef ObjectEntry create(self, bytes object_id)
     cpdef pin(self, entries)
     cpdef unpin(self, entries)

@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from skate._c.refs import PENDING, Guard, ObjectEntry, forget_if_unheld
 from skate.core.machine import Machine
-from skate.ids import ObjectId, ProcessId, owner_of
+from skate.ids import NODE_ID_BYTES, NodeId, ObjectId, ProcessId, node_of, owner_of
 
 #: dead processes that are remembered, for as long as mail about them may be under way
 DEAD_REMEMBERED: Final = 1024
@@ -57,7 +57,13 @@ class TellRelease(NamedTuple):
     kept: list[bytes] | None
 
 
-Effect = FreeValue | TellBorrower | TellRelease
+class TellWatch(NamedTuple):
+    """Effect: send WatchProcess(process) to the node of a process that is of another node than this one."""
+
+    process: ProcessId
+
+
+Effect = FreeValue | TellBorrower | TellRelease | TellWatch
 
 
 class References(Machine):
@@ -66,11 +72,14 @@ class References(Machine):
     def __init__(self, me: ProcessId, home: Any, effects: list[Any] | None = None) -> None:
         super().__init__(effects)
         self.me = me
+        self._node = node_of(me)
         self.home = home
         #: every object this process owns and keeps, or borrows and holds
         self.entries: dict[bytes, ObjectEntry] = {}
-        #: processes that died lately: what is still said about them is not counted
-        self._dead: dict[ProcessId, None] = {}
+        #: processes and nodes that died lately: what is still said about them is not counted
+        self._dead: dict[bytes, None] = {}
+        #: processes of other nodes that have borrowed: their node was asked to tell of their death
+        self._watched: set[ProcessId] = set()
 
     # ------------------------------------------------------------------------------------- making and letting go
 
@@ -108,7 +117,7 @@ class References(Machine):
                 self._tell_voucher(entry.guard, entry.id, self.me)
                 entry.owed = 1
             owner = owner_of(entry.id)
-            if owner in self._dead:
+            if self.has_died(owner):
                 for object_id, _ in kept:
                     self._tell(owner, object_id, self.me)
             elif entry.owed or kept:
@@ -206,9 +215,9 @@ class References(Machine):
         self._tell(ProcessId(guard.voucher), object_id, borrower, guard.container)
 
     def _tell(self, to: ProcessId, object_id: bytes, borrower: ProcessId, container: bytes = b"") -> None:
-        if to in self._dead:  # what it vouched for may still be saved by its owner
+        if self.has_died(to):  # what it vouched for may still be saved by its owner
             to, container = owner_of(object_id), b""
-        if to not in self._dead:
+        if not self.has_died(to):
             self._effects.append(TellBorrower(to, ObjectId(object_id), borrower, container))
 
     def _borrow_directly(self, entry: ObjectEntry) -> None:
@@ -231,8 +240,11 @@ class References(Machine):
         return guard
 
     def _count(self, entry: ObjectEntry, borrower: ProcessId, change: int) -> None:
-        if borrower in self._dead:
+        if self.has_died(borrower):
             return
+        if node_of(borrower) != self._node and borrower not in self._watched:
+            self._watched.add(borrower)  # this process may have nothing else to do with it
+            self._effects.append(TellWatch(borrower))
         if entry.borrowers is None:
             entry.borrowers = {}
         count = entry.borrowers.get(borrower, 0) + change
@@ -295,31 +307,38 @@ class References(Machine):
 
     # -------------------------------------------------------------------------------------------------- deaths
 
-    def on_process_died(self, process: ProcessId) -> list[ObjectEntry]:
-        """Its borrows end. Gives the entries of objects that it owned."""
-        self._dead[process] = None
+    def on_process_died(self, gone: ProcessId | NodeId) -> list[ObjectEntry]:
+        """A process is dead, or a node with all its processes: their borrows end. Gives what they owned."""
+        self._dead[gone] = None
         if len(self._dead) > DEAD_REMEMBERED:
             del self._dead[next(iter(self._dead))]
+        self._watched = {process for process in self._watched if not process.startswith(gone)}
         lost = []
         for entry in list(self.entries.values()):
             if entry.owned:
-                if entry.borrowers and process in entry.borrowers:
-                    del entry.borrowers[process]
-                    if not entry.held:
-                        self._free_if_unused(entry)
-            elif owner_of(entry.id) == process:
+                if entry.borrowers:
+                    self._end_borrows(entry, gone)
+            elif entry.id.startswith(gone):
                 lost.append(entry)
-            elif entry.owed == 0 and entry.guard is not None and entry.guard.voucher == process:
+            elif entry.owed == 0 and entry.guard is not None and entry.guard.voucher.startswith(gone):
                 # Nobody vouches for it any more: this may come too late, and cannot harm.
-                self._leave_guard(entry)
+                voucher = self._leave_guard(entry).voucher
                 if entry.held:
                     entry.owed = 1
-                    self._tell(process, entry.id, self.me)
+                    self._tell(ProcessId(voucher), entry.id, self.me)
         return lost
+
+    def _end_borrows(self, entry: ObjectEntry, gone: bytes) -> None:
+        assert entry.borrowers is not None
+        ended = [borrower for borrower in entry.borrowers if borrower.startswith(gone)]
+        for borrower in ended:
+            del entry.borrowers[borrower]
+        if ended and not entry.held:
+            self._free_if_unused(entry)
 
     def has_died(self, process: ProcessId) -> bool:
         """Whether the process is known to be dead: what it owned will never come."""
-        return process in self._dead
+        return process in self._dead or process[:NODE_ID_BYTES] in self._dead
 
     # --------------------------------------------------------------------------------------------------- checks
 

@@ -419,6 +419,10 @@ class NodeResources:
         """What is free, as users read it; what is used up is left out, as in Ray."""
         return {name: from_units(units) for name, units in self._vector.as_dict().items()}
 
+    def available_units(self) -> dict[str, int]:
+        """What is free, in units; what is used up is left out."""
+        return self._vector.as_dict()
+
     def total_dict(self) -> dict[str, float]:
         """What there is, as users read it."""
         return {name: from_units(units) for name, units in self._vector.total_dict().items()}

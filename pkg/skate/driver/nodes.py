@@ -10,6 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
+from skate.net.cluster_key import KEY_VARIABLE
 from skate.node.door import DOOR
 from skate.node.zygote import NO_WORKER, WORKER_VARIABLE, receive, send
 
@@ -17,6 +18,11 @@ from skate.node.zygote import NO_WORKER, WORKER_VARIABLE, receive, send
 START_SECONDS = 60.0
 #: variables that make a BLAS start with one thread, so that the zygote stays single-threaded
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+
+
+class CannotJoin(RuntimeError):
+    """The cluster did not let the node in, or there is none at that address."""
+
 
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from skate.node.main import main; main()"
 
@@ -49,12 +55,33 @@ def enter(folder: str, job: dict[str, Any], log_to_driver: bool) -> dict[str, An
     return facts
 
 
+def ask_nodes(folder: str) -> list[dict[str, Any]]:
+    """The table of nodes, as the node whose session has this folder knows it: rows of core.roster.
+
+    OSError where no node answers there.
+    """
+    rows: list[dict[str, Any]] = []
+    first: int | None = 0
+    while first is not None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+            door.settimeout(START_SECONDS)
+            door.connect(os.path.join(folder, DOOR))
+            send(door, {"ask": "nodes", "from": first})
+            answer, _ = receive(door)
+        if answer is None or "rows" not in answer:
+            raise ConnectionError(f"the node of {folder} did not answer: {answer}")
+        rows += answer["rows"]
+        first = answer["next"]
+    return rows
+
+
 def spawn(config: dict[str, Any]) -> subprocess.Popen[bytes]:
     """Starts a node manager. `config` is api.session's `node_config`."""
     environment = dict(os.environ)
     for name in THREAD_VARIABLES:
         environment[name] = "1"
     environment[WORKER_VARIABLE] = NO_WORKER
+    environment.pop(KEY_VARIABLE, None)  # workers inherit this; the node has it in its configuration
     process = subprocess.Popen(
         [sys.executable, "-c", _BOOT, json.dumps(module_path())],
         stdin=subprocess.PIPE,
@@ -72,7 +99,9 @@ def spawn(config: dict[str, Any]) -> subprocess.Popen[bytes]:
 
 
 def read_facts(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """What the node manager says of itself; blocks until it does. RuntimeError where it does not start."""
+    """What the node manager says of itself; blocks until it does. RuntimeError where it does not start, CannotJoin
+    where its cluster does not let it in.
+    """
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
     line = process.stdout.readline() if ready else b""
@@ -87,5 +116,7 @@ def read_facts(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads(line)
     if "error" in facts:
         process.wait()
+        if facts.get("cannot_join"):
+            raise CannotJoin(facts["error"])
         raise RuntimeError(f"the node manager could not start:\n{facts['error']}")
     return facts

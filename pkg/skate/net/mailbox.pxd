@@ -13,7 +13,7 @@ cdef class Link:
 cdef class Mailbox:
     cdef public bytes me
     cdef public str _folder
-    cdef public object _deliver, _context, _inbox, _epoll, _exchange
+    cdef public object _deliver, context, _inbox, _epoll, _exchange
     cdef public dict _links, _watched, _early
     cdef public list _waiting
     cdef public int _doorbell, _bell

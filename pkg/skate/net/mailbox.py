@@ -9,6 +9,10 @@ long for that goes by ZeroMQ, over `ipc://` in a folder that only the user can e
 mark in the lane says where it belongs, so the order between two processes is kept. Where a peer has no lane, all goes
 by ZeroMQ.
 
+What is for a process of another node goes through this node's manager, by its socket, as a message of two parts,
+[receiver, frame], and comes from the manager as [sender, frame], in order with what else the manager says: nobody on
+the way decodes it (see net.cluster). All that one process says to another takes one way, so order is kept.
+
 Who may call what: sending (`post`, `flush…`) under the runtime's lock; `read` by one thread at a time (see net.pump);
 `poke` by anybody. A socket is never used by two threads at once: links belong to the lock's holder, the inbox to the
 reader.
@@ -30,7 +34,7 @@ import zmq
 
 from skate._c import frames
 from skate._c.lanes import LONGEST_RECORD, STALLED, STARVED, Exchange, Inbox, Lane
-from skate.ids import PROCESS_ID_BYTES, ProcessId
+from skate.ids import NODE_ID_BYTES, PROCESS_ID_BYTES, ProcessId, manager_of
 from skate.net import exchange
 from skate.wire.messages import SCHEMAS
 
@@ -55,7 +59,24 @@ LINK_DESCRIPTORS = 4
 #: and what a process has open besides
 OTHER_DESCRIPTORS = 64
 
-Deliver = Callable[[ProcessId, list[tuple[int, tuple[Any, ...]]]], None]
+Records = list[tuple[int, tuple[Any, ...]]]
+Deliver = Callable[[ProcessId, Records], None]
+
+
+class Relay:
+    """Stands where a link to a process of another node has its socket: this node's manager passes frames on."""
+
+    __slots__ = ("_manager", "_to")
+
+    def __init__(self, manager: zmq.Socket[bytes], to: ProcessId) -> None:
+        self._manager = manager
+        self._to = to
+
+    def send(self, frame: bytes, flags: int) -> None:
+        self._manager.send_multipart((self._to, frame), flags)
+
+    def close(self, linger: int | None = None) -> None:
+        """The manager's socket is its own link's."""
 
 
 class Link:
@@ -67,7 +88,7 @@ class Link:
         self.peer = peer
         self.lane = lane
         #: opened on first use
-        self.socket: zmq.Socket[bytes] | None = None
+        self.socket: zmq.Socket[bytes] | Relay | None = None
         self.records: list[bytes] = []
         #: something is to be done at the next flush: records are to leave, or a reader that sleeps is to be woken
         self.waits = False
@@ -85,9 +106,9 @@ class Mailbox:
         self.me = me
         self._folder = folder
         self._deliver = deliver
-        self._context = zmq.Context(io_threads=1)
-        self._context.set(zmq.MAX_SOCKETS, 20_000)
-        self._inbox = self._context.socket(zmq.ROUTER)
+        self.context = zmq.Context(io_threads=1)
+        self.context.set(zmq.MAX_SOCKETS, 20_000)
+        self._inbox = self.context.socket(zmq.ROUTER)
         self._inbox.set(zmq.ROUTER_HANDOVER, 1)  # a peer that starts again takes its name over
         self._inbox.set(zmq.LINGER, 0)
         self._inbox.set(zmq.RCVHWM, QUEUE_FRAMES)
@@ -107,7 +128,7 @@ class Mailbox:
         if place is not None:
             self._open_lanes(place)
         #: what came by the socket from peers with lanes, before its mark was read
-        self._early: dict[ProcessId, deque[list[tuple[int, tuple[Any, ...]]]]] = {}
+        self._early: dict[ProcessId, deque[tuple[ProcessId, Records]]] = {}
         self._socket_looked_at = 0.0
         #: messages are being taken off the inbox: an exception in between would tear one
         self.taking_in = False
@@ -221,16 +242,26 @@ class Mailbox:
             return False
         return True
 
+    def is_elsewhere(self, process: ProcessId) -> bool:
+        """Whether the process is one of another node."""
+        return process[:NODE_ID_BYTES] != self.me[:NODE_ID_BYTES]
+
     def _open(self, to: ProcessId) -> Link:
         _allow_descriptors(OTHER_DESCRIPTORS + len(self._links) * LINK_DESCRIPTORS)
         lane = None
-        if self._exchange is not None:
+        if self._exchange is not None and not self.is_elsewhere(to):
             lane = self._exchange.lane(self.me, to, self._bell_path(to))
         link = self._links[to] = Link(to, lane)
         return link
 
-    def _connect(self, to: ProcessId) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.DEALER)
+    def _connect(self, to: ProcessId) -> zmq.Socket[bytes] | Relay:
+        if self.is_elsewhere(to):
+            manager = manager_of(self.me)
+            way = self._links.get(manager) or self._open(manager)
+            if way.socket is None:
+                way.socket = self._connect(manager)
+            return Relay(way.socket, to)  # type: ignore[arg-type]
+        socket = self.context.socket(zmq.DEALER)
         socket.set(zmq.ROUTING_ID, self.me)
         socket.set(zmq.SNDHWM, QUEUE_FRAMES)
         socket.set(zmq.LINGER, LINGER_MS)
@@ -238,12 +269,15 @@ class Mailbox:
         return socket
 
     def has_inbox(self, peer: ProcessId) -> bool:
-        """Whether the peer's inbox is there: from before anyone hears of the peer until it is buried."""
-        return os.path.exists(f"{self._folder}/{peer.hex()}")
+        """Whether the peer's inbox is there: from before anyone hears of the peer until it is buried.
 
-    def last_words(self, peer: ProcessId) -> list[tuple[int, tuple[Any, ...]]]:
+        Of a process of another node that is not known: whoever writes to it hears if it is gone.
+        """
+        return self.is_elsewhere(peer) or os.path.exists(f"{self._folder}/{peer.hex()}")
+
+    def last_words(self, peer: ProcessId) -> Records:
         """What a peer that has ended had sent, and nobody has read yet. By whoever reads; `forget` comes next."""
-        records: list[tuple[int, tuple[Any, ...]]] = []
+        records: Records = []
         lanes = self._lanes
         if lanes is None or not lanes.has_lane(peer):
             return records
@@ -252,8 +286,13 @@ class Mailbox:
             _, found, flags, _ = batch
             records += found
             if flags & STALLED and early:
-                records += early.popleft()
+                records += early.popleft()[1]
         return records
+
+    def forget_node(self, node: bytes) -> None:
+        """The node is gone, and all its processes."""
+        for peer in [peer for peer in self._links if peer.startswith(node)]:
+            self.forget(peer)
 
     def forget(self, peer: ProcessId) -> None:
         """The peer is gone: what waits for it is dropped, and what it sent."""
@@ -394,11 +433,11 @@ class Mailbox:
     def _take_early(self, lanes: Inbox, sender: ProcessId) -> None:
         """The lane's mark for a message that has come by the socket was read."""
         early = self._early[sender]
-        records = early.popleft()
+        origin, records = early.popleft()
         if not early:
             del self._early[sender]
         lanes.resume(sender)
-        self._deliver(sender, records)
+        self._deliver(origin, records)
 
     def _nudge(self, peer: ProcessId) -> None:
         """There is room in its lane to us again."""
@@ -417,26 +456,45 @@ class Mailbox:
         return taken > 0
 
     def _receive(self, message: list[bytes]) -> None:
-        if len(message) != 2 or len(message[0]) != PROCESS_ID_BYTES:
+        if len(message) == 2 and len(message[0]) == PROCESS_ID_BYTES:
+            sender = ProcessId(message[0])
+            records = self._decode(sender, message[1])
+            if records is not None:
+                self._arrived(sender, sender, records)
+        elif len(message) == 3 and len(message[0]) == len(message[1]) == PROCESS_ID_BYTES:
+            self._relayed(ProcessId(message[0]), ProcessId(message[1]), message[2])
+        else:
             log.warning(
                 "refused a message of %d parts from %r: no process of this session",
                 len(message),
                 message[0][:40],
             )
-            return
-        sender, data = message
+
+    def _relayed(self, by: ProcessId, sender: ProcessId, data: bytes) -> None:
+        """A frame of another node's process has come."""
+        if by == manager_of(self.me) and self.is_elsewhere(sender):
+            self._arrived(
+                by, sender, self._decode(sender, data) or []
+            )  # where it is refused, its mark counts even so
+        else:
+            log.warning("refused what process %s passes on: that is for the node manager to do", by.hex())
+
+    def _decode(self, sender: ProcessId, data: bytes) -> Records | None:
         try:
-            records = frames.decode(data, SCHEMAS)
+            return frames.decode(data, SCHEMAS)
         except frames.FrameError as error:
             log.warning("refused %d bytes from process %s: %s", len(data), sender.hex(), error)
-            return
+            return None
+
+    def _arrived(self, by: ProcessId, origin: ProcessId, records: Records) -> None:
+        """Something has come by the socket: it is the turn of what `by` has marked in its lane, if it has one."""
         lanes = self._lanes
-        if lanes is None or not lanes.has_lane(sender):
-            self._deliver(ProcessId(sender), records)
+        if lanes is None or not lanes.has_lane(by):
+            self._deliver(origin, records)
             return
-        self._early.setdefault(ProcessId(sender), deque()).append(records)
-        if lanes.is_stalled(sender):
-            self._take_early(lanes, ProcessId(sender))
+        self._early.setdefault(by, deque()).append((origin, records))
+        if lanes.is_stalled(by):
+            self._take_early(lanes, by)
 
     def _answer_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -462,7 +520,7 @@ class Mailbox:
                 link.socket.close()
         self._links.clear()
         self._waiting.clear()
-        self._context.term()
+        self.context.term()
         self._epoll.close()
         os.close(self._doorbell)
         if self._bell >= 0:

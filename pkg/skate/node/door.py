@@ -1,10 +1,13 @@
-"""The door of a node: the socket in the session's folder through which drivers come.
+"""The door of a node: the socket in the session's folder through which drivers come, and those who only ask.
 
 State: the visitors that have not said yet who they are, each with the time until which they may. Nothing here blocks:
 door and visitors lie in the epoll set of the node's mailbox.
 
-A visitor says {"job": …, "log_to_driver": …} in one message. It gets what it needs to know of the node, or
-{"refused": why}.
+A visitor says one message and gets one answer:
+
+    a driver    {"job": …, "log_to_driver": …}     what it needs to know of the node
+    who asks    {"ask": "nodes", "from": number}   {"rows": rows of the table of nodes from that one on, "next": number}
+    anybody                                        {"refused": why}
 """
 
 from __future__ import annotations
@@ -35,13 +38,13 @@ class Refused(Exception):
 
 
 class Door:
-    """Where drivers come in. `adopt(pid, message)` gives what a visitor is told, or raises Refused."""
+    """Where drivers come in. `answer(pid, message)` gives what a visitor is told, or raises Refused."""
 
     def __init__(
-        self, folder: str, mailbox: Mailbox, adopt: Callable[[int, dict[str, Any]], dict[str, Any]]
+        self, folder: str, mailbox: Mailbox, answer: Callable[[int, dict[str, Any]], dict[str, Any]]
     ) -> None:
         self._mailbox = mailbox
-        self._adopt = adopt
+        self._answer = answer
         #: visitor -> until when it may speak, the first to come first
         self._visitors: dict[socket.socket, float] = {}
         #: when the door is watched again; 0.0: it is
@@ -93,7 +96,7 @@ class Door:
                 raise ConnectionError("it has gone")
             if uid != os.getuid():
                 raise Refused(f"It is of user {uid}, and the node of user {os.getuid()}.")
-            answer = self._adopt(pid, message)
+            answer = self._answer(pid, message)
         except BlockingIOError:
             return  # woken for nothing
         except Refused as refusal:

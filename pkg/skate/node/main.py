@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -22,8 +23,14 @@ def main() -> None:
     """Runs a node for whoever wrote its configuration to standard input."""
     config = json.load(sys.stdin)
     out, terminal = os.dup(1), os.dup(2)
+    from skate.node.cluster import CannotJoin
+
     try:
         _serve(config, out, terminal)
+    except CannotJoin as error:
+        logging.getLogger("skate.node").error("this node cannot join: %s", error)
+        os.write(out, json.dumps({"error": str(error), "cannot_join": True}).encode() + b"\n")
+        sys.exit(1)
     except Exception:
         # Before the driver has its line, it reads the reason there; later, the terminal is where a person may look.
         try:
@@ -44,9 +51,12 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
     from skate.config import NODE_ID_LABEL
     from skate.core.admission import Admission
     from skate.core.bundles import BundledResources
+    from skate.core.roster import Row
     from skate.ids import new_node_id
     from skate.net import exchange
+    from skate.net.cluster_key import KEY_FILE, write_key
     from skate.node import sessions
+    from skate.node.cluster import CannotJoin
     from skate.node.detect import default_resources, detect_cpus
     from skate.node.manager import NodeManager
     from skate.node.spiller import Spiller
@@ -55,6 +65,7 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
     from skate.store.segment import create_segment
 
     node = new_node_id()
+    cluster = config["cluster"]
     sessions.sweep()
     session = sessions.create(node.hex())
     segment = None
@@ -96,7 +107,8 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             "zygote_pid": zygote_pid,
             "store_bytes": store_bytes,
             "lanes": lanes and list(lanes),
-            "stays": config["stays"],
+            "stays": config["lives_with"] == "nobody",
+            "open": config["lives_with"] != "driver",
             "started": time.time(),
             "labels": {NODE_ID_LABEL: node.hex()} | config["labels"],
             "warnings": [str(warning.message) for warning in caught],
@@ -109,6 +121,20 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
         )
         store = LocalStore(arena)
         spiller = Spiller(session.folder, store, arena, config["spill_limit"])
+        row = Row(
+            node=node,
+            address="",
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            folder=session.folder,
+            head=False,
+            total=units,
+            labels=facts["labels"],
+            available=units,
+            demands=[],
+            alive=True,
+            cause="",
+        )
         manager = NodeManager(
             node,
             session.folder,
@@ -118,13 +144,28 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             channel,
             facts,
             prestart=max(1, min(cpus, os.cpu_count() or 1)),
-            starter=None if config["stays"] else config["starter"],
+            starter=None if config["lives_with"] == "nobody" else config["starter"],
+            alone=config["lives_with"] == "driver",
+            row=row,
+            cluster=cluster,
         )
         signal.signal(signal.SIGTERM, lambda *_: manager.end("it was told to stop"))
+        if cluster is not None:
+            try:
+                manager.join()
+            except CannotJoin:
+                manager.close()
+                raise
+            facts["address"] = manager.cluster.address
+            facts["head"] = cluster["head"] or manager.cluster.address
+            facts["key_file"] = cluster["key_file"]
+            if cluster["key"] is not None and cluster["key_file"] is None:
+                facts["key_file"] = os.path.join(session.folder, KEY_FILE)
+                write_key(facts["key_file"], cluster["key"])
         sessions.note_facts(session, facts)
         os.write(out, json.dumps(facts).encode() + b"\n")
         os.close(out)
-        if config["stays"]:
+        if config["lives_with"] == "nobody":
             os.dup2(2, terminal)  # it outlives the terminal; who reads that to its end need not wait
         manager.run()
     finally:

@@ -7,7 +7,7 @@ A driver comes through the door (node.door), brings its job, and gets its proces
 the process that called it alone, and ends with it; one that `skate start` started goes on until it is told to end.
 
 What dies, and how it is noticed: a worker, by the zygote that reaps it; a driver, by its pidfd; the zygote, by the end
-of its channel; this process, by the zygote (end of the channel) and by drivers (pidfd).
+of its channel; this process, by the zygote (end of the channel) and by drivers (pidfd). Other nodes: see node.cluster.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+from skate._c.resources import to_units
 from skate.core.admission import Admission
 from skate.core.leases import (
     Effect,
@@ -38,16 +39,19 @@ from skate.core.leases import (
     WarnInfeasible,
 )
 from skate.core.resources import ResourceSet
+from skate.core.roster import Row
 from skate.ids import NodeId, ProcessId, owner_of, process_id
 from skate.net.exchange import Place
-from skate.net.mailbox import Mailbox
+from skate.net.node_mailbox import NodeMailbox
 from skate.node.actors import NodeActors
+from skate.node.cluster import JOIN_SECONDS, TURNED_AWAY_SECONDS, CannotJoin, Hooks, NodeCluster
 from skate.node.door import Door, Refused
 from skate.node.groups import NodeGroups
 from skate.node.logs import LineReader
 from skate.node.processes import Job, Process, environment_of
 from skate.node.spiller import Spiller
 from skate.node.state import NodeState
+from skate.node.strangers import Stranger, Strangers
 from skate.node.verdicts import ANYWHERE, Judge, granted_allocation, group_removed
 from skate.node.zygote import end_children, receive, receive_now, send
 from skate.store.local import LocalStore
@@ -59,6 +63,10 @@ log = logging.getLogger("skate.node")
 
 #: messages of the zygote taken in before others get a turn
 ZYGOTE_MESSAGES = 64
+#: seconds that a driver which has left has to read that it may go
+LEAVE_SECONDS = 0.5
+#: kinds of demands that other nodes are told of
+DEMANDS = 100
 
 
 class NodeManager:
@@ -76,7 +84,12 @@ class NodeManager:
         *,
         prestart: int,
         starter: int | None,
+        alone: bool,
+        row: Row,
+        cluster: dict[str, Any] | None,
     ) -> None:
+        """`starter`: the node ends with this process, and is for it `alone`. `row` is what the node tells of itself,
+        `cluster` how it is in one, see node.cluster."""
         self.node = node
         self.me = process_id(node, 0)
         self._folder = folder
@@ -88,11 +101,13 @@ class NodeManager:
         #: workers forked for a driver before it asks
         self._prestart = prestart
         #: the process that this node is for alone, and ends with; None: it serves all drivers, and goes on without any
-        self._starter = starter
+        self._starter = starter if alone else None
         #: job id -> job, also after its driver has left, while detached actors of it live, and may start again
         self._jobs: dict[str, Job] = {}
         self._processes: dict[ProcessId, Process] = {}
         self._drivers: dict[ProcessId, Process] = {}
+        #: drivers that have left -> until when they may read what was said to them last
+        self._leaving: dict[ProcessId, float] = {}
         self._by_pid: dict[int, Process] = {}
         self._serial = 0
         self._running = True
@@ -123,48 +138,110 @@ class NodeManager:
             admission,
             self._post,
             self._kill_id,
-            lives,
+            self._may_live,
             self._environment,
             self._judge,
             self._groups.directory.ended,
         )
-        self._state = NodeState(admission, store, spiller, self._actors, self._groups, labels, self._workers)
         self._handlers |= self._actors.handlers | self._groups.handlers
-        self._mailbox = Mailbox(self.me, folder, self._deliver, Place.of(session["lanes"]))
+        actors = self._actors.handlers
+        self._strangers = Strangers(
+            {
+                m.WatchActor.code: actors[m.WatchActor.code],  # type: ignore[attr-defined]
+                m.KillActor.code: actors[m.KillActor.code],  # type: ignore[attr-defined]
+                m.WatchProcess.code: self._watch_process,  # type: ignore[attr-defined]
+            },
+            self._stranger_gone,
+        )
+        self._mailbox = NodeMailbox(self.me, folder, self._deliver, Place.of(session["lanes"]))
+        hooks = Hooks(
+            lives=lives,
+            deliver=self._strangers.deliver,
+            process_died=self._stranger_died,
+            node_died=self._node_died,
+            end=self._end,
+            measure=self._measure,
+            total=lambda: self._admission.resources.all_units()[0],
+        )
+        try:
+            self.cluster = NodeCluster(row, cluster, self._mailbox, hooks)
+        except BaseException:
+            self._mailbox.close()
+            raise
+        rows = self.cluster.rows
+        self._state = NodeState(
+            admission, store, spiller, self._actors, self._groups, labels, self._workers, rows
+        )
         self._mailbox.watch(zygote.fileno(), self._zygote_speaks)
-        self._door = Door(folder, self._mailbox, self._adopt_driver)
+        self._door = Door(folder, self._mailbox, self._answer_visitor)
         if starter is not None:
             self._mailbox.watch(os.pidfd_open(starter), lambda: self._end("who started it is gone"))
         spiller.join(self._mailbox, self.warn_drivers)
 
     # ----------------------------------------------------------------------------------------------------- loop
 
+    def join(self) -> None:
+        """Serves until this node is in its cluster. CannotJoin, with the reason, where it is not let in."""
+        deadline = monotonic() + JOIN_SECONDS
+        while not self.cluster.joined:
+            if not self._running:
+                raise CannotJoin(self.cluster.roster.refused or self._why)
+            now = monotonic()
+            if self.cluster.turned_away:  # a few times, so that the other side sees who it is
+                deadline = min(deadline, now + TURNED_AWAY_SECONDS)
+            if now >= deadline:
+                raise CannotJoin(self.cluster.why_not_joined())
+            self._turn(deadline)
+
     def run(self) -> None:
         """Serves until the node is to end, then ends all workers."""
         while self._running:
-            now = monotonic()
-            self._actors.act()
-            self._groups.act()  # first: what has become free is theirs before it is granted
-            due = self._admission.tick(now)
-            self._undecided = False
-            for effect in self._admission.decide(now):
-                self._carry_out(effect)
-            if self._actors.act() | self._groups.act() or self._undecided:
-                continue  # admission may have more to decide
-            self._forget_jobs()
-            looks = (due, self._spiller.step(now), self._door.step(now))
-            times = [time for time in looks if time is not None]
-            self._mailbox.flush()
-            self._mailbox.read(max(0.0, min(times) - now) if times else None)
+            self._turn()
+        self.close()
+
+    def close(self) -> None:
+        """Ends all workers, and takes leave of the cluster."""
         self._spiller.close()
         self._end_workers()
         self._door.close()
+        self.cluster.close(self._why)
         self._mailbox.close()
+
+    def _turn(self, until: float | None = None) -> None:
+        """Does what is to be done, and sleeps until something comes, or the clock says `until`."""
+        now = monotonic()
+        self._actors.act()
+        self._groups.act()  # first: what has become free is theirs before it is granted
+        due = self._admission.tick(now)
+        self._undecided = False
+        for effect in self._admission.decide(now):
+            self._carry_out(effect)
+        if self._actors.act() | self._groups.act() or self._undecided:
+            return  # admission may have more to decide
+        self._forget_jobs()
+        looks = (
+            due,
+            until,
+            self._spiller.step(now),
+            self._door.step(now),
+            self.cluster.step(now),
+            self._unlink_who_left(now),
+        )
+        times = [time for time in looks if time is not None]
+        self._mailbox.flush()
+        if self._running:
+            self._mailbox.read(max(0.0, min(times) - now) if times else None)
 
     def end(self, why: str) -> None:
         """Has `run` end. From a signal handler, too."""
         self._end(why)
         self._mailbox.poke()
+
+    def _answer_visitor(self, pid: int, message: dict[str, Any]) -> dict[str, Any]:
+        """What somebody at the door is told: a driver, or one who asks for the table of nodes."""
+        if not isinstance(message, dict) or message.get("ask") != "nodes":
+            return self._adopt_driver(pid, message)
+        return self.cluster.some_rows(int(message["from"]))
 
     def _adopt_driver(self, pid: int, message: dict[str, Any]) -> dict[str, Any]:
         """Makes a process id for a driver; its death is noticed from here on. Refused: the node is another's."""
@@ -187,7 +264,8 @@ class NodeManager:
             self._carry_out(effect)
         return self._session | {"driver": driver.id.hex()}
 
-    def _driver_left(self, driver: Process, why: str) -> None:
+    def _driver_left(self, driver: Process, why: str, last_words: float = 0.0) -> None:
+        """`last_words`: seconds that it has to read what was said to it last."""
         if self._starter is not None:
             self._end(why)
             return
@@ -196,7 +274,7 @@ class NodeManager:
         log.info("driver %d has left: %s", driver.pid, why)
         self._deliver(driver.id, self._mailbox.last_words(driver.id))
         cause = json.dumps({"pid": driver.pid, "node": self.node.hex(), "exit_status": None})
-        self._forget(driver, m.ProcessDied(driver.id, cause, b"", 0))
+        self._forget(driver, m.ProcessDied(driver.id, cause, b"", 0), last_words)
         driver.job.left = True
         self._groups.directory.ended(driver.job.id)
         self._admission.job_left(driver.job.id)
@@ -237,6 +315,15 @@ class NodeManager:
                 handler(process, *fields)
             except Exception:
                 log.exception("message %d from process %s could not be handled", code, sender.hex())
+
+    def _watch_process(self, stranger: Stranger, process: ProcessId) -> None:
+        self.cluster.watch(stranger.id, process)
+
+    def _may_live(self, process: ProcessId) -> bool:
+        """Whether the process lives, as far as this node knows."""
+        if self._mailbox.is_elsewhere(process):
+            return process in self._strangers
+        return process in self._processes
 
     def _post(self, to: ProcessId, message: Any) -> None:
         self._mailbox.post(to, encode(message))
@@ -288,11 +375,18 @@ class NodeManager:
     def _state_query(self, process: Process, token: int, what: str) -> None:
         self._post(process.id, m.StateReply(token, self._state.answer(what)))
 
+    def _measure(self) -> tuple[dict[str, int], list[Any]]:
+        """(units that are free, what waits) on this node."""
+        available = self._admission.resources.all_units()[1]
+        used = to_units(self._store.usage()["used"], "object_store_memory")
+        available["object_store_memory"] = max(0, available.get("object_store_memory", 0) - used)
+        return available, self._admission.demands()[:DEMANDS]
+
     def _leave(self, process: Process, reason: str) -> None:
         if self._starter is None:
             self._post(process.id, m.Left(reason))
             self._mailbox.flush()
-        self._driver_left(process, reason)
+        self._driver_left(process, reason, LEAVE_SECONDS)
 
     # -------------------------------------------------------------------------------------------------- decisions
 
@@ -503,24 +597,56 @@ class NodeManager:
         else:
             self._start_failed(worker, cause)
         for owner, attempt, record in answers:
-            if owner in self._processes:
+            if owner in self._processes or self._mailbox.is_elsewhere(owner):
                 self._post(owner, m.LateAnswer(worker.id, attempt, record))
         self._forget(worker, m.ProcessDied(worker.id, cause, running, answered))
 
-    def _forget(self, process: Process, notice: m.ProcessDied) -> None:
+    def _forget(self, process: Process, notice: m.ProcessDied, last_words: float = 0.0) -> None:
         """A process is gone: what it held is taken back, and everybody hears of it."""
         self._remove(process)
-        self._mailbox.forget(process.id)
-        self._mailbox.bury(process.id, self._processes.keys() | {self.me})
+        self._leaving[process.id] = monotonic() + last_words
+        if not last_words:
+            self._unlink(process.id)
         self._store.bury(process.pid, self._processes)
         self._spiller.process_left(process.id, self._processes)
         self._admission.process_left(process.id)
         self._groups.directory.process_left(process.id)
-        record = encode(notice)
-        for other in self._processes.values():
-            if other.registered:
-                self._mailbox.post(other.id, record)
+        self._tell_all(notice)
+        self.cluster.tell_of_death(notice)
         self._actors.process_left(process.id, notice.cause)
+
+    def _unlink(self, process: ProcessId) -> None:
+        """Nothing will be said to the process any more."""
+        del self._leaving[process]
+        self._mailbox.forget(process)
+        self._mailbox.bury(process, self._processes.keys() | self._leaving.keys() | {self.me})
+
+    def _unlink_who_left(self, now: float) -> float | None:
+        """Gives the time of the next look, or None."""
+        for process in [process for process, until in self._leaving.items() if until <= now]:
+            self._unlink(process)
+        return min(self._leaving.values(), default=None)
+
+    def _tell_all(self, notice: m.ProcessDied | m.NodeDied) -> None:
+        record = encode(notice)
+        for process in self._processes.values():
+            if process.registered:
+                self._mailbox.post(process.id, record)
+
+    def _stranger_died(self, notice: m.ProcessDied) -> None:
+        """A process of another node is gone."""
+        self._tell_all(notice)
+        self._strangers.on_process_died(notice.process, notice.cause)
+
+    def _node_died(self, notice: m.NodeDied) -> None:
+        """Another node is gone, and all its processes."""
+        self._tell_all(notice)
+        self._strangers.on_node_died(notice.node, notice.cause)
+
+    def _stranger_gone(self, process: ProcessId, cause: str) -> None:
+        """What it asked of this node is taken back."""
+        self._admission.process_left(process)
+        self._actors.process_left(process, cause)
 
     def _out_of_memory(self) -> bool:
         before, self._oom_kills = self._oom_kills, _oom_kills()

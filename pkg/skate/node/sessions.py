@@ -81,16 +81,21 @@ def facts_of(folder: str) -> dict[str, Any] | None:
         return None  # it is just starting, or ending
 
 
-def standing() -> list[dict[str, Any]]:
-    """The facts of the nodes on this machine that `skate start` started, the newest last."""
+def open_to_drivers() -> list[dict[str, Any]]:
+    """The facts of the nodes on this machine that any driver of this user may come to, the newest last."""
     if not os.path.isdir(SESSIONS_FOLDER):
         return []
     found = []
     for name in os.listdir(SESSIONS_FOLDER):
         facts = facts_of(os.path.join(SESSIONS_FOLDER, name))
-        if facts is not None and facts["stays"]:
+        if facts is not None and facts["open"]:
             found.append(facts)
     return sorted(found, key=lambda facts: facts["started"])  # type: ignore[no-any-return]
+
+
+def standing() -> list[dict[str, Any]]:
+    """As above, of those that `skate start` started."""
+    return [facts for facts in open_to_drivers() if facts["stays"]]
 
 
 def make_spill_folder(session: Session, directory: str | None) -> None:

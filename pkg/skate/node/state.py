@@ -24,6 +24,7 @@ class NodeState:
         groups: NodeGroups,
         labels: dict[str, str],
         workers: Callable[[], Any],
+        nodes: Callable[[], Any],
     ) -> None:
         self._store = store
         self._groups = groups
@@ -41,6 +42,7 @@ class NodeState:
             "groups": groups.table,
             "pending groups": groups.pending,
             "workers": workers,
+            "nodes": nodes,
         }
 
     def answer(self, what: str) -> Any:

@@ -3,10 +3,13 @@
 State: the lines of calls (core.calls), and the actors that this process has made and whose constructors may still need
 their arguments. A handle that counts holds a ref to the actor's *token*, an object of its maker whose value nobody
 reads: so whatever keeps objects alive keeps actors alive, in any process. When the token is freed, the actor ends.
+
+An actor stands in the directory of the node whose process made it, so its id says whom to ask.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from time import monotonic
@@ -16,7 +19,7 @@ from skate._c.refs import FAILED, INLINE, ObjectEntry, ObjectRef
 from skate.core.actors import ALIVE, DEAD, PENDING, killed_by
 from skate.core.calls import ActorLine, Calls, Effect, FailCalls, LoseCalls, WatchActor
 from skate.core.tasks import Function, OwnedTask
-from skate.ids import ActorId, ProcessId, object_id
+from skate.ids import ActorId, NodeId, ProcessId, manager_of, node_of, object_id
 from skate.runtime.arguments import inlined, pack_arguments
 from skate.runtime.deaths import error_of
 from skate.runtime.objects import pack_error
@@ -176,6 +179,14 @@ class Actors:
             made.pinned = False
             self._references.unpin([made.token])
 
+    def node_died(self, node: NodeId, cause: str, now: float) -> None:
+        """A node is gone, and with it the directory of the actors that its processes have made. Under the lock."""
+        report = json.loads(cause)
+        text = f"The node that it was made on, {node.hex()}, is dead: {report.get('node_died', '')}."
+        for line in list(self.calls.lines.values()):
+            if node_of(line.actor) == node:
+                self.calls.actor_state(line.actor, DEAD, None, {"kind": "owner", "text": text}, now)
+
     def find(self, name: str, namespace: str) -> tuple[ActorId, Any] | None:
         """(actor id, about) of the living actor that has the name. Blocks until the node answers."""
         return self._runtime.ask(lambda token: m.FindActor(token, name, namespace))  # type: ignore[no-any-return]
@@ -187,7 +198,7 @@ class Actors:
         now = monotonic()
         runtime.lock.acquire()
         try:
-            runtime.post(runtime.node, m.KillActor(actor, no_restart, by))
+            runtime.post(manager_of(actor), m.KillActor(actor, no_restart, by))
             if no_restart:  # no call from here may overtake it
                 self.calls.actor_state(actor, DEAD, None, killed_by(by), now)
                 runtime.act()
@@ -202,7 +213,7 @@ class Actors:
         submission = self._runtime.submission
         if type(effect) is WatchActor:
             line = effect.line
-            self._runtime.post(self._runtime.node, m.WatchActor(line.actor, line.counts))
+            self._runtime.post(manager_of(line.actor), m.WatchActor(line.actor, line.counts))
         elif type(effect) is FailCalls:
             self._fail(effect.line, effect.calls)
         else:

@@ -20,7 +20,7 @@ from skate._c import refs
 from skate._c.plain import Serialized, to_bytes
 from skate._c.refs import FAILED, INLINE, NOTHING, PENDING, STORED, ObjectEntry, ObjectRef, Waiter
 from skate.config import INLINE_BYTES
-from skate.core.references import Effect, FreeValue, TellBorrower
+from skate.core.references import Effect, FreeValue, TellBorrower, TellWatch
 from skate.exceptions import (
     GetTimeoutError,
     ObjectLostError,
@@ -28,7 +28,7 @@ from skate.exceptions import (
     ReferenceCountingAssertionError,
     TaskError,
 )
-from skate.ids import ObjectId, ProcessId, object_id, owner_of
+from skate.ids import NodeId, ObjectId, ProcessId, manager_of, object_id, owner_of
 from skate.runtime.large_arguments import LargeArguments
 from skate.store.local import NotHere
 from skate.store.serialization import from_bytes, serialize
@@ -371,14 +371,16 @@ class Objects:
     def _borrow_released(self, borrower: ProcessId, identifier: ObjectId, owed: int, kept: Any) -> None:
         self._references.on_borrow_released(identifier, borrower, owed, kept or ())
 
-    def owner_died(self, process: ProcessId) -> None:
-        """A process of the node is gone: its borrows end, and what only it knew is lost. Under the lock."""
-        error = None
-        for entry in self._references.on_process_died(process):
+    def owner_died(self, gone: ProcessId | NodeId) -> None:
+        """A process is gone, or a node: borrows of theirs end, what only they knew is lost. Under the lock."""
+        errors: dict[ProcessId, bytes] = {}
+        for entry in self._references.on_process_died(gone):
             if entry.state == PENDING or entry.state == STORED:
-                error = error or pack_error(OwnerDiedError(entry.id, process))
+                owner = owner_of(entry.id)
+                if owner not in errors:
+                    errors[owner] = pack_error(OwnerDiedError(entry.id, owner))
                 entry.state = PENDING
-                self.settle(entry, FAILED, error)
+                self.settle(entry, FAILED, errors[owner])
 
     def carry_out(self, effect: Effect) -> None:
         """Does what the references decided. Under the lock."""
@@ -392,5 +394,7 @@ class Objects:
                 self.when_freed.pop(entry.id)()
         elif type(effect) is TellBorrower:
             self._runtime.post(effect.to, m.AddBorrower(effect.object, effect.borrower, effect.container))
+        elif type(effect) is TellWatch:
+            self._runtime.post(manager_of(effect.process), m.WatchProcess(effect.process))
         else:
             self._runtime.post(effect.to, m.ReleaseBorrow(effect.object, effect.owed, effect.kept))

@@ -17,6 +17,7 @@ import _thread
 import itertools
 import logging
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from skate.config import CORK_SECONDS, GLANCE_SECONDS
 from skate.core import calls, dispatch, references
 from skate.core.dispatch import Dispatcher
 from skate.core.references import References
-from skate.ids import ObjectId, ProcessId, task_id_source
+from skate.ids import NodeId, ObjectId, ProcessId, task_id_source
 from skate.net.exchange import Place
 from skate.net.mailbox import Mailbox
 from skate.net.pump import Pump
@@ -99,6 +100,7 @@ class Runtime:
         self._next_token = itertools.count(1).__next__
         store.keeper = NodeKeeper(self, folder)
         self.handle(m.ProcessDied, self._process_died)
+        self.handle(m.NodeDied, self._node_died)
         self.handle(m.StateReply, self._replied)
         self.handle(m.StoreReply, self._replied)
         refs.set_home(self, self.references.entries, me)
@@ -254,8 +256,17 @@ class Runtime:
     ) -> None:
         self.hear_out(process)
         self.mailbox.forget(process)
-        self.submission.worker_died(process, cause, running, answered)
-        self.objects.owner_died(process)
+        self._gone(process, cause, running, answered)
+
+    def _node_died(self, _: ProcessId, node: NodeId, cause: str) -> None:
+        """How much of what its workers were asked they have done is not known: it all counts as begun."""
+        self.mailbox.forget_node(node)
+        self._gone(node, cause, b"", sys.maxsize)
+        self.actors.node_died(node, cause, monotonic())
+
+    def _gone(self, who: ProcessId | NodeId, cause: str, running: bytes, answered: int) -> None:
+        self.submission.worker_died(who, cause, running, answered)
+        self.objects.owner_died(who)
 
     def fail_everything(self, error: BaseException) -> None:
         """The node manager is gone: nothing that is pending will ever come. From any thread."""

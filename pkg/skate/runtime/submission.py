@@ -19,7 +19,7 @@ from skate.core.calls import ActorLine, Life
 from skate.core.dispatch import AskLeases, Effect, GiveBack, LoseTasks, PushTasks, Queue
 from skate.core.tasks import Function, OwnedTask
 from skate.exceptions import PendingCallsLimitExceeded, TaskError
-from skate.ids import FIRST_INDEX, TASK_ID_BYTES, ProcessId, TaskId, object_id
+from skate.ids import FIRST_INDEX, TASK_ID_BYTES, NodeId, ProcessId, TaskId, object_id
 from skate.runtime.arguments import inlined, pack_arguments
 from skate.runtime.deaths import crash_of
 from skate.runtime.objects import pack_error
@@ -350,12 +350,17 @@ class Submission:
 
     # -------------------------------------------------------------------------------------------------- deaths
 
-    def worker_died(self, worker: ProcessId, cause: str, running: bytes, answered: int) -> None:
-        """A worker is gone: its tasks run elsewhere, as far as they may be tried again. Under the lock."""
-        self._closed.discard(worker)
-        self._exported.pop(worker, None)
+    def worker_died(self, gone: ProcessId | NodeId, cause: str, running: bytes, answered: int) -> None:
+        """A worker is gone, or a node with all of its: their tasks run elsewhere, as far as they may be tried again.
+
+        Under the lock.
+        """
+        self._closed = {worker for worker in self._closed if not worker.startswith(gone)}
+        for worker in [worker for worker in self._exported if worker.startswith(gone)]:
+            del self._exported[worker]
         now = monotonic()
-        for lease in [lease for lease in self._dispatcher.leases.values() if lease.worker == worker]:
+        leases = self._dispatcher.leases.values()
+        for lease in [lease for lease in leases if lease.worker.startswith(gone)]:
             lost = self._dispatcher.worker_lost(lease, running, answered, now)
             if lease.in_flight:
                 self._obituaries[lease.id] = cause

@@ -17,6 +17,9 @@ Who says what:
     node -> actor        BecomeActor, EndActor
     actor -> node        ActorStarted, ActorLeaves
     borrower <-> owner   AskObject, ObjectReady, AddBorrower, ReleaseBorrow
+    node -> node         NodesChanged (from the head), NodeReport, Goodbye, ProcessDied
+    node -> process      NodeDied
+    process -> any node  WatchProcess
 
 An owner of tasks that calls an actor's methods pushes them to the actor's process as it pushes tasks to workers.
 """
@@ -26,7 +29,7 @@ from __future__ import annotations
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 from skate._c import frames
-from skate.ids import ActorId, ObjectId, ProcessId, TaskId
+from skate.ids import ActorId, NodeId, ObjectId, ProcessId, TaskId
 
 #: code -> schema, as frames.decode wants it
 SCHEMAS: list[bytes | None] = [None] * 256
@@ -42,6 +45,7 @@ _LETTERS = {
     int: "I",
     float: "D",
     bool: "?",
+    NodeId: "B",
     ProcessId: "P",
     TaskId: "T",
     ActorId: "T",
@@ -503,6 +507,46 @@ class Unschedulable(NamedTuple):
     class_id: int
     removed: bool  # because its placement group was removed
     text: str
+
+
+# ----------------------------------------------------------------------------------------------------------- nodes
+
+
+@_message(80)
+class NodeDied(NamedTuple):
+    """A node of the cluster is gone, and all its processes with it."""
+
+    node: NodeId
+    cause: str  # as in ProcessDied
+
+
+@_message(81)
+class WatchProcess(NamedTuple):
+    """To the process's node: the sender's node wants to hear of its death. Answered at once where it is dead."""
+
+    process: ProcessId
+
+
+@_message(82)
+class NodesChanged(NamedTuple):
+    """The head to all nodes: these rows of the table of nodes are new; see core.membership."""
+
+    rows: Plain
+
+
+@_message(83)
+class NodeReport(NamedTuple):
+    """A node to the head: what it has free, and what waits there."""
+
+    available: Plain  # resource name -> units
+    demands: Plain  # [({resource name: amount}, how many, feasible), …]
+
+
+@_message(84)
+class Goodbye(NamedTuple):
+    """The sending node ends."""
+
+    why: str
 
 
 # ---------------------------------------------------------------------------------------------- owner and borrower

@@ -1,0 +1,113 @@
+"""How the command shows the table of nodes. No state; a row is as core.roster's `Row.to_plain` gives it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from skate._c.resources import from_units
+
+_RULE = "-" * 63
+#: shown in bytes
+_BYTES = ("memory", "object_store_memory")
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def nodes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line a node."""
+    if not rows:
+        return "No node runs here that `skate start` started."
+    table = [("NODE", "STATE", "ADDRESS", "HOST", "PID", "CPU", "GPU", "LABELS")]
+    for row in rows:
+        state = "ALIVE" if row["alive"] else "DEAD"
+        table.append(
+            (
+                row["node"],
+                state + (" (head)" if row["head"] else ""),
+                row["address"] or "-",
+                row["hostname"],
+                str(row["pid"]),
+                _usage_of(row, "CPU"),
+                _usage_of(row, "GPU"),
+                ",".join(f"{name}={value}" for name, value in sorted(row["labels"].items())) or "-",
+            )
+        )
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in table
+    ]
+    lines += [f"{row['node']} died: {row['cause']}" for row in rows if not row["alive"]]
+    return "\n".join(lines)
+
+
+def status(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the cluster has, what is used of it, what waits; laid out as Ray's is."""
+    living = [row for row in rows if row["alive"]]
+    dead = [row for row in rows if not row["alive"]]
+    lines = [
+        f"======== Cluster status: {time.strftime('%Y-%m-%d %H:%M:%S')} ========",
+        "Node status",
+        _RULE,
+        "Active:",
+    ]
+    lines += [f" {_title(row)}" for row in living] or [" (no active nodes)"]
+    lines += ["Recent failures:"]
+    lines += [f" {_title(row)}: {row['cause']}" for row in dead[-10:]] or [" (no failures)"]
+    lines += ["", "Resources", _RULE, "Usage:"]
+    lines += _usage(_sum(living, "total"), _sum(living, "available"))
+    lines += ["", "Demands:"]
+    lines += _demands(demand for row in living for demand in row["demands"]) or [" (no resource demands)"]
+    for row in living if len(living) > 1 else ():
+        lines += ["", f"Node: {_title(row)}", " Usage:"]
+        lines += [" " + line for line in _usage(row["total"], row["available"])]
+    return "\n".join(lines)
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    where = f" at {row['address']}" if row["address"] else ""
+    return f"{row['node']} ({row['hostname']}{where}{', head' if row['head'] else ''})"
+
+
+def _sum(rows: Iterable[Mapping[str, Any]], what: str) -> dict[str, int]:
+    units: dict[str, int] = {}
+    for row in rows:
+        for name, amount in row[what].items():
+            units[name] = units.get(name, 0) + amount
+    return units
+
+
+def _usage(total: Mapping[str, int], available: Mapping[str, int]) -> list[str]:
+    names = sorted(name for name in total if not name.startswith("node:"))
+    return [f" {_used(total, available, name)} {name}" for name in names]
+
+
+def _usage_of(row: Mapping[str, Any], name: str) -> str:
+    return _used(row["total"], row["available"], name) if row["alive"] and name in row["total"] else "-"
+
+
+def _used(total: Mapping[str, int], available: Mapping[str, int], name: str) -> str:
+    used = from_units(total[name] - available.get(name, 0))
+    if name in _BYTES:
+        return f"{_size(used)}/{_size(from_units(total[name]))}"
+    return f"{used}/{from_units(total[name])}"
+
+
+def _size(amount: float) -> str:
+    unit = 0
+    while amount >= 1024 and unit < len(_UNITS) - 1:
+        amount /= 1024
+        unit += 1
+    return f"{amount:.2f}{_UNITS[unit]}" if unit else f"{amount:.0f}B"
+
+
+def _demands(demands: Iterable[Sequence[Any]]) -> list[str]:
+    counts: dict[tuple[tuple[tuple[str, float], ...], bool], int] = {}
+    for amounts, number, feasible in demands:
+        key = tuple(sorted(amounts.items())), feasible
+        counts[key] = counts.get(key, 0) + number
+    return [
+        f" {dict(amounts)}: {number}+ pending tasks/actors{'' if feasible else ' (no node can ever run them)'}"
+        for (amounts, feasible), number in counts.items()
+    ]

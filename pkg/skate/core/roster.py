@@ -1,0 +1,282 @@
+"""What every node of a cluster knows of the others: the table of nodes, as the head tells it.
+
+Pure. State: a row a node, which node the head's is and how long it has been away, the nodes that something waits for
+though nobody has told of them. Events: on_welcome, on_refused, on_rows, on_introduced, on_unknown, on_head_up,
+on_head_lost, on_head_goodbye, on_self_changed, tick. `core.membership` is the head's side, and says the rules.
+
+A scheduler reads `living()`: what each node has, has free, what waits there, its labels. A node that is in no cluster
+has a table of itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from skate.ids import NODE_ID_BYTES, NodeId
+from skate.wire.cluster import parse_address
+
+#: seconds after which a node takes the head's node for dead
+HEAD_SECONDS: Final = 10.0
+#: seconds that what is for an unknown node is kept: the head's word of it may be on its way
+UNKNOWN_SECONDS: Final = 5.0
+#: dead nodes that the table still shows
+DEAD_SHOWN: Final = 1000
+
+
+class Row(NamedTuple):
+    """A node in the table of nodes."""
+
+    node: NodeId
+    address: str  #: host:port of its manager; empty: it is in no cluster
+    hostname: str
+    pid: int
+    folder: str  #: its session's, on its own machine
+    head: bool
+    total: Mapping[str, int]  #: resource name -> units
+    labels: Mapping[str, str]
+    available: Mapping[str, int]
+    demands: Sequence[Any]  #: what waits there: [({resource name: amount}, how many, feasible), …]
+    alive: bool
+    cause: str  #: why it is dead
+
+    def to_plain(self) -> dict[str, Any]:
+        """As messages and JSON carry it."""
+        return self._asdict() | {
+            "node": self.node.hex(),
+            "total": dict(self.total),
+            "labels": dict(self.labels),
+            "available": dict(self.available),
+            "demands": list(self.demands),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> Row:
+        """ValueError where it is no row, or a field is missing or of another type. Unknown fields are left out."""
+        if not isinstance(plain, dict):
+            raise ValueError(f"a row of the table of nodes is no {type(plain).__name__}")
+        fields: dict[str, Any] = {name: plain.get(name) for name in cls._fields}
+        for name, kind in _KINDS.items():
+            if type(fields[name]) is not kind:
+                raise ValueError(f"{name} of a node must be {kind.__name__}, not {fields[name]!r:.40}")
+        fields["node"] = _node_id(fields["node"])
+        if fields["address"]:
+            parse_address(fields["address"])
+        for name in ("total", "available"):
+            _check_amounts(name, fields[name])
+        for pair in fields["labels"].items():
+            if not all(isinstance(text, str) for text in pair):
+                raise ValueError(f"a label is text, not {pair!r:.60}")
+        check_demands(fields["demands"])
+        return cls(**fields)
+
+
+_KINDS: Final = {
+    "node": str, "address": str, "hostname": str, "pid": int, "folder": str, "head": bool, "total": dict,
+    "labels": dict, "available": dict, "demands": list, "alive": bool, "cause": str,
+}  # fmt: skip
+
+
+def _node_id(text: str) -> NodeId:
+    node = bytes.fromhex(text)
+    if len(node) != NODE_ID_BYTES or not any(node):
+        raise ValueError(f"{text!r:.40} is no node's id")
+    return NodeId(node)
+
+
+def _check_amounts(what: str, amounts: Any) -> None:
+    if not isinstance(amounts, dict):
+        raise ValueError(f"{what} of a node must be a dict, not {amounts!r:.60}")
+    for name, units in amounts.items():
+        if not isinstance(name, str) or type(units) is not int or units < 0:
+            raise ValueError(f"{what} of a node: {name!r:.40} is {units!r:.40}")
+
+
+def check_report(available: Any, demands: Any) -> None:
+    """ValueError where they are not what a node may report."""
+    _check_amounts("available", available)
+    if not isinstance(demands, list):
+        raise ValueError(f"demands are a list, not {demands!r:.60}")
+    check_demands(demands)
+
+
+def check_demands(demands: Iterable[Any]) -> None:
+    for demand in demands:
+        if not isinstance(demand, list | tuple) or len(demand) != 3 or not isinstance(demand[0], dict):
+            raise ValueError(f"what waits at a node is no {demand!r:.60}")
+        if type(demand[1]) is not int or type(demand[2]) is not bool:
+            raise ValueError(f"what waits at a node is no {demand!r:.60}")
+
+
+class BuryNode(NamedTuple):
+    """Effect: the node is dead; whoever deals with its processes must hear."""
+
+    node: NodeId
+    cause: str
+
+
+class SendHeld(NamedTuple):
+    """Effect: the address of a node is known now; what was kept for it can leave."""
+
+    node: NodeId
+
+
+class Leave(NamedTuple):
+    """Effect: this node must end."""
+
+    why: str
+
+
+Effect = BuryNode | SendHeld | Leave
+
+
+class Roster:
+    """The table of nodes as one node knows it. A node that is in no cluster has a table of itself."""
+
+    def __init__(self, me: Row, *, in_cluster: bool) -> None:
+        self.me = me.node
+        #: there are others, or may be
+        self.in_cluster = in_cluster
+        #: node -> its row; the order is that of joining
+        self.rows: dict[NodeId, Row] = {me.node: me}
+        #: the node of the head; None until it has answered
+        self.head: NodeId | None = me.node if me.head else None
+        #: why the head did not let this node in
+        self.refused = ""
+        self._head_deadline: float | None = None
+        #: nodes that nobody knows -> until when what is for them is kept
+        self._unknown: dict[NodeId, float] = {}
+        #: where nodes said they are, before the head told of them
+        self._introduced: dict[NodeId, str] = {}
+        self._effects: list[Effect] = []
+
+    def take_effects(self) -> Sequence[Effect]:
+        effects, self._effects = self._effects, []
+        return effects
+
+    # ------------------------------------------------------------------------------------------------ what it tells
+
+    def living(self) -> list[Row]:
+        """The nodes that live, this one among them."""
+        return [row for row in self.rows.values() if row.alive]
+
+    def address(self, node: NodeId) -> str | None:
+        """Where to reach the node; None where that is not known."""
+        row = self.rows.get(node)
+        return row.address if row is not None else self._introduced.get(node)
+
+    def is_dead(self, node: NodeId) -> bool:
+        row = self.rows.get(node)
+        return row is not None and not row.alive
+
+    # ------------------------------------------------------------------------------------------------------- events
+
+    def on_self_changed(self, available: Mapping[str, int], demands: Sequence[Any]) -> None:
+        """What this node has free, and what waits here."""
+        self.rows[self.me] = self.rows[self.me]._replace(available=available, demands=demands)
+
+    def on_welcome(self, head: NodeId, rows: Iterable[Row]) -> None:
+        """The head has let this node in, or back in."""
+        before, self.head = self.head, head
+        self._head_deadline = None
+        if before is not None and before != head:
+            self._bury(before, "the head was started again at its address")
+        self.on_rows(rows)
+
+    def on_refused(self, why: str) -> None:
+        self.refused = why
+        self._effects.append(Leave(f"the head of the cluster refused this node: {why}"))
+
+    def on_rows(self, rows: Iterable[Row]) -> None:
+        """The head tells of nodes."""
+        for row in rows:
+            known = self.rows.get(row.node)
+            if row.node == self.me:
+                if not row.alive:
+                    self._effects.append(Leave(f"the head has taken this node for dead: {row.cause}"))
+                continue
+            if known is not None and not known.alive:
+                continue  # dead for ever
+            if row.alive:
+                self.rows[row.node] = row
+                self._found(row.node)
+            elif known is not None:
+                self._bury(row.node, row.cause, row)
+            else:
+                self.rows[row.node] = row
+                self._introduced.pop(row.node, None)
+                self._unknown.pop(row.node, None)
+                self._effects.append(BuryNode(row.node, row.cause))  # a process here may know of it
+        self._forget_oldest()
+
+    def on_introduced(self, node: NodeId, address: str) -> None:
+        """A node has said where it is; the head's word of it is on its way."""
+        if node != self.me and node not in self.rows:
+            self._introduced[node] = address
+            self._found(node)
+
+    def on_unknown(self, node: NodeId, now: float) -> None:
+        """There is something for a node that nobody has told of."""
+        if not self.in_cluster:
+            self._effects.append(BuryNode(node, "it is in no cluster with this one"))
+        elif node not in self._unknown:
+            self._unknown[node] = now + UNKNOWN_SECONDS
+
+    def on_head_up(self) -> None:
+        """There is a connection to the head's address."""
+        self._head_deadline = None
+
+    def on_head_lost(self, now: float) -> None:
+        if self.head is not None and self.head != self.me and self._head_deadline is None:
+            self._head_deadline = now + HEAD_SECONDS
+
+    def on_head_goodbye(self, why: str) -> None:
+        """The head ends, and its node with it. Another may come at its address."""
+        if self.head is not None and self.head != self.me:
+            self._bury(self.head, f"it ended: {why}")
+
+    def tick(self, now: float) -> float | None:
+        """Time has passed; gives the time of the next look, or None."""
+        if self._head_deadline is not None and self._head_deadline <= now:
+            self._head_deadline = None
+            assert self.head is not None
+            self._bury(
+                self.head,
+                f"the link to the head was lost, and it did not come back within {HEAD_SECONDS:g} s",
+            )
+        for node, deadline in list(self._unknown.items()):
+            if deadline <= now:
+                del self._unknown[node]
+                self._effects.append(BuryNode(node, "no such node is in the cluster"))
+        times = [*self._unknown.values()]
+        if self._head_deadline is not None:
+            times.append(self._head_deadline)
+        return min(times, default=None)
+
+    def _found(self, node: NodeId) -> None:
+        if self._unknown.pop(node, None) is not None:
+            self._effects.append(SendHeld(node))
+
+    def _bury(self, node: NodeId, cause: str, row: Row | None = None) -> None:
+        known = self.rows.get(node)
+        if known is None or not known.alive or node == self.me:
+            return
+        self.rows[node] = (row or known)._replace(alive=False, cause=cause, available={}, demands=[])
+        self._introduced.pop(node, None)
+        self._effects.append(BuryNode(node, cause))
+
+    def _forget_oldest(self) -> None:
+        dead = [node for node, row in self.rows.items() if not row.alive]
+        for node in dead[: max(0, len(dead) - DEAD_SHOWN)]:
+            del self.rows[node]
+
+    def check(self) -> None:
+        """Raises AssertionError where an invariant does not hold."""
+        if not self.rows[self.me].alive:
+            raise AssertionError("this node counts itself as dead")
+        for node, row in self.rows.items():
+            if row.node != node:
+                raise AssertionError(f"{row} stands under {node.hex()}")
+        for node in self._unknown:
+            if node in self.rows or node in self._introduced:
+                raise AssertionError(f"{node.hex()} is known and unknown")

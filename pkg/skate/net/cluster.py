@@ -1,0 +1,550 @@
+"""The sockets between node managers: TCP, closed to all who have not the cluster's key.
+
+State: a bound ROUTER, which others send to; a DEALER to each node (opened on first use, opened anew when its connection
+ends) with what waits to leave and what is not acknowledged; who knocked lately and was not let in. Decides nothing:
+core.delivery numbers what goes and comes, core.membership knows who lives.
+
+A connection ends by TCP or when heartbeats are not answered; these are ZeroMQ's own, which its I/O thread answers, so a
+busy node does not look dead. Each socket has a monitor that tells.
+
+CURVE is set for these sockets only. Whoever connects proves that it has the cluster's client key, which is checked here
+(ZeroMQ asks over an inproc socket, ZAP), and the one that is bound proves that it has the server key.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket as sockets
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, Final, Protocol
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from skate.core.delivery import Incoming, Outgoing
+from skate.ids import NodeId, ProcessId, manager_of, node_of
+from skate.net.cluster_key import Keys
+from skate.net.mailbox import LINGER_MS, READ_FRAMES
+from skate.net.node_mailbox import NodeMailbox
+from skate.wire.cluster import (
+    ACK,
+    DATA,
+    GREETING,
+    LETTER_BYTES,
+    LETTERS,
+    Envelope,
+    WireError,
+    join_address,
+    pack_envelope,
+    pack_letter,
+    parse_address,
+    unpack_envelope,
+    unpack_letter,
+)
+
+log = logging.getLogger("skate.net")
+
+#: milliseconds between two heartbeats, and until one that is not answered ends the connection
+HEARTBEAT_MS: Final = 1000
+SILENCE_MS: Final = 3000
+#: milliseconds between two attempts to connect: at first, and at most
+RETRY_MS: Final = 100
+RETRY_MOST_MS: Final = 1000
+#: milliseconds that one attempt to connect may take
+CONNECT_MS: Final = 1000
+#: seconds that a letter to somebody who is no member may take
+LETTER_SECONDS: Final = 5.0
+#: seconds after which another knock from the same host is worth a line, and hosts that are remembered
+KNOCK_SECONDS: Final = 60.0
+KNOCKERS: Final = 1000
+
+_ZAP = "inproc://zeromq.zap.01"
+_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_OF_A_LINK = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _FAILED
+_OF_THE_DOOR = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | _FAILED
+
+
+class Receiver(Protocol):
+    """Who is told what comes. Called from the node manager's loop."""
+
+    def on_letter(self, kind: bytes, sender: ProcessId, content: dict[str, Any]) -> None:
+        """A letter has come; `content` is not checked."""
+
+    def on_frame(self, sender: ProcessId, to: ProcessId, frame: bytes) -> None:
+        """A frame for a process of this node. It is of the node that it claims to be of, once and in order."""
+
+    def on_introduced(self, node: NodeId, address: str) -> None:
+        """A node has said where it is reached."""
+
+    def on_link_up(self, address: str, node: NodeId | None) -> None:
+        """There is a connection."""
+
+    def on_link_lost(self, address: str, node: NodeId | None) -> None:
+        """It has ended."""
+
+    def is_dead(self, node: NodeId) -> bool:
+        """Whether nothing that the node says counts any more."""
+
+
+class Conversation:
+    """What one other node and this one say to each other."""
+
+    def __init__(self) -> None:
+        self.outgoing: Outgoing[tuple[ProcessId, ProcessId, bytes]] = Outgoing()
+        self.incoming = Incoming()
+
+
+class NodeLink:
+    """The way to the node at an address."""
+
+    def __init__(self, address: str, node: NodeId | None) -> None:
+        self.address = address
+        #: who is there; None until it has said so
+        self.node = node
+        self.up = False
+        #: why there is no connection, as far as that is known
+        self.trouble = "nobody answers there"
+        #: whoever is there did not take our key, or we not his
+        self.turned_away = False
+        #: what leaves before all else
+        self.letters: list[list[bytes]] = []
+        #: the link is for one letter only, until then at most
+        self.until: float | None = None
+        self.socket: zmq.Socket[bytes]
+        self.monitor: zmq.Socket[bytes]
+
+
+class ClusterSockets:
+    """What a node manager says to others of its cluster, and hears from them."""
+
+    def __init__(
+        self, mailbox: NodeMailbox, receiver: Receiver, host: str, port: int, keys: Keys | None
+    ) -> None:
+        """Binds host:port (0: any port). zmq.ZMQError where it cannot. `keys` None: open to everybody."""
+        self._mailbox = mailbox
+        self._receiver = receiver
+        self._me = mailbox.me
+        self._node = node_of(mailbox.me)
+        self._keys = keys
+        self._context = mailbox.context
+        #: address -> link
+        self._links: dict[str, NodeLink] = {}
+        self._by_node: dict[NodeId, NodeLink] = {}
+        self._conversations: dict[NodeId, Conversation] = {}
+        #: nodes that something waits for, or is to be acknowledged to
+        self._busy: set[NodeId] = set()
+        #: host -> (when it was logged last, knocks since)
+        self._knocks: dict[str, tuple[float, int]] = {}
+        self._zap: zmq.Socket[bytes] | None = None
+        self._door = self._context.socket(zmq.ROUTER)
+        self._more = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._accepted: dict[int, str] = {}
+        try:
+            self._bind(host, port)
+        except zmq.ZMQError:
+            self._close_sockets()
+            raise
+        self.address = join_address(host, parse_address(self._door.get_string(zmq.LAST_ENDPOINT)[6:])[1])
+
+    def _bind(self, host: str, port: int) -> None:
+        door = self._door
+        self._configure(door, host)
+        door.set(zmq.ROUTER_HANDOVER, 1)  # a node that connects again takes its name over
+        if self._keys is not None:
+            # Before the door opens: without anybody to ask, ZeroMQ lets everybody in.
+            zap = self._zap = self._context.socket(zmq.ROUTER)
+            zap.set(zmq.LINGER, 0)
+            zap.bind(_ZAP)
+            self._listen(zap, self._answer_zap)
+            door.set(zmq.CURVE_SERVER, 1)
+            door.set(zmq.CURVE_SECRETKEY, self._keys.server.secret)
+            door.set(zmq.ZAP_DOMAIN, b"skate")
+        self._door_monitor = door.get_monitor_socket(_OF_THE_DOOR)
+        self._listen(self._door_monitor, self._watch_door)
+        self._mailbox.watch(self._more, self._read_on)
+        self._listen(door, self._read)
+        door.bind(f"tcp://{join_address(host, port)}")
+
+    def _listen(self, socket: zmq.Socket[bytes], ready: Callable[[], None]) -> None:
+        """Calls `ready` when something may have come. It must read all there is: the descriptor tells of changes only,
+        and only to who has read all that was there before."""
+        self._mailbox.watch(socket.fileno(), ready)
+        ready()
+
+    def _configure(self, socket: zmq.Socket[bytes], host: str) -> None:
+        socket.set(zmq.LINGER, 0)
+        socket.set(zmq.SNDHWM, 0)  # core.delivery says how much may be under way
+        socket.set(zmq.RCVHWM, 0)
+        socket.set(zmq.MAXMSGSIZE, LETTER_BYTES)
+        socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
+        socket.set(zmq.HEARTBEAT_TTL, SILENCE_MS)
+        socket.set(zmq.HANDSHAKE_IVL, SILENCE_MS)
+        socket.set(zmq.IPV6, ":" in host)
+
+    # ----------------------------------------------------------------------------------------------------- links
+
+    def connect(self, address: str, node: NodeId | None = None) -> NodeLink:
+        """Opens the link to the node at this address, unless there is one. ValueError where that is no address."""
+        link = self._links.get(address)
+        if link is None:
+            parse_address(address)
+            link = self._links[address] = NodeLink(address, None)
+            self._open(link)
+        link.until = None
+        if node is not None and link.node is None:
+            self._name(link, node)
+        return link
+
+    def know(self, address: str, node: NodeId) -> None:
+        """The node at this address is that one; what waits for it can leave."""
+        link = self.connect(address)
+        if link.node != node:
+            if link.node is not None:
+                self._by_node.pop(link.node, None)
+            self._name(link, node)
+
+    def _name(self, link: NodeLink, node: NodeId) -> None:
+        link.node = node
+        self._by_node[node] = link
+        if link.up:
+            self._begin(link)
+
+    def write(self, address: str, kind: bytes, content: dict[str, Any], *, now: float | None = None) -> None:
+        """Sends a letter to whoever is at the address, as soon as there is a connection.
+
+        With `now`, the address is of somebody whom nothing else will be said to: the link ends soon.
+        """
+        known = self._links.get(address)
+        passing = known is None or known.until is not None
+        link = self.connect(address)
+        if now is not None and passing:
+            link.until = now + LETTER_SECONDS
+        letter = pack_letter(kind, content)
+        if link.up:
+            link.socket.send_multipart(letter)
+        else:
+            link.letters = [letter]  # an older one says nothing that this does not
+
+    def drop(self, node: NodeId) -> None:
+        """The node is dead, or no member: nothing is said to it any more."""
+        self._conversations.pop(node, None)
+        self._busy.discard(node)
+        link = self._by_node.pop(node, None)
+        if link is not None:
+            self._links.pop(link.address, None)
+            self._shut(link)
+
+    def is_up(self, node: NodeId) -> bool:
+        """Whether there is a connection to the node."""
+        link = self._by_node.get(node)
+        return link is not None and link.up
+
+    def turned_away(self, address: str) -> bool:
+        """Whether somebody answered at the address, and the two do not agree on a key."""
+        link = self._links.get(address)
+        return link is not None and link.turned_away
+
+    def trouble(self, address: str) -> str:
+        """Why there is no connection to the address; empty where there is one."""
+        link = self._links.get(address)
+        return "" if link is None or link.up else link.trouble
+
+    def _open(self, link: NodeLink) -> None:
+        host, port = parse_address(link.address)
+        socket = link.socket = self._context.socket(zmq.DEALER)
+        self._configure(socket, host)
+        socket.set(zmq.ROUTING_ID, self._me)
+        socket.set(zmq.RECONNECT_IVL, RETRY_MS)
+        socket.set(zmq.RECONNECT_IVL_MAX, RETRY_MOST_MS)
+        socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+        if self._keys is not None:
+            socket.set(zmq.CURVE_SERVERKEY, self._keys.server.public)
+            socket.set(zmq.CURVE_PUBLICKEY, self._keys.client.public)
+            socket.set(zmq.CURVE_SECRETKEY, self._keys.client.secret)
+        link.monitor = socket.get_monitor_socket(_OF_A_LINK)
+        self._listen(link.monitor, lambda: self._watch_link(link))
+        try:
+            socket.connect(f"tcp://{join_address(host, port)}")
+        except zmq.ZMQError as error:
+            self._links.pop(link.address, None)
+            self._shut(link)
+            raise ValueError(f"nobody can be reached at {link.address}: {error}") from None
+
+    def _shut(self, link: NodeLink, linger: int = 0) -> None:
+        link.up = False
+        self._mailbox.unwatch(link.monitor.fileno())
+        link.socket.disable_monitor()
+        link.monitor.close(0)
+        link.socket.close(linger)
+
+    def _watch_link(self, link: NodeLink) -> None:
+        """What has become of the connection."""
+        monitor = link.monitor
+        while link.monitor is monitor and not monitor.closed:
+            try:
+                event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            kind = event["event"]
+            if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._connected(link)
+            elif kind == zmq.EVENT_DISCONNECTED:
+                self._disconnected(link)
+            elif kind & _FAILED:
+                link.turned_away = True
+                link.trouble = (
+                    "somebody answers there, but did not let this node in: it has another cluster key, or none "
+                    "(--insecure), or is no skate"
+                )
+
+    def _connected(self, link: NodeLink) -> None:
+        link.up = True
+        link.turned_away = False
+        link.trouble = ""
+        for letter in link.letters:
+            link.socket.send_multipart(letter)
+        link.letters.clear()
+        if link.node is not None:
+            self._begin(link)
+        self._receiver.on_link_up(link.address, link.node)
+
+    def _begin(self, link: NodeLink) -> None:
+        """The link is up, and it is known who is there: says who speaks, and what may have been lost goes again."""
+        assert link.node is not None
+        greeting = Envelope(GREETING, self._me, manager_of(link.node), 0, 0)
+        link.socket.send_multipart(pack_envelope(greeting, self.address.encode()))
+        conversation = self._conversation(link.node)
+        conversation.outgoing.on_connected()
+        # The last acknowledgement may have been lost with the connection.
+        self._send(
+            link, Envelope(ACK, self._me, manager_of(link.node), 0, conversation.incoming.acknowledge())
+        )
+        self._busy.add(link.node)
+
+    def _disconnected(self, link: NodeLink) -> None:
+        if not link.up:
+            return  # ZeroMQ tries again
+        self._shut(link)  # with what it has not sent: core.delivery has that too, and in order
+        link.trouble = "the connection was lost"
+        self._open(link)
+        self._receiver.on_link_lost(link.address, link.node)
+
+    # --------------------------------------------------------------------------------------------------- sending
+
+    def put(self, sender: ProcessId, to: ProcessId, frame: bytes, address: str) -> None:
+        """Has a frame go to a process of the node that is at this address. Leaves with the next `step`."""
+        node = node_of(to)
+        if node not in self._by_node:
+            self.know(address, node)
+        self._conversation(node).outgoing.put((sender, to, frame), len(frame))
+        self._busy.add(node)
+
+    def step(self, now: float) -> float | None:
+        """Sends what can leave; gives the time of the next look, or None. Does not block."""
+        due = None
+        for node in list(self._busy):
+            at = self._advance(node, now)
+            if at is not None:
+                due = at if due is None else min(due, at)
+        for link in [link for link in self._links.values() if link.until is not None]:
+            assert link.until is not None
+            if link.until <= now or (link.up and not link.letters):
+                del self._links[link.address]
+                self._shut(link, LINGER_MS)
+            else:
+                due = link.until if due is None else min(due, link.until)
+        return due
+
+    def _advance(self, node: NodeId, now: float) -> float | None:
+        """Sends what waits for a node; gives the time by which it is to have its acknowledgement."""
+        link, conversation = self._by_node.get(node), self._conversation(node)
+        if link is None or not link.up:
+            self._busy.discard(node)  # `_begin` makes it busy again
+            return None
+        outgoing, incoming = conversation.outgoing, conversation.incoming
+        while (sent := outgoing.next()) is not None:
+            sender, to, frame = sent.what
+            if not self._send(link, Envelope(DATA, sender, to, sent.number, incoming.acknowledge()), frame):
+                outgoing.unsend()
+                return now + RETRY_MS / 1000
+        due = incoming.due(now)
+        if due is not None and due <= now:
+            self._send(link, Envelope(ACK, self._me, manager_of(node), 0, incoming.acknowledge()))
+            due = None
+        if due is None:
+            self._busy.discard(node)
+        return due
+
+    @staticmethod
+    def _send(link: NodeLink, envelope: Envelope, frame: bytes = b"") -> bool:
+        try:
+            link.socket.send_multipart(pack_envelope(envelope, frame), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def _conversation(self, node: NodeId) -> Conversation:
+        conversation = self._conversations.get(node)
+        if conversation is None:
+            conversation = self._conversations[node] = Conversation()
+        return conversation
+
+    # --------------------------------------------------------------------------------------------------- reading
+
+    def _read_on(self) -> None:
+        os.eventfd_read(self._more)
+        self._read()
+
+    def _read(self) -> None:
+        """Takes in what has come; where that is much, the rest after others had a turn."""
+        for _ in range(READ_FRAMES):
+            try:
+                message = self._door.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                self._receive(message[0], message[1:])
+            except WireError as error:
+                log.warning("refused a message from %s: %s", _name_of(message[0]), error)
+            except Exception:
+                log.exception("a message from %s could not be handled", _name_of(message[0]))
+        os.eventfd_write(self._more, 1)
+
+    def _receive(self, name: bytes, parts: Sequence[bytes]) -> None:
+        if len(name) != len(self._me) or name != manager_of(name) or not parts:
+            raise WireError("it comes from no node manager")
+        peer = ProcessId(name)
+        if parts[0] in LETTERS:
+            self._receiver.on_letter(parts[0], peer, unpack_letter(parts))
+            return
+        envelope, frame = unpack_envelope(parts)
+        node = node_of(peer)
+        if node_of(envelope.sender) != node:
+            raise WireError(f"it claims to be from {envelope.sender.hex()}, a process of another node")
+        if node_of(envelope.to) != self._node:
+            raise WireError(f"it is for {envelope.to.hex()}, a process of another node")
+        if self._receiver.is_dead(node):
+            return
+        conversation = self._conversation(node)
+        if envelope.acknowledged and not conversation.outgoing.on_acknowledged(envelope.acknowledged):
+            raise WireError(f"it acknowledges number {envelope.acknowledged}, which was never sent")
+        self._busy.add(node)
+        if envelope.kind == GREETING:
+            self._greeted(node, frame)
+        elif envelope.kind == DATA and conversation.incoming.take(envelope.number, len(frame), monotonic()):
+            self._receiver.on_frame(envelope.sender, envelope.to, frame)
+
+    def _greeted(self, node: NodeId, frame: bytes) -> None:
+        try:
+            address = join_address(*parse_address(frame.decode()))
+        except ValueError as error:  # UnicodeDecodeError is one
+            raise WireError(f"no greeting: {error}") from None
+        self._receiver.on_introduced(node, address)
+        if node not in self._by_node:  # the head may be reached at another address than it names
+            self.know(address, node)  # to acknowledge what comes
+
+    # ------------------------------------------------------------------------------------------------- who knocks
+
+    def _answer_zap(self) -> None:
+        """ZeroMQ asks whether to let somebody in who has a key."""
+        assert self._zap is not None
+        assert self._keys is not None
+        wanted = z85.decode(self._keys.client.public)
+        while True:
+            try:
+                asked = self._zap.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            # way back, "", version, request, domain, address, routing id, mechanism, key
+            back, request = asked[: asked.index(b"") + 1], asked[asked.index(b"") + 1 :]
+            version, number, _domain, host, _routing_id, mechanism, *credentials = request
+            known = mechanism == b"CURVE" and credentials == [wanted]
+            if not known:
+                self._knocked(host.decode(errors="replace"), "its key is not the cluster's")
+            status = [b"200", b"OK"] if known else [b"400", b"not the cluster's key"]
+            self._zap.send_multipart([*back, version, number, *status, b"", b""])
+
+    def _watch_door(self) -> None:
+        """Who came, and who was sent away. A failure is followed at once by the end of that connection."""
+        failed = 0
+        while True:
+            try:
+                event = parse_monitor_message(self._door_monitor.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            kind = event["event"]
+            if kind == zmq.EVENT_ACCEPTED:
+                self._accepted[event["value"]] = _peer_of(event["value"])
+            elif kind == zmq.EVENT_DISCONNECTED:
+                who = self._accepted.pop(event["value"], "an unknown address")
+                if failed & ~zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # of those, ZAP has told
+                    self._knocked(who, "it has not the cluster's key, or is no skate of this protocol")
+                failed = 0
+            else:
+                failed = kind
+
+    def _knocked(self, who: str, why: str) -> None:
+        """Somebody was not let in: a line in the log, though not one for each attempt."""
+        now = monotonic()
+        host = who.rpartition(":")[0] or who
+        last, count = self._knocks.get(host, (-KNOCK_SECONDS, 0))
+        if now - last < KNOCK_SECONDS:
+            self._knocks[host] = (last, count + 1)
+            return
+        self._knocks.pop(host, None)
+        self._knocks[host] = (now, 0)
+        if len(self._knocks) > KNOCKERS:
+            del self._knocks[next(iter(self._knocks))]
+        more = f" ({count} more of its attempts since the last line)" if count else ""
+        log.warning("%s knocked at %s and was not let in: %s%s", who, self.address, why, more)
+
+    # --------------------------------------------------------------------------------------------------- closing
+
+    def close(self) -> None:
+        """Sends what can leave (for at most LINGER_MS) and closes all sockets."""
+        self.step(monotonic())
+        for link in self._links.values():
+            self._shut(link, LINGER_MS if link.up else 0)
+        self._links.clear()
+        self._by_node.clear()
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        for socket in (self._door, self._zap):
+            if socket is not None:
+                self._mailbox.unwatch(socket.fileno())
+        if hasattr(self, "_door_monitor"):
+            self._mailbox.unwatch(self._door_monitor.fileno())
+            self._door.disable_monitor()
+            self._door_monitor.close(0)
+        self._mailbox.unwatch(self._more)
+        os.close(self._more)
+        self._door.close(0)
+        if self._zap is not None:
+            self._zap.close(0)
+
+
+def _name_of(name: bytes) -> str:
+    return name.hex() if len(name) <= 8 else f"{name[:8].hex()}…"
+
+
+def _peer_of(fd: int) -> str:
+    """host:port of whoever is at the other end of a connection of this process, if it is still there."""
+    try:
+        copy = os.dup(fd)
+    except OSError:
+        return "an unknown address"
+    with sockets.socket(fileno=copy) as connection:
+        try:
+            host, port = connection.getpeername()[:2]
+        except OSError:
+            return "an unknown address"
+    return join_address(host.removeprefix("::ffff:"), port)

@@ -1,0 +1,85 @@
+"""The mailbox of a node manager: what it says itself, and what it passes on between its processes and other nodes.
+
+State: that of its mailbox. A frame of another node's process waits in the same line as what the manager itself says to
+the receiver, so the two keep their order: where the receiver has a lane, the frame goes by the socket, and a mark in
+the lane says when it is its turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import zmq
+
+from skate._c import frames
+from skate._c.lanes import Lane
+from skate.ids import ProcessId
+from skate.net.mailbox import FRAME_RECORDS, Link, Mailbox, Relay
+
+Forward = Callable[[ProcessId, ProcessId, bytes], None]
+
+
+class NodeMailbox(Mailbox):
+    """The mailbox of a node manager: it passes frames on, between its own processes and those of other nodes."""
+
+    #: what to do with a frame (sender, receiver, frame) for a process of another node
+    pass_on: Forward
+
+    def post(self, to: ProcessId, record: bytes) -> bool:
+        if self.is_elsewhere(to):
+            self.pass_on(self.me, to, frames.frame([record]))
+            return False
+        return super().post(to, record)
+
+    def forward(self, to: ProcessId, sender: ProcessId, frame: bytes) -> None:
+        """Gives a frame of another node's process to one of this node, after all that was posted to it before."""
+        link = self._links.get(to) or self._open(to)
+        if not link.records:
+            self._waiting.append(link)
+        link.records.append((sender, frame))  # type: ignore[arg-type]
+
+    def _relayed(self, by: ProcessId, sender: ProcessId, data: bytes) -> None:
+        self.pass_on(by, sender, data)  # from a process of this node it is the receiver that is named
+
+    def _send(self, link: Link) -> bool:
+        if link.lane is not None:
+            return super()._send(link)
+        waiting: list[Any] = link.records
+        sent = 0
+        try:
+            while sent < len(waiting):
+                end = sent + 1
+                if type(waiting[sent]) is tuple:
+                    gone = self._send_parts(link, waiting[sent])
+                else:
+                    most = min(len(waiting), sent + FRAME_RECORDS)
+                    while end < most and type(waiting[end]) is bytes:
+                        end += 1
+                    gone = self._send_frame(link, waiting[sent:end])
+                if not gone:
+                    return False
+                sent = end
+        finally:
+            del waiting[:sent]
+        link.flushed_at = monotonic()
+        return True
+
+    def _send_in_order(self, link: Link, lane: Lane, record: Any) -> bool:
+        if type(record) is not tuple:
+            return super()._send_in_order(link, lane, record)
+        if not link.marked and not lane.mark():
+            return False
+        link.marked = not self._send_parts(link, record)
+        return not link.marked
+
+    def _send_parts(self, link: Link, parts: tuple[ProcessId, bytes]) -> bool:
+        if link.socket is None:
+            link.socket = self._connect(link.peer)
+        assert not isinstance(link.socket, Relay)
+        try:
+            link.socket.send_multipart(parts, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True

@@ -1,0 +1,425 @@
+"""A node in its cluster: passes frames on between its processes and those of other nodes, joins, hears of deaths.
+
+State: the roster (and on the head the register), which process is known to which nodes, what waits for nodes that
+nobody knows yet; the sockets, where the node is in a cluster. A node that is in none runs the same code without
+sockets: what is for another node's process finds that there is no such node.
+
+What decides is core.membership, core.roster, core.delivery and core.acquaintances.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+import zmq
+
+from skate._c import frames
+from skate.config import VERSION
+from skate.core import membership, roster
+from skate.core.acquaintances import Acquaintances
+from skate.core.membership import SHARE_SECONDS, DropNode, Identity, Refuse, Register, Share, Welcome
+from skate.core.roster import BuryNode, Leave, Roster, Row, SendHeld, check_report
+from skate.ids import NodeId, ProcessId, manager_of, node_of
+from skate.net.cluster import ClusterSockets
+from skate.net.cluster_key import keys_of
+from skate.net.node_mailbox import NodeMailbox
+from skate.wire import messages as m
+from skate.wire.cluster import HELLO, REFUSED, WELCOME
+from skate.wire.messages import SCHEMAS, encode
+
+log = logging.getLogger("skate.node")
+
+#: seconds that the head may take to let a node in
+JOIN_SECONDS: Final = 10.0
+#: and for how long a node goes on knocking that was turned away
+TURNED_AWAY_SECONDS: Final = 2.0
+#: frames that are kept for one node that nobody knows yet
+HELD_FRAMES: Final = 10_000
+#: bytes of rows of the table of nodes in one answer at the door
+ANSWER_BYTES: Final = 60_000
+
+
+class CannotJoin(RuntimeError):
+    """The cluster did not let this node in, or there is none at that address."""
+
+
+class Hooks(NamedTuple):
+    """What the node manager does for its cluster."""
+
+    #: whether a process of this node lives
+    lives: Callable[[ProcessId], bool]
+    #: (sender, records): something is for the node manager itself, from a process of another node
+    deliver: Callable[[ProcessId, list[tuple[int, tuple[Any, ...]]]], None]
+    #: a process of another node is dead
+    process_died: Callable[[m.ProcessDied], None]
+    #: another node is dead
+    node_died: Callable[[m.NodeDied], None]
+    #: this node must end
+    end: Callable[[str], None]
+    #: (available units, demands)
+    measure: Callable[[], tuple[dict[str, int], list[Any]]]
+    #: units that there are, with those of placement groups
+    total: Callable[[], dict[str, int]]
+
+
+def identity() -> Identity:
+    """What this node speaks."""
+    return Identity(frames.VERSION, f"{sys.version_info.major}.{sys.version_info.minor}", VERSION)
+
+
+class NodeCluster:
+    """The cluster, as one node manager has to do with it."""
+
+    def __init__(self, row: Row, config: dict[str, Any] | None, mailbox: NodeMailbox, hooks: Hooks) -> None:
+        """`row` says what this node is; `config` is api.session's `cluster_config`, None for a node in no cluster.
+
+        OSError where the port cannot be bound.
+        """
+        self.me = mailbox.me
+        self._mailbox = mailbox
+        self._hooks = hooks
+        self._identity = identity()
+        self._acquaintances = Acquaintances()
+        self._held: dict[NodeId, list[tuple[ProcessId, ProcessId, bytes]]] = {}
+        #: when to look next at what is free here, and what the head was told of it
+        self._look_at = 0.0
+        self._told: tuple[dict[str, int], list[Any]] | None = None
+        self._head_address: str | None = None
+        self._sockets: ClusterSockets | None = None
+        mailbox.pass_on = self.pass_on
+        if config is not None:
+            self._head_address = config["head"]
+            keys = None if config["key"] is None else keys_of(config["key"])
+            try:
+                self._sockets = ClusterSockets(mailbox, self, config["host"], config["port"], keys)
+            except zmq.ZMQError as error:
+                place = f"{config['host']}:{config['port']}" if config["port"] else config["host"]
+                raise CannotJoin(
+                    f"{place} cannot be bound: {error}. Is --node-ip-address one of this machine's, and the port free?"
+                ) from None
+            row = row._replace(address=self._sockets.address, head=self._head_address is None)
+        self.roster = Roster(row, in_cluster=config is not None)
+        self.register = Register(row, self._identity) if row.head else None
+        #: what comes from other nodes' managers
+        self._handlers: dict[int, Callable[..., None]] = {
+            m.NodesChanged.code: self._nodes_changed,  # type: ignore[attr-defined]
+            m.NodeReport.code: self._reported,  # type: ignore[attr-defined]
+            m.Goodbye.code: self._goodbye,  # type: ignore[attr-defined]
+            m.ProcessDied.code: self._process_died,  # type: ignore[attr-defined]
+        }
+        if self._sockets is not None and self._head_address is not None:
+            self._sockets.connect(self._head_address)
+
+    @property
+    def address(self) -> str:
+        """Where others reach this node; empty where it is in no cluster."""
+        return "" if self._sockets is None else self._sockets.address
+
+    @property
+    def joined(self) -> bool:
+        """Whether this node is in its cluster (or is in none)."""
+        return not self.roster.in_cluster or self.roster.head is not None
+
+    @property
+    def turned_away(self) -> bool:
+        """Whether there is no use in waiting to join: somebody at the head's address does not take this node's key."""
+        assert self._sockets is not None
+        assert self._head_address is not None
+        return self._sockets.turned_away(self._head_address)
+
+    def why_not_joined(self) -> str:
+        """For whoever has waited for long enough."""
+        assert self._sockets is not None
+        assert self._head_address is not None
+        why = self._sockets.trouble(self._head_address) or (
+            f"it lets this node in, but does not answer. It must reach this node at {self.address}: is that the "
+            "right --node-ip-address, and may it connect there?"
+        )
+        return f"the head at {self._head_address}: {why}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table of nodes, with what is free here now."""
+        self.roster.on_self_changed(*self._hooks.measure())
+        rows = [row.to_plain() for row in self.roster.rows.values()]
+        return [
+            row | {"total": self._hooks.total()} if row["node"] == self.roster.me.hex() else row
+            for row in rows
+        ]
+
+    def some_rows(self, first: int) -> dict[str, Any]:
+        """As many of them, from that one on, as fit into a message at the door; and which comes next."""
+        rows, end, size = self.rows(), first, 0
+        while end < len(rows) and size < ANSWER_BYTES:
+            size += len(json.dumps(rows[end]))
+            end += 1
+        return {"rows": rows[first:end], "next": end if end < len(rows) else None}
+
+    # ------------------------------------------------------------------------------------------------ passing on
+
+    def pass_on(self, sender: ProcessId, to: ProcessId, frame: bytes) -> None:
+        """A process of this node says something to one of another."""
+        node = node_of(to)
+        if node == node_of(self.me) or node_of(sender) != node_of(self.me):
+            log.warning("process %s had a message passed on to process %s: refused", sender.hex(), to.hex())
+        elif not self.roster.is_dead(node):
+            if self._hooks.lives(sender):  # else these are last words
+                self._acquaintances.met(sender, node)
+            address = self.roster.address(node)
+            if address is None:
+                self._hold(node, sender, to, frame)
+            else:
+                assert self._sockets is not None
+                self._sockets.put(sender, to, frame, address)
+
+    def _hold(self, node: NodeId, sender: ProcessId, to: ProcessId, frame: bytes) -> None:
+        held = self._held.setdefault(node, [])
+        if len(held) < HELD_FRAMES:
+            held.append((sender, to, frame))
+        else:
+            log.error("too much is for node %s, which nobody knows: a message was dropped", node.hex())
+        self.roster.on_unknown(node, monotonic())
+
+    def on_frame(self, sender: ProcessId, to: ProcessId, frame: bytes) -> None:
+        """Something for a process of this node, from one of another."""
+        if to == self.me:
+            try:
+                records = frames.decode(frame, SCHEMAS)
+            except frames.FrameError as error:
+                log.warning("refused %d bytes from process %s: %s", len(frame), sender.hex(), error)
+                return
+            if sender == manager_of(sender):
+                self._deliver(sender, records)
+            else:
+                self._hooks.deliver(sender, records)
+        elif self._hooks.lives(to):
+            self._acquaintances.met(to, node_of(sender))
+            self._mailbox.forward(to, sender, frame)
+        else:
+            self._mailbox.post(manager_of(sender), encode(self._obituary(to)))
+
+    def _obituary(self, process: ProcessId) -> m.ProcessDied:
+        cause = {"pid": None, "node": node_of(process).hex(), "exit_status": None}
+        return m.ProcessDied(process, json.dumps(cause), b"", 0)
+
+    def watch(self, watcher: ProcessId, process: ProcessId) -> None:
+        """A process of another node wants to hear of the death of one of this."""
+        if self._hooks.lives(process):
+            self._acquaintances.met(process, node_of(watcher))
+        else:
+            self._mailbox.post(manager_of(watcher), encode(self._obituary(process)))
+
+    def tell_of_death(self, notice: m.ProcessDied) -> None:
+        """A process of this node is dead: other nodes that know it hear."""
+        for node in self._acquaintances.on_process_died(notice.process):
+            self._mailbox.post(manager_of(node), encode(notice))
+
+    # --------------------------------------------------------------------------------- from other node managers
+
+    def _deliver(self, sender: ProcessId, records: list[tuple[int, tuple[Any, ...]]]) -> None:
+        for code, fields in records:
+            handler = self._handlers.get(code)
+            try:
+                if handler is not None:
+                    handler(node_of(sender), *fields)
+                else:
+                    self._hooks.deliver(sender, [(code, fields)])
+            except ValueError as error:
+                log.warning("refused message %d from node %s: %s", code, sender.hex(), error)
+            except Exception:
+                log.exception("message %d from node %s could not be handled", code, sender.hex())
+
+    def _nodes_changed(self, node: NodeId, rows: Any) -> None:
+        if node != self.roster.head:
+            raise ValueError("only the head tells of nodes")
+        self.roster.on_rows([Row.from_plain(plain) for plain in rows])
+
+    def _reported(self, node: NodeId, available: Any, demands: Any) -> None:
+        if self.register is None:
+            raise ValueError("a report is for the head")
+        check_report(available, demands)
+        self.register.on_report(node, available, demands)
+
+    def _goodbye(self, node: NodeId, why: str) -> None:
+        if self.register is not None:
+            self.register.on_goodbye(node, why)
+        elif node == self.roster.head:
+            self.roster.on_head_goodbye(why)
+
+    def _process_died(self, node: NodeId, process: ProcessId, *fields: Any) -> None:
+        if node_of(process) != node:
+            raise ValueError(f"process {process.hex()} is not that node's")
+        self._hooks.process_died(m.ProcessDied(process, *fields))
+
+    def is_dead(self, node: NodeId) -> bool:
+        return self.roster.is_dead(node)
+
+    def on_introduced(self, node: NodeId, address: str) -> None:
+        self.roster.on_introduced(node, address)
+
+    # ---------------------------------------------------------------------------------------------------- joining
+
+    def on_letter(self, kind: bytes, sender: ProcessId, content: dict[str, Any]) -> None:
+        """Something about joining."""
+        if kind == HELLO and self.register is not None:
+            self.register.on_hello(content, monotonic())
+        elif kind == HELLO:
+            self._refuse(
+                content, f"{self.address} is not the head of its cluster: join at {self._head_address}"
+            )
+        elif self._head_address is None:
+            log.warning("node %s sent the head a letter %r: refused", sender.hex(), kind)
+        elif kind == REFUSED:
+            self.roster.on_refused(str(content.get("why"))[:2000])
+        else:
+            self._welcomed(node_of(sender), content)
+
+    def _welcomed(self, head: NodeId, content: dict[str, Any]) -> None:
+        assert self._sockets is not None
+        assert self._head_address is not None
+        rows = [Row.from_plain(plain) for plain in content.get("rows", ())]
+        differs = self._identity.differs_from(content)
+        if differs:
+            self.roster.on_refused(differs)
+            return
+        if content.get("skate") != self._identity.skate:
+            log.warning("the head runs skate %s, this node %s", content.get("skate"), self._identity.skate)
+        if head != self.roster.head:
+            log.info("this node, %s, is in the cluster of %s", self.me.hex(), self._head_address)
+            self._look_at, self._told = 0.0, None  # it does not know what is free here
+        self._sockets.know(self._head_address, head)
+        self.roster.on_welcome(head, rows)
+
+    def _refuse(self, hello: dict[str, Any], why: str) -> None:
+        assert self._sockets is not None
+        address = str(hello.get("address"))
+        log.warning("node %.40s at %.60s was refused: %s", hello.get("node"), address, why)
+        try:
+            self._sockets.write(address, REFUSED, {"why": why}, now=monotonic())
+        except ValueError as error:
+            log.warning("it cannot be told: %s", error)
+
+    def on_link_up(self, address: str, node: NodeId | None) -> None:
+        assert self._sockets is not None
+        if address == self._head_address:
+            self.roster.on_head_up()
+            known = [row.to_plain() for row in self.roster.rows.values() if row.node != self.roster.me]
+            hello = self._identity._asdict() | {
+                "node": self.roster.me.hex(),
+                "address": self.address,
+                "row": self.roster.rows[self.roster.me].to_plain(),
+                "known": known,
+            }
+            self._sockets.write(address, HELLO, hello)
+        elif self.register is not None and node is not None:
+            self.register.on_link_up(node)
+
+    def on_link_lost(self, address: str, node: NodeId | None) -> None:
+        now = monotonic()
+        log.info("the link to %s was lost", address)
+        if address == self._head_address:
+            self.roster.on_head_lost(now)
+        elif self.register is not None and node is not None:
+            self.register.on_link_lost(node, now)
+
+    # -------------------------------------------------------------------------------------------------- decisions
+
+    def step(self, now: float) -> float | None:
+        """Does what is to be done; gives the time of the next look, or None."""
+        times = [self._report(now), self.roster.tick(now)]
+        if self.register is not None:
+            times.append(self.register.tick(now))
+            for effect in self.register.take_effects():
+                self._lead(effect, now)
+        while effects := self.roster.take_effects():
+            for each in effects:
+                self._carry_out(each)
+        if self._sockets is not None:
+            times.append(self._sockets.step(now))
+        return min((time for time in times if time is not None), default=None)
+
+    def _report(self, now: float) -> float | None:
+        """Tells the head what has changed here, so often at most; gives the time of the next look."""
+        if self._sockets is None:
+            return None
+        if now < self._look_at:
+            return self._look_at
+        if self.roster.head is None:
+            return None
+        self._look_at = now + SHARE_SECONDS
+        available, demands = self._hooks.measure()
+        if (available, demands) == self._told:
+            return None
+        self._told = available, demands
+        self.roster.on_self_changed(available, demands)
+        if self.register is not None:
+            self.register.on_report(self.roster.me, available, demands)
+        elif not self.roster.is_dead(self.roster.head):
+            self._mailbox.post(manager_of(self.roster.head), encode(m.NodeReport(available, demands)))
+        return None
+
+    def _lead(self, effect: membership.Effect, now: float) -> None:
+        """Does what the register has decided."""
+        assert self._sockets is not None
+        assert self.register is not None
+        if type(effect) is Welcome:
+            row = self.register.members[effect.node].row
+            self._sockets.know(row.address, effect.node)
+            if self._sockets.is_up(effect.node):
+                self.register.on_link_up(effect.node)
+            rows = [each.to_plain() for each in self.register.rows()]
+            self._sockets.write(row.address, WELCOME, self._identity._asdict() | {"rows": rows})
+        elif type(effect) is Refuse:
+            self._refuse({"node": effect.node, "address": effect.address}, effect.why)
+        elif type(effect) is DropNode:
+            self._sockets.drop(effect.node)
+        else:
+            assert type(effect) is Share
+            self._share(effect.rows)
+
+    def _share(self, rows: Sequence[Row]) -> None:
+        assert self.register is not None
+        self.roster.on_rows(rows)
+        changed = encode(m.NodesChanged([row.to_plain() for row in rows]))
+        for node in self.register.expected():
+            self._mailbox.post(manager_of(node), changed)
+
+    def _carry_out(self, effect: roster.Effect) -> None:
+        """Does what the roster has decided."""
+        if type(effect) is Leave:
+            self._hooks.end(effect.why)
+        elif type(effect) is SendHeld:
+            for sender, to, frame in self._held.pop(effect.node, ()):
+                self.pass_on(sender, to, frame)
+        else:
+            assert type(effect) is BuryNode
+            self._bury(effect.node, effect.cause)
+
+    def _bury(self, node: NodeId, cause: str) -> None:
+        log.warning("node %s is dead: %s", node.hex(), cause)
+        self._held.pop(node, None)
+        self._acquaintances.on_node_died(node)
+        if self._sockets is not None:
+            self._sockets.drop(node)
+            if self._head_address is not None:
+                self._sockets.connect(self._head_address)  # another head may come there
+        report = {"pid": None, "node": node.hex(), "exit_status": None, "node_died": cause}
+        self._hooks.node_died(m.NodeDied(node, json.dumps(report)))
+
+    def close(self, why: str) -> None:
+        """Says goodbye, and closes the sockets."""
+        if self._sockets is None:
+            return
+        goodbye = encode(m.Goodbye(why))
+        if self.register is None:
+            told = [] if self.roster.head is None or self.roster.refused else [self.roster.head]
+        else:
+            told = [row.node for row in self.roster.living() if row.node != self.roster.me]
+        for node in told:
+            if not self.roster.is_dead(node):
+                self._mailbox.post(manager_of(node), goodbye)
+        self._sockets.close()
