@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from skate._c.resources import from_units
+from skate.core import group_names
 
 _RULE = "-" * 63
 #: shown in bytes
@@ -79,7 +80,7 @@ def _sum(rows: Iterable[Mapping[str, Any]], what: str) -> dict[str, int]:
 
 
 def _usage(total: Mapping[str, int], available: Mapping[str, int]) -> list[str]:
-    names = sorted(name for name in total if not name.startswith("node:"))
+    names = sorted(name for name in total if not name.startswith("node:") and group_names.parse(name) is None)
     return [f" {_used(total, available, name)} {name}" for name in names]
 
 
