@@ -3,7 +3,7 @@
 An id says who made it, so whoever holds an object's id knows the object's owner:
 
     process id   8 bytes   4 of the node, 4 of the process on it; given out by the node manager
-    task id     16 bytes   process id of the owner, then a counter of that process (big-endian)
+    task id     16 bytes   process id of the owner, then a counter of that process (big-endian; _c.refs.TaskIds)
     object id   20 bytes   task id, then the index of the return value (big-endian); `put` uses index 0 of an id
                            of its own
 
@@ -12,9 +12,7 @@ Plain bytes hash, compare and pickle at C speed; the types below are names for r
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable
 from typing import NewType
 
 NodeId = NewType("NodeId", bytes)
@@ -45,16 +43,6 @@ def new_node_id() -> NodeId:
 def process_id(node: NodeId, serial: int) -> ProcessId:
     """The id of the `serial`-th process that `node` has known; 0 is the node manager itself."""
     return ProcessId(node + serial.to_bytes(4, "big"))
-
-
-def task_id_source(process: ProcessId) -> Callable[[], TaskId]:
-    """A function giving this process's task ids, one a call. Safe to call from any thread: `next` is atomic."""
-    count = itertools.count(1).__next__
-
-    def next_task_id() -> TaskId:
-        return TaskId(process + count().to_bytes(8, "big"))
-
-    return next_task_id
 
 
 def object_id(task: TaskId, index: int) -> ObjectId:

@@ -13,6 +13,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from skate._c.refs import TaskIds
 from skate.core.dispatch import (
     BUDGET,
     LATE,
@@ -29,7 +30,7 @@ from skate.core.dispatch import (
 )
 from skate.core.resources import ResourceSet
 from skate.core.tasks import DONE, Function, OwnedTask
-from skate.ids import NodeId, ProcessId, process_id, task_id_source
+from skate.ids import NodeId, ProcessId, process_id
 
 OWNER = process_id(NodeId(b"node"), 1)
 #: seconds that calls of the model's functions take: far below, around and far above what a pipeline holds
@@ -71,7 +72,7 @@ class Owner:
         self.dispatcher = Dispatcher()
         self.queues = [self.dispatcher.queue_of(ResourceSet({"CPU": 10_000 * n})) for n in (1, 2)]
         self.functions = [Function(bytes([n]) * 16, f"f{n}", b"") for n in range(len(SECONDS))]
-        self.next_task_id = task_id_source(OWNER)
+        self.next_task_id = TaskIds(OWNER)
         self.now = 0.0
         self.serial = 10
         self.tasks: dict[bytes, OwnedTask] = {}

@@ -16,9 +16,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from skate._c import refs
-from skate._c.refs import FAILED, INLINE, PENDING, Guard, ObjectEntry, ObjectRef, Waiter
+from skate._c.refs import FAILED, INLINE, PENDING, Guard, ObjectEntry, ObjectRef, TaskIds, Waiter
 from skate.core.references import FreeValue, References, TellBorrower
-from skate.ids import NodeId, ProcessId, TaskId, object_id, owner_of, process_id, task_id_source
+from skate.ids import NodeId, ProcessId, TaskId, object_id, owner_of, process_id
 
 NODE = NodeId(b"node")
 PROCESSES = 4
@@ -64,7 +64,7 @@ class Process:
         self.world = world
         self.me = process_id(NODE, number)
         self.references = References(self.me, self)
-        self.next_task_id = task_id_source(self.me)
+        self.next_task_id = TaskIds(self.me)
         self.alive = True
         #: refs that the program keeps: globals, attributes, what its main module holds
         self.kept: list[ObjectRef] = []

@@ -88,7 +88,7 @@ def open_to_drivers() -> list[dict[str, Any]]:
     found = []
     for name in os.listdir(SESSIONS_FOLDER):
         facts = facts_of(os.path.join(SESSIONS_FOLDER, name))
-        if facts is not None and facts["open"]:
+        if facts is not None and facts.get("open"):
             found.append(facts)
     return sorted(found, key=lambda facts: facts["started"])  # type: ignore[no-any-return]
 

@@ -30,7 +30,7 @@ from skate.config import CORK_SECONDS, GLANCE_SECONDS
 from skate.core import calls, dispatch, references
 from skate.core.dispatch import Dispatcher
 from skate.core.references import References
-from skate.ids import NodeId, ObjectId, ProcessId, task_id_source
+from skate.ids import NodeId, ObjectId, ProcessId
 from skate.net.exchange import Place
 from skate.net.mailbox import Mailbox
 from skate.net.pump import Pump
@@ -63,7 +63,7 @@ class Runtime:
         self.store = store
         self.lock = threading.Lock()
         self.closed = False
-        self.next_task_id = task_id_source(me)
+        self.next_task_id = refs.TaskIds(me)
         #: how many tasks deep what runs here is nested; 0 in a driver
         self.depth = 0
         #: the placement group, in hexadecimal, that what runs here has its own tasks run in; None: in none

@@ -4,7 +4,8 @@ State: the lazily found numpy and cloudpickle; a table of types that are safe fo
 thread, to the Serialized that is being made in it.
 
 A value takes the first way that fits:
-  bare     a numpy array or scalar of a native numeric dtype, or large bytes: a few bytes of our own, no pickle
+  bare     a numpy array or scalar of a native numeric dtype, bytes, str, int, float, bool or None: a few bytes of our
+           own, no pickle
   plain    built-in types, exact, few and shallow, with such arrays and registered types among them: C pickler
   cloud    everything else: cloudpickle, protocol 5, buffers out of band
 
@@ -27,10 +28,12 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.object cimport PyObject
 from cpython.pyport cimport PY_SSIZE_T_MAX
-from libc.stdint cimport uint32_t, uint64_t
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from skate import exception_transport
@@ -41,11 +44,21 @@ cdef extern from *:
     """
     PyObject *current "skate_plain_current"  # the Serialized being made in this thread; its maker's frame owns it
 
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+
 cdef enum:
     TAG_ARRAY = 1               # then: dtype's letter, "C" or "F", ndim, u64 a dimension; one buffer
     TAG_BYTES = 2               # one buffer
     TAG_BYTEARRAY = 3           # one buffer
     TAG_SCALAR = 4              # then: dtype's letter, the value
+    TAG_NONE = 5                # these and the next two: nothing follows
+    TAG_TRUE = 6
+    TAG_FALSE = 7
+    TAG_INT = 8                 # then: i64
+    TAG_FLOAT = 9               # then: f64
+    TAG_STR = 10                # then: UTF-8
+    TAG_SHORT_BYTES = 11        # then: the bytes
     PICKLE_PROTO = 0x80
 
     ALIGN = 64
@@ -155,9 +168,14 @@ def dumps_inband(value: object) -> Serialized:
 
 
 cdef bint _serialize_bare(object value, Serialized out) except -1:
+    cdef bytes small
     kind = type(value)
     if kind is _ndarray:
         return _serialize_array(value, out)
+    small = _small(value, kind)
+    if small is not None:
+        out.inband = small
+        return True
     if kind is bytes or kind is bytearray:
         if len(value) < BARE_BYTES_MIN:
             return False
@@ -173,6 +191,78 @@ cdef bint _serialize_bare(object value, Serialized out) except -1:
         return False
     out.buffers.append(_PickleBuffer(value))
     return True
+
+
+cdef bytes _small(object value, object kind):
+    """The whole message of a small value of the types that need no pickle; None for any other."""
+    cdef bytes out
+    cdef const char *text
+    cdef char *at
+    cdef Py_ssize_t length
+    cdef int64_t integer
+    cdef double number
+    cdef int overflow = 0
+    if value is None:
+        return b"\x05"
+    if value is True:
+        return b"\x06"
+    if value is False:
+        return b"\x07"
+    if kind is int:
+        integer = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if overflow:
+            return None
+        out = PyBytes_FromStringAndSize(NULL, 9)
+        at = PyBytes_AS_STRING(out)
+        at[0] = TAG_INT
+        memcpy(at + 1, &integer, 8)
+        return out
+    if kind is float:
+        number = value
+        out = PyBytes_FromStringAndSize(NULL, 9)
+        at = PyBytes_AS_STRING(out)
+        at[0] = TAG_FLOAT
+        memcpy(at + 1, &number, 8)
+        return out
+    if kind is bytes:
+        length = PyBytes_GET_SIZE(value)
+        if length >= BARE_BYTES_MIN:
+            return None
+        text = PyBytes_AS_STRING(value)
+    elif kind is str:
+        if len(<str>value) >= BARE_BYTES_MIN:
+            return None
+        try:
+            text = PyUnicode_AsUTF8AndSize(value, &length)
+        except UnicodeEncodeError:
+            return None  # a lone surrogate: pickle has a way
+    else:
+        return None
+    out = PyBytes_FromStringAndSize(NULL, 1 + length)
+    at = PyBytes_AS_STRING(out)
+    at[0] = TAG_SHORT_BYTES if kind is bytes else TAG_STR
+    memcpy(at + 1, text, length)
+    return out
+
+
+cdef object _load_small(const char *at, Py_ssize_t size):
+    """What `_small` wrote. `at` begins with one of its tags."""
+    cdef int64_t integer
+    cdef double number
+    cdef unsigned char tag = <unsigned char>at[0]
+    if tag == TAG_STR:
+        return PyUnicode_DecodeUTF8(at + 1, size - 1, NULL)
+    if tag == TAG_SHORT_BYTES:
+        return PyBytes_FromStringAndSize(at + 1, size - 1)
+    if size != (9 if tag == TAG_INT or tag == TAG_FLOAT else 1):
+        raise ValueError(f"a serialized value that is damaged: {size} bytes after tag {tag}")
+    if tag == TAG_INT:
+        memcpy(&integer, at + 1, 8)
+        return integer
+    if tag == TAG_FLOAT:
+        memcpy(&number, at + 1, 8)
+        return number
+    return None if tag == TAG_NONE else tag == TAG_TRUE
 
 
 cdef bint _serialize_array(object array, Serialized out) except -1:
@@ -351,6 +441,8 @@ cpdef object deserialize(object inband, object buffers):
         return _loads(inband, buffers=[_readonly(buffer) for buffer in buffers])
     if head[0] == TAG_SCALAR:
         return _load_scalar(head, inband)
+    if TAG_NONE <= head[0] <= TAG_SHORT_BYTES:
+        return _load_small(<const char *>&head[0], head.shape[0])
     if head[0] > TAG_BYTEARRAY or head[0] == 0:
         raise ValueError(f"not a serialized value: it begins with byte {head[0]:#04x}")
     if len(buffers) != 1:
@@ -529,9 +621,18 @@ cpdef object unpack(object buffer):
 
     The block must not change while they live. Raises ValueError for a block that is cut short or damaged.
     """
-    cdef const unsigned char[::1] block = buffer
-    cdef Py_ssize_t total = block.shape[0], at, end, length, i
+    cdef const unsigned char[::1] block
+    cdef Py_ssize_t total, at, end, length, i
     cdef uint64_t count, inband_bytes
+    cdef unsigned char tag
+    if type(buffer) is bytes and PyBytes_GET_SIZE(buffer) > 0:  # the usual ones, without a view
+        tag = <unsigned char>PyBytes_AS_STRING(buffer)[0]
+        if tag == PICKLE_PROTO:
+            return _loads(buffer)
+        if TAG_NONE <= tag <= TAG_SHORT_BYTES:
+            return _load_small(PyBytes_AS_STRING(buffer), PyBytes_GET_SIZE(buffer))
+    block = buffer
+    total = block.shape[0]
     if total < 4 or memcmp(&block[0], MAGIC, 4) != 0:
         return deserialize(buffer, ())
     if total < HEAD_BYTES:

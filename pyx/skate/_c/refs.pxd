@@ -42,3 +42,7 @@ cdef class ObjectEntry(Guard):
 cdef class ObjectRef:
     cdef readonly ObjectEntry entry
     cdef object __weakref__
+
+cdef class TaskIds:
+    cdef readonly bytes process
+    cdef unsigned long long count

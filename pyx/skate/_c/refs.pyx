@@ -6,9 +6,10 @@ entry that is PENDING has its waiters registered, any other has none.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.string cimport memcmp
+from libc.stdint cimport uint64_t
+from libc.string cimport memcmp, memcpy
 
 from skate._c.plain import note_ref
 
@@ -18,6 +19,7 @@ cdef enum:
     _STORED = 2
     _FAILED = 3
     OBJECT_ID_BYTES = 20
+    TASK_ID_BYTES = 16
     PROCESS_ID_BYTES = 8
 
 #: states of an entry
@@ -203,6 +205,28 @@ cdef class ObjectRef:
 
     def __class_getitem__(cls, item):
         return cls
+
+
+cdef class TaskIds:
+    """Makes the task ids of a process, one a call: its id, then a count, big-endian (skate.ids). From any thread."""
+
+    def __init__(self, bytes process):
+        if PyBytes_GET_SIZE(process) != PROCESS_ID_BYTES:
+            raise ValueError(f"a process id has {PROCESS_ID_BYTES} bytes, got {process!r}")
+        self.process = process
+
+    def __call__(self):
+        cdef bytes made = PyBytes_FromStringAndSize(NULL, TASK_ID_BYTES)
+        cdef char *at = PyBytes_AS_STRING(made)
+        cdef uint64_t count
+        cdef Py_ssize_t i
+        self.count += 1
+        count = self.count
+        memcpy(at, PyBytes_AS_STRING(self.process), PROCESS_ID_BYTES)
+        for i in range(TASK_ID_BYTES - 1, PROCESS_ID_BYTES - 1, -1):
+            at[i] = <char>(count & 0xFF)
+            count >>= 8
+        return made
 
 
 # ------------------------------------------------------------------------------- entries by id, guards by thread
