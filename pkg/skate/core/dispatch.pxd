@@ -1,5 +1,7 @@
 # What Cython is told of dispatch.py's classes where that is compiled: their attributes become C fields.
 
+cimport cython
+
 from skate.core.machine cimport Machine
 from skate.core.tasks cimport OwnedTask
 
@@ -19,9 +21,14 @@ cdef class HeldLease:
 cdef class Dispatcher(Machine):
     cdef public dict queues, leases
     cdef public object _late
+    @cython.locals(queue=Queue, waiting=Py_ssize_t)
     cpdef task_queued(self, OwnedTask task, double now)
+    @cython.locals(queue=Queue)
     cpdef task_done(self, HeldLease lease, OwnedTask task, double seconds, double now)
+    @cython.locals(lease=HeldLease, task=OwnedTask, batch=list, pushed=dict)
     cpdef _feed(self, Queue queue, double now)
+    @cython.locals(lease=HeldLease, best=HeldLease, alone=bint)
     cpdef HeldLease _roomiest(self, Queue queue, OwnedTask task)
+    @cython.locals(waiting=Py_ssize_t, wanted=Py_ssize_t)
     cpdef _ask(self, Queue queue)
     cpdef _take_out(self, HeldLease lease, OwnedTask task, double now)

@@ -1,5 +1,8 @@
 # What Cython is told of submission.py's classes where that is compiled: their attributes become C fields.
 
+cimport cython
+
+from skate._c.refs cimport ObjectEntry
 from skate.core.calls cimport ActorLine, Calls, Life
 from skate.core.dispatch cimport Dispatcher, HeldLease
 from skate.core.references cimport References
@@ -18,6 +21,9 @@ cdef class Submission:
     cdef public Objects _objects
     cdef public dict tasks, _exported, _obituaries
     cdef public set _closed
+    @cython.locals(task=OwnedTask, function=Function)
     cpdef push(self, worker, tasks)
+    @cython.locals(entry=ObjectEntry)
+    cpdef _answered(self, worker, OwnedTask task, double seconds, values, kept)
     cpdef _let_go(self, OwnedTask task)
     cpdef _call_ready(self, ActorLine line, OwnedTask call)

@@ -221,12 +221,16 @@ class Submission:
         if task is None or task.lease is None or task.lease.worker != worker:
             self.discard(worker, task_id, values)
             return
+        self._answered(worker, task, elapsed_ns * 1e-9, values, kept)
+
+    def _answered(self, worker: ProcessId, task: OwnedTask, seconds: float, values: Any, kept: Any) -> None:
+        """The worker that holds the task has run it."""
         now = monotonic()
         lease = task.lease
         if type(lease) is Life:
             self._calls.call_done(lease, task)
         else:
-            self._dispatcher.task_done(lease, task, elapsed_ns * 1e-9, now)
+            self._dispatcher.task_done(lease, task, seconds, now)  # type: ignore[arg-type]
         if kept and not self._references.has_died(worker):
             self._references.on_kept(kept, worker)
         if values and values[0][0] == FAILED and self._wants_retry(task, values[0][1]) and task.may_retry():
@@ -235,11 +239,12 @@ class Submission:
             else:
                 self._dispatcher.task_queued(task, now)
             return
-        del self.tasks[task_id]
+        del self.tasks[task.id]
         if task.stream is not None:
             values = self._runtime.streams.ended(task, values)
-        for entry, (state, value, contents) in zip(task.returns, values, strict=False):
-            self._objects.settle(entry, state, value, contents)  # (of an error there is at least one)
+        for index, entry in enumerate(task.returns):
+            state, value, contents = values[index]  # (an error is there once for each)
+            self._objects.settle(entry, state, value, contents)
         self._let_go(task)
 
     def _answered_late(self, _: ProcessId, worker: ProcessId, attempt: int, record: bytes) -> None:

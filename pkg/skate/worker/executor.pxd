@@ -1,5 +1,7 @@
 # What Cython is told of executor.py's classes where that is compiled: their attributes become C fields.
 
+cimport cython
+
 from skate._c.refs cimport Waiter
 from skate.net.mailbox cimport Mailbox
 from skate.runtime.runtime cimport Runtime
@@ -25,6 +27,7 @@ cdef class Executor:
     cdef public bint _stopping
     cdef public Py_ssize_t _answered
     cdef public Pushed current
+    @cython.locals(function=Loaded)
     cpdef bint _execute(self, Pushed pushed) except -1
     cpdef call(self, Loaded function, Pushed pushed, list guards)
     cpdef arguments(self, pushed, list guards)
