@@ -171,10 +171,14 @@ class Mailbox:
             written = True
         else:
             link.records.append(record)
+        self._wait(link)
+        return written
+
+    def _wait(self, link: Link) -> None:
+        """The next flush has something to do for this peer."""
         if not link.waits:
             link.waits = True
             self._waiting.append(link)
-        return written
 
     def flush(self) -> None:
         """Sends all that waits. What a peer has no room for waits for the next flush. Does not block."""

@@ -36,16 +36,13 @@ class NodeMailbox(Mailbox):
     def forward(self, to: ProcessId, sender: ProcessId, frame: bytes) -> None:
         """Gives a frame of another node's process to one of this node, after all that was posted to it before."""
         link = self._links.get(to) or self._open(to)
-        if not link.records:
-            self._waiting.append(link)
         link.records.append((sender, frame))  # type: ignore[arg-type]
+        self._wait(link)
 
     def _relayed(self, by: ProcessId, sender: ProcessId, data: bytes) -> None:
         self.pass_on(by, sender, data)  # from a process of this node it is the receiver that is named
 
-    def _send(self, link: Link) -> bool:
-        if link.lane is not None:
-            return super()._send(link)
+    def _send_by_socket(self, link: Link) -> bool:
         waiting: list[Any] = link.records
         sent = 0
         try:
