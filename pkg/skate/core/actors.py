@@ -254,6 +254,10 @@ class ActorDirectory(Machine):
         if actor is not None and actor.state != DEAD:
             self._die(actor, {"kind": "evicted", "text": "It ended because its placement group was removed."})
 
+    def workers(self) -> list[ProcessId]:
+        """The processes in which actors are."""
+        return list(self._workers)
+
     def detached_in(self, worker: ProcessId) -> Actor | None:
         """The detached actor that this process is, if it is one."""
         actor = self._workers.get(worker)

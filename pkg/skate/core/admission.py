@@ -70,7 +70,10 @@ _CLAIMED: Final[Environment] = (None, "claimed")
 class Admission:
     """The scheduler of one node."""
 
-    def __init__(self, resources: BundledResources, *, keep_idle: int, start_at_once: int) -> None:
+    def __init__(
+        self, resources: BundledResources, *, keep_idle: int, start_at_once: int, first_lease: int = 1
+    ) -> None:
+        """`first_lease`: the number of the first lease. No two nodes may count in the same range."""
         self.resources = resources
         #: idle workers that are kept warm
         self.keep_idle = keep_idle
@@ -93,7 +96,7 @@ class Admission:
         #: jobs whose drivers are gone, and which still have processes or actors
         self._left_jobs: set[Hashable] = set()
         self._effects: list[Effect] = []
-        self._next_lease = 0
+        self._next_lease = first_lease - 1
         self._turn = 0
 
     # --------------------------------------------------------------------------------------------------- events
@@ -322,6 +325,13 @@ class Admission:
         for table in tables:
             for environment in [environment for environment in table if environment[0] == job]:
                 del table[environment]
+
+    def serves(self, job: Hashable) -> bool:
+        """Whether anything is asked for by a program, or its owners have leases."""
+        return any(
+            request.environment[0] == job and (request.wanted or request.reserved)
+            for request in self.requests.values()
+        )
 
     def tick(self, now: float) -> float | None:
         """Asks workers that have been idle for long to leave; gives the time of the next such look, or None."""

@@ -1,6 +1,7 @@
 """The node's side of actors: what core.actors decides, done; what its processes say, passed on to it.
 
-State: the directory. Workers come through admission, in which an actor is an owner with one request of its own.
+State: the directory. Workers, of this node or another, come through node.scheduling, in which an actor is an owner
+with one request of its own.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from skate.core.actors import (
     Place,
     Tell,
 )
-from skate.core.admission import Admission
 from skate.core.leases import LeaseRequest, NodeLease
+from skate.core.policies import where_from
 from skate.core.resources import ResourceSet
-from skate.ids import ActorId, ProcessId
-from skate.node.verdicts import Verdict, granted_allocation, group_removed
+from skate.ids import ActorId, NodeId, ProcessId, manager_of, node_of
+from skate.node.scheduling import Details, NodeScheduling
+from skate.node.verdicts import granted_allocation, group_removed
 from skate.wire import messages as m
 
 log = logging.getLogger("skate.node")
@@ -36,30 +38,30 @@ class NodeActors:
     """The actors of a node.
 
     `post` sends a message, `kill` ends a process, `lives` tells whether one is there, `environment` says which workers
-    an actor of this maker with these variables can live in, `judge` whether it may live on this node, `on_end` hears of
-    the end of each.
+    an actor of this maker with these variables can live in, `is_gone` whether a placement group was removed, `on_end`
+    hears of the end of each.
     """
 
     def __init__(
         self,
-        admission: Admission,
+        scheduling: NodeScheduling,
         post: Post,
         kill: Callable[[ProcessId, str], None],
         lives: Callable[[ProcessId], bool],
         environment: Callable[[ProcessId, Any], Any],
-        judge: Callable[[ResourceSet, Any, bool], Verdict],
+        is_gone: Callable[[str], bool],
         on_end: Callable[[ActorId], None],
     ) -> None:
         self.directory = ActorDirectory()
-        self._admission = admission
+        self._scheduling = scheduling
         self._post = post
         self._kill = kill
         self._lives = lives
         self._environment = environment
-        self._judge = judge
+        self._is_gone = is_gone
         self._on_end = on_end
-        #: the leases of actors that have a worker
-        self._leases: dict[ActorId, NodeLease] = {}
+        #: of actors that have a worker: the lease's number, and what they may use
+        self._leases: dict[ActorId, tuple[int, dict[str, Any]]] = {}
         directory = self.directory
         self.handlers: dict[int, Callable[..., None]] = {
             m.RegisterActor.code: self._register,  # type: ignore[attr-defined]
@@ -118,28 +120,47 @@ class NodeActors:
         """The actor that asked for this lease has its worker."""
         assert lease.worker is not None
         actor = ActorId(lease.request.owner)  # type: ignore[arg-type]
-        self._leases[actor] = lease
+        self._leases[actor] = lease.id, granted_allocation(lease)
         self.directory.placed(actor, lease.worker.id)
+
+    def placed_elsewhere(
+        self, node: Any, actor: ActorId, worker: bytes, lease: int, may: Any, why: str
+    ) -> None:
+        """Another node has a worker for the actor, or cannot start one."""
+        if not worker:
+            self.failed(ProcessId(actor), why)
+        elif manager_of(worker) == node.id:
+            self._leases[actor] = lease, may
+            self.directory.placed(actor, ProcessId(worker))
 
     def group_gone(self, request: LeaseRequest) -> None:
         """The actor was to live in a placement group that is removed."""
         self.directory.unplaceable(ActorId(request.owner), group_removed(request.demand), "unschedulable")  # type: ignore[arg-type]
 
+    def refused(self, actor: ProcessId, why: str) -> None:
+        """There is no node on which the actor may be."""
+        self.directory.unplaceable(ActorId(actor), why, "unschedulable")  # type: ignore[arg-type]
+
     def evicted(self, actor: ProcessId) -> None:
         """The placement group in which the actor lives is removed."""
         self.directory.evicted(ActorId(actor))  # type: ignore[arg-type]
 
-    def failed(self, request: LeaseRequest, report: str) -> None:
+    def failed(self, actor: ProcessId, report: str) -> None:
         """No worker for the actor could be started."""
         why = json.loads(report).get("stderr_tail", "") if report else ""
         self.directory.unplaceable(
-            ActorId(request.owner),  # type: ignore[arg-type]
+            ActorId(actor),  # type: ignore[arg-type]
             f"No process for it could be started. {why}".strip(),
         )
 
     def process_left(self, process: ProcessId, cause: str) -> None:
-        """A process of the node has ended."""
+        """A process has ended."""
         self.directory.process_left(process, json.loads(cause))
+
+    def node_left(self, node: NodeId, cause: str) -> None:
+        """Another node is dead, with the workers in which actors were."""
+        for worker in [worker for worker in self.directory.workers() if node_of(worker) == node]:
+            self.process_left(worker, cause)
 
     # ----------------------------------------------------------------------------------------------------- effects
 
@@ -160,7 +181,7 @@ class NodeActors:
                 self._kill(effect.worker, effect.why)
             else:
                 self._leases.pop(effect.actor.id, None)
-                self._admission.process_left(ProcessId(effect.actor.id))
+                self._scheduling.owner_left(ProcessId(effect.actor.id))
                 self._on_end(effect.actor.id)
         return bool(effects)
 
@@ -175,27 +196,19 @@ class NodeActors:
     def _place(self, actor: Actor) -> None:
         spec = actor.spec
         demand = ResourceSet(spec["demand"])
-        verdict = self._judge(demand, spec["where"], True)
-        if verdict.never:
-            self.directory.unplaceable(actor.id, verdict.never, "unschedulable")
+        if demand.group is not None and self._is_gone(demand.group):
+            self.directory.unplaceable(actor.id, group_removed(demand), "unschedulable")
             return
-        self._admission.actor_placed(
-            actor.id,
-            demand,
-            spec["lends"],
-            spec["depth"],
-            spec["environment"],
-            allowed=verdict.allowed,
-            captures=verdict.captures,
-        )
+        where = where_from(spec["where"])
+        details = Details(spec["environment"], spec["depth"], where.captures, spec["lends"])
+        self._scheduling.wants(ProcessId(actor.id), 0, demand, where, 1, details, for_actor=True)
 
     def _become(self, actor: Actor) -> None:
-        lease = self._leases[actor.id]
+        lease, allocation = self._leases[actor.id]
         assert actor.worker is not None
-        allocation = granted_allocation(lease)
-        if lease.request.lends:
+        if actor.spec["lends"]:
             allocation["resources"].pop("CPU", None)
-        self._post(actor.worker, m.BecomeActor(actor.id, lease.id, allocation, actor.spec, actor.restarts))
+        self._post(actor.worker, m.BecomeActor(actor.id, lease, allocation, actor.spec, actor.restarts))
 
     def any_of(self, job: str) -> bool:
         """Whether an actor of the job lives, or may live again."""

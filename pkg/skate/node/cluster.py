@@ -213,6 +213,10 @@ class NodeCluster:
         else:
             self._mailbox.post(manager_of(watcher), encode(self._obituary(process)))
 
+    def acquaint(self, process: ProcessId, node: NodeId) -> None:
+        """A node is to hear of the death of a process of this one, though that never spoke to it."""
+        self._acquaintances.met(process, node)
+
     def tell_of_death(self, notice: m.ProcessDied) -> None:
         """A process of this node is dead: other nodes that know it hear."""
         for node in self._acquaintances.on_process_died(notice.process):

@@ -118,6 +118,7 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             BundledResources(units, gpu_ids),
             keep_idle=max(1, cpus),
             start_at_once=max(4, 2 * (os.cpu_count() or 1)),
+            first_lease=(int.from_bytes(node, "big") << 31) + 1,  # leases of all nodes differ
         )
         store = LocalStore(arena)
         spiller = Spiller(session.folder, store, arena, config["spill_limit"])

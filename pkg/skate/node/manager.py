@@ -38,9 +38,10 @@ from skate.core.leases import (
     StartWorker,
     WarnInfeasible,
 )
+from skate.core.policies import where_from
 from skate.core.resources import ResourceSet
 from skate.core.roster import Row
-from skate.ids import NodeId, ProcessId, owner_of, process_id
+from skate.ids import NodeId, ProcessId, manager_of, owner_of, process_id
 from skate.net.exchange import Place
 from skate.net.node_mailbox import NodeMailbox
 from skate.node.actors import NodeActors
@@ -49,10 +50,12 @@ from skate.node.door import Door, Refused
 from skate.node.groups import NodeGroups
 from skate.node.logs import LineReader
 from skate.node.processes import Job, Process, environment_of
+from skate.node.scheduling import Details, NodeScheduling
+from skate.node.scheduling import Hooks as SchedulingHooks
 from skate.node.spiller import Spiller
 from skate.node.state import NodeState
 from skate.node.strangers import Stranger, Strangers
-from skate.node.verdicts import ANYWHERE, Judge, granted_allocation, group_removed
+from skate.node.verdicts import granted_allocation, group_removed
 from skate.node.zygote import end_children, receive, receive_now, send
 from skate.store.local import LocalStore
 from skate.wire import messages as m
@@ -133,14 +136,14 @@ class NodeManager:
         }
         lives, labels = self._processes.__contains__, session["labels"]
         self._groups = NodeGroups(node, labels, admission, self._post, lives, self._lifetime)
-        self._judge = Judge(node, labels, admission.resources, self._groups)
+        self._scheduling = NodeScheduling(node, labels, admission)
         self._actors = NodeActors(
-            admission,
+            self._scheduling,
             self._post,
             self._kill_id,
             self._may_live,
             self._environment,
-            self._judge,
+            self._groups.is_gone,
             self._groups.directory.ended,
         )
         self._handlers |= self._actors.handlers | self._groups.handlers
@@ -150,7 +153,13 @@ class NodeManager:
                 m.WatchActor.code: actors[m.WatchActor.code],  # type: ignore[attr-defined]
                 m.KillActor.code: actors[m.KillActor.code],  # type: ignore[attr-defined]
                 m.WatchProcess.code: self._watch_process,  # type: ignore[attr-defined]
-            },
+                m.ReturnLease.code: self._return_lease,  # type: ignore[attr-defined]
+                m.ActorStarted.code: actors[m.ActorStarted.code],  # type: ignore[attr-defined]
+                m.ActorLeaves.code: actors[m.ActorLeaves.code],  # type: ignore[attr-defined]
+                m.EndWorker.code: self._end_worker,  # type: ignore[attr-defined]
+                m.ActorPlaced.code: self._actors.placed_elsewhere,  # type: ignore[attr-defined]
+            }
+            | self._scheduling.handlers,
             self._stranger_gone,
         )
         self._mailbox = NodeMailbox(self.me, folder, self._deliver, Place.of(session["lanes"]))
@@ -168,6 +177,15 @@ class NodeManager:
         except BaseException:
             self._mailbox.close()
             raise
+        self._scheduling.roster = self.cluster.roster
+        self._scheduling.hooks = SchedulingHooks(
+            post=self._post,
+            facts=lambda job: self._jobs[job].facts,
+            adopt=self._adopt_job,
+            acquaint=self.cluster.acquaint,
+            introduce=self._strangers.introduce,
+            refused=self._refused,
+        )
         rows = self.cluster.rows
         self._state = NodeState(
             admission, store, spiller, self._actors, self._groups, labels, self._workers, rows
@@ -212,10 +230,12 @@ class NodeManager:
         now = monotonic()
         self._actors.act()
         self._groups.act()  # first: what has become free is theirs before it is granted
+        self._scheduling.act()
         due = self._admission.tick(now)
         self._undecided = False
         for effect in self._admission.decide(now):
             self._carry_out(effect)
+        self._scheduling.tell()
         if self._actors.act() | self._groups.act() or self._undecided:
             return  # admission may have more to decide
         self._forget_jobs()
@@ -227,6 +247,8 @@ class NodeManager:
             self.cluster.step(now),
             self._unlink_who_left(now),
         )
+        if self._scheduling.act():
+            return  # the table of nodes has changed
         times = [time for time in looks if time is not None]
         self._mailbox.flush()
         if self._running:
@@ -255,8 +277,8 @@ class NodeManager:
         pidfd = os.pidfd_open(pid)
         driver = self._new_process("driver", job)
         self._drivers[driver.id] = driver
+        job.of_driver(driver.id, log_to_driver)
         driver.pid = pid
-        driver.log_to_driver = log_to_driver
         driver.pidfd = pidfd
         self._jobs[job.id] = job
         self._mailbox.watch(pidfd, lambda: self._driver_left(driver, "its driver is gone"))
@@ -275,9 +297,24 @@ class NodeManager:
         self._deliver(driver.id, self._mailbox.last_words(driver.id))
         cause = json.dumps({"pid": driver.pid, "node": self.node.hex(), "exit_status": None})
         self._forget(driver, m.ProcessDied(driver.id, cause, b"", 0), last_words)
-        driver.job.left = True
-        self._groups.directory.ended(driver.job.id)
-        self._admission.job_left(driver.job.id)
+        self._job_left(driver.job)
+
+    def _job_left(self, job: Job) -> None:
+        job.left = True
+        self._groups.directory.ended(job.id)
+        self._admission.job_left(job.id)
+
+    def _adopt_job(self, facts: dict[str, Any]) -> None:
+        """A program of another node is to have workers here: its driver's end must be heard of."""
+        if facts["id"] not in self._jobs:
+            job = self._jobs[facts["id"]] = Job(facts)
+            self._post(manager_of(job.driver), m.WatchProcess(job.driver))
+
+    def _strangers_left(self, gone: bytes) -> None:
+        """Perhaps drivers of programs that have workers here: `gone` is a process or a node."""
+        for job in self._jobs.values():
+            if job.driver.startswith(gone) and not job.left:
+                self._job_left(job)
 
     def _new_process(self, kind: str, job: Job) -> Process:
         self._serial += 1
@@ -294,7 +331,7 @@ class NodeManager:
     def _forget_jobs(self) -> None:
         """Jobs whose drivers have left go with the last process, and the last actor that may still get one."""
         for job in [job for job in self._jobs.values() if job.left and not job.processes]:
-            if not self._actors.any_of(job.id):
+            if not self._actors.any_of(job.id) and not self._admission.serves(job.id):
                 log.info("nothing is left of job %s", job.id)
                 del self._jobs[job.id]
                 self._admission.job_forgotten(job.id)
@@ -345,22 +382,22 @@ class NodeManager:
         where: Any,
     ) -> None:
         asked = ResourceSet(demand)
-        verdict = ANYWHERE if where is None and asked.group is None else self._judge(asked, where)
-        if verdict.never:
-            self._post(process.id, m.Unschedulable(class_id, verdict.removed, verdict.never))
+        if asked.group is not None and self._groups.is_gone(asked.group):
+            self._post(process.id, m.Unschedulable(class_id, True, group_removed(asked)))
             return
-        self._admission.leases_requested(
-            process.id,
-            class_id,
-            asked,
-            depth,
-            wanted,
-            environment_of(process.job.id, environment),
-            allowed=verdict.allowed,
-            captures=verdict.captures,
-        )
+        place = None if where is None else where_from(where)
+        captures = place is not None and place.captures
+        details = Details(environment_of(process.job.id, environment), depth, captures)
+        self._scheduling.wants(process.id, class_id, asked, place, wanted, details)
 
-    def _return_lease(self, process: Process, lease: int) -> None:
+    def _refused(self, owner: ProcessId, class_id: int, why: str, for_actor: bool) -> None:
+        """What was asked for can run nowhere, ever."""
+        if for_actor:
+            self._actors.refused(owner, why)
+        else:
+            self._post(owner, m.Unschedulable(class_id, False, why))
+
+    def _return_lease(self, process: Process | Stranger, lease: int) -> None:
         self._admission.lease_returned(lease, monotonic())
 
     def _blocked(self, process: Process, lease: int) -> None:
@@ -396,6 +433,9 @@ class NodeManager:
         elif type(effect) is Grant:
             lease = effect.lease
             assert lease.worker is not None
+            if lease.request.for_actor and self._scheduling.is_foreign(lease.request.owner):
+                self._scheduling.actor_granted(lease)
+                return
             if lease.request.for_actor:
                 self._actors.granted(lease)
                 return
@@ -421,15 +461,23 @@ class NodeManager:
             text = group_removed(effect.request.demand)
             self._post(effect.request.owner, m.Unschedulable(effect.request.class_id, True, text))
         elif type(effect) is FailRequest and effect.request.for_actor:
-            self._actors.failed(effect.request, self._last_failure)
+            if self._scheduling.is_foreign(effect.request.owner):
+                self._scheduling.actor_failed(effect.request, self._last_failure)
+            else:
+                self._actors.failed(effect.request.owner, self._last_failure)
         elif type(effect) is FailRequest:
             self._post(effect.request.owner, m.LeasesFailed(effect.request.class_id, self._last_failure))
         else:
             assert type(effect) is WarnInfeasible
             request = effect.request
             has = f"{self._admission.resources.total_dict()} in all"
+            others = len(self.cluster.roster.living()) - 1
             if not request.allowed:
                 has += f", and the labels {self._session['labels']}, which are not what was asked for"
+            if others:
+                has += (
+                    f", and of the cluster's {others} other nodes none has enough (skate.nodes() lists them)"
+                )
             text = (
                 f"No node can run what asks for {request.demand}: this node has {has}. "
                 "It waits until a node joins that can; ask for less, or init() with more resources."
@@ -508,6 +556,14 @@ class NodeManager:
     def _kill_id(self, process: ProcessId, why: str) -> None:
         if process in self._processes:
             self._kill(self._processes[process], why)
+        elif self._mailbox.is_elsewhere(process):
+            self._post(manager_of(process), m.EndWorker(process, why))
+
+    def _end_worker(self, stranger: Stranger, worker: ProcessId, why: str) -> None:
+        """The manager of another node has an actor in this worker, and it is not needed."""
+        process = self._processes.get(worker)
+        if process is not None and process.kind == "worker":
+            self._kill(process, why)
 
     def _kill(self, process: Process, why: str) -> None:
         process.killed_because = why
@@ -526,9 +582,12 @@ class NodeManager:
             reader.close()
 
     def _printed(self, worker: Process, source: str, name: str, text: str) -> None:
-        for driver in self._drivers.values():
-            if driver.job is worker.job and driver.registered and driver.log_to_driver:
-                self._post(driver.id, m.Log(source, name, worker.pid, text))
+        job = worker.job
+        if job.left or not job.log_to_driver:
+            return
+        driver = self._drivers.get(job.driver)
+        if self._mailbox.is_elsewhere(job.driver) or (driver is not None and driver.registered):
+            self._post(job.driver, m.Log(source, name, worker.pid, text))
 
     def warn_drivers(self, text: str) -> None:
         """Has drivers show their users a warning about the store."""
@@ -609,7 +668,7 @@ class NodeManager:
             self._unlink(process.id)
         self._store.bury(process.pid, self._processes)
         self._spiller.process_left(process.id, self._processes)
-        self._admission.process_left(process.id)
+        self._scheduling.owner_left(process.id)
         self._groups.directory.process_left(process.id)
         self._tell_all(notice)
         self.cluster.tell_of_death(notice)
@@ -637,15 +696,20 @@ class NodeManager:
         """A process of another node is gone."""
         self._tell_all(notice)
         self._strangers.on_process_died(notice.process, notice.cause)
+        self._actors.process_left(notice.process, notice.cause)
+        self._strangers_left(notice.process)
 
     def _node_died(self, notice: m.NodeDied) -> None:
         """Another node is gone, and all its processes."""
         self._tell_all(notice)
         self._strangers.on_node_died(notice.node, notice.cause)
+        self._scheduling.node_died(notice.node)
+        self._actors.node_left(notice.node, notice.cause)
+        self._strangers_left(notice.node)
 
     def _stranger_gone(self, process: ProcessId, cause: str) -> None:
         """What it asked of this node is taken back."""
-        self._admission.process_left(process)
+        self._scheduling.foreign_owner_left(process)
         self._actors.process_left(process, cause)
 
     def _out_of_memory(self) -> bool:

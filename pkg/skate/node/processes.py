@@ -26,6 +26,19 @@ class Job:
         #: its driver is gone
         self.left = False
 
+    @property
+    def driver(self) -> ProcessId:
+        """Perhaps of another node."""
+        return ProcessId(bytes.fromhex(self.facts["driver"]))
+
+    @property
+    def log_to_driver(self) -> bool:
+        """What its workers print is for the driver, too."""
+        return bool(self.facts["log_to_driver"])
+
+    def of_driver(self, driver: ProcessId, log_to_driver: bool) -> None:
+        self.facts = self.facts | {"driver": driver.hex(), "log_to_driver": log_to_driver}
+
 
 class Process:
     """A driver or worker of this node."""
@@ -40,6 +53,5 @@ class Process:
         self.environment: Any = None
         self.pidfd = -1
         self.job = job
-        self.log_to_driver = True
         #: why this process was ended on purpose
         self.killed_because = ""

@@ -35,6 +35,10 @@ class Strangers:
         """Whether it has spoken to this node manager, and lives as far as that knows."""
         return process in self._known
 
+    def introduce(self, process: ProcessId) -> None:
+        """Its node manager speaks for it."""
+        self._known.setdefault(process, Stranger(process))
+
     def deliver(self, sender: ProcessId, records: list[tuple[int, tuple[Any, ...]]]) -> None:
         """A process of another node says something to this node manager."""
         stranger = self._known.setdefault(sender, Stranger(sender))

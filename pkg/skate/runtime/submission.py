@@ -19,7 +19,7 @@ from skate.core.calls import ActorLine, Life
 from skate.core.dispatch import AskLeases, Effect, GiveBack, LoseTasks, PushTasks, Queue
 from skate.core.tasks import Function, OwnedTask
 from skate.exceptions import PendingCallsLimitExceeded, TaskError
-from skate.ids import FIRST_INDEX, TASK_ID_BYTES, NodeId, ProcessId, TaskId, object_id
+from skate.ids import FIRST_INDEX, TASK_ID_BYTES, NodeId, ProcessId, TaskId, manager_of, object_id
 from skate.runtime.arguments import inlined, pack_arguments
 from skate.runtime.deaths import crash_of
 from skate.runtime.objects import pack_error
@@ -186,7 +186,7 @@ class Submission:
                 ),
             )
         elif type(effect) is GiveBack:
-            runtime.post(runtime.node, m.ReturnLease(effect.lease.id))
+            runtime.post(manager_of(effect.lease.worker), m.ReturnLease(effect.lease.id))
         elif type(effect) is LoseTasks:
             self._lose(effect.tasks, self._obituaries.pop(effect.lease.id), monotonic())
         else:

@@ -19,6 +19,7 @@ Who says what:
     borrower <-> owner   AskObject, ObjectReady, AddBorrower, ReleaseBorrow
     node -> node         NodesChanged (from the head), NodeReport, Goodbye, ProcessDied
     node -> process      NodeDied
+    node -> node         RequestLeasesFor, LeasesStand, ActorPlaced, EndWorker, OwnerLeft
     process -> any node  WatchProcess
 
 An owner of tasks that calls an actor's methods pushes them to the actor's process as it pushes tasks to workers.
@@ -547,6 +548,60 @@ class Goodbye(NamedTuple):
     """The sending node ends."""
 
     why: str
+
+
+@_message(85)
+class RequestLeasesFor(NamedTuple):
+    """RequestLeases in the name of an owner of the sender's node, a process or an actor; see core.shares."""
+
+    owner: bytes
+    class_id: int
+    number: int  # of this request, for the answer
+    demand: Plain
+    depth: int
+    wanted: int  # without those that have resources there, and no worker yet
+    environment: Plain
+    captures: bool  # tasks of what runs there go to its placement group, too
+    for_actor: bool
+    lends: bool  # the actor holds no CPU
+    job: Plain  # what workers of the owner's program need to know
+
+
+@_message(86)
+class LeasesStand(NamedTuple):
+    """The answer, again and again: how many leases wait for resources there, and how many for a worker."""
+
+    owner: bytes
+    class_id: int
+    number: int  # the request that this is about
+    waiting: int
+    reserved: int
+
+
+@_message(87)
+class ActorPlaced(NamedTuple):
+    """To the node of the actor's maker: there is a worker for it; or there is none (empty), and why."""
+
+    actor: ActorId
+    worker: bytes
+    lease: int
+    allocation: Plain
+    why: str
+
+
+@_message(88)
+class EndWorker(NamedTuple):
+    """To the worker's node: an actor in it is to end at once."""
+
+    worker: ProcessId
+    why: str
+
+
+@_message(89)
+class OwnerLeft(NamedTuple):
+    """What was asked for this actor, and what it has on the receiver's node, is not needed any more."""
+
+    owner: bytes
 
 
 # ---------------------------------------------------------------------------------------------- owner and borrower

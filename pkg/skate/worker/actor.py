@@ -22,7 +22,7 @@ from skate._c import refs
 from skate._c.refs import Guard
 from skate.core.methods import BUILT_IN, DEFAULT_GROUP, method_id
 from skate.exceptions import ActorExit
-from skate.ids import ActorId, ProcessId, owner_of
+from skate.ids import ActorId, ProcessId, manager_of, owner_of
 from skate.store.serialization import load_function
 from skate.wire import messages as m
 from skate.worker.executor import End, Executor, NewActor, Pushed, running
@@ -70,7 +70,7 @@ class HostedActor:
         try:
             kept = executor.end_guards(guards)
             runtime.post(self.owner, m.ActorMade(self.id, kept))
-            runtime.post(runtime.node, m.ActorStarted(self.id, error))
+            runtime.post(manager_of(self.id), m.ActorStarted(self.id, error))
             runtime.mailbox.flush()
         finally:
             runtime.release()

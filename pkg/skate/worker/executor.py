@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 from skate._c import frames, refs
 from skate._c.refs import FAILED, STORED, Guard, Waiter
 from skate.exceptions import ActorExit, SerializationError, TaskError
-from skate.ids import ProcessId, TaskId, object_id
+from skate.ids import ProcessId, TaskId, manager_of, object_id
 from skate.runtime.arguments import unpack_arguments
 from skate.runtime.objects import pack_error
 from skate.runtime.runtime import Runtime
@@ -415,7 +415,7 @@ class Executor:
         runtime = self._runtime
         runtime.lock.acquire()
         try:
-            runtime.post(runtime.node, m.ActorLeaves(self.actor.id, why))
+            runtime.post(manager_of(self.actor.id), m.ActorLeaves(self.actor.id, why))
             runtime.mailbox.flush()
         finally:
             runtime.release()

@@ -1,0 +1,300 @@
+"""How many leases of each class are asked for on which node, for the owners of one node.
+
+Pure. State: what each owner of this node wants, how much of it every node was asked for, and how that stands there; the
+nodes as they were told of last, less what they were asked for since. Events: wanted, stands, owner_left, node_died,
+look_again. They only note what happened; `decide` then splits what waits anew, and says what changes. Effects: Ask,
+Refuse.
+
+Rules:
+
+* What may wait is split one lease after the other (in steps, where there are many), as core.policies says; each takes
+  its part of what the node was known to have free.
+* What a node that was asked before has room for stays there. What has room nowhere stays where it is, if it can run
+  there at all; what is new waits on this node if it can run here, else on a node that it can run on. It is looked at
+  again when the nodes have changed.
+* What can run nowhere waits on this node, whose admission warns of it, until a node joins.
+* A node says how what it was asked for stands: how many leases wait for resources, and how many have theirs and wait
+  for a worker. The latter stay. What it says of an older request is not heard.
+* An actor that waits on another node stays there: it would have two workers, were it granted one while it moves.
+
+Invariant (`check`): no node has a share that it was not asked for, none is asked for less than nothing, and what was
+wanted and is not reserved is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from skate.core.policies import Choice, NodeChooser, NodeView, Where
+from skate.core.resources import ResourceSet
+from skate.ids import NodeId, ProcessId
+
+#: steps in which what is wanted is split over nodes, at most
+STEPS: Final = 200
+_ANYWHERE: Final = Where()
+
+Key = tuple[ProcessId, int]
+
+
+class Ask(NamedTuple):
+    """Effect: the node is to be asked for so many leases; that replaces what it was asked for before."""
+
+    node: NodeId
+    split: Split
+    wanted: int
+    #: says which request an answer is about
+    number: int
+    #: that it can run on the node, as far as the node's name and labels go
+    allowed: bool
+
+
+class Refuse(NamedTuple):
+    """Effect: what is asked for can never be met."""
+
+    split: Split
+    why: str
+
+
+Effect = Ask | Refuse
+
+
+class Share:
+    """What one node was asked for."""
+
+    __slots__ = ("number", "reserved", "waiting")
+
+    def __init__(self) -> None:
+        self.number = 0
+        #: leases that wait there for resources
+        self.waiting = 0
+        #: leases that have theirs, and no worker yet
+        self.reserved = 0
+
+
+class Split:
+    """What one owner wants of one class, and who was asked for it."""
+
+    __slots__ = ("class_id", "demand", "details", "for_actor", "owner", "shares", "wanted", "where")
+
+    def __init__(
+        self, owner: ProcessId, class_id: int, demand: ResourceSet, where: Where, for_actor: bool
+    ) -> None:
+        self.owner = owner
+        self.class_id = class_id
+        self.demand = demand
+        self.where = where
+        self.for_actor = for_actor
+        #: what else the nodes need to know; opaque here
+        self.details: Any = None
+        self.shares: dict[NodeId, Share] = {}
+        #: what the owner has just said that it wants, those on their way among it; None: it is split already
+        self.wanted: int | None = None
+
+    def reserved(self) -> int:
+        return sum(share.reserved for share in self.shares.values())
+
+    def waiting(self) -> int:
+        return sum(share.waiting for share in self.shares.values())
+
+
+class Shares:
+    """The splits of all owners of one node."""
+
+    def __init__(self, me: NodeId, chooser: NodeChooser) -> None:
+        self._me = me
+        self._chooser = chooser
+        self.splits: dict[Key, Split] = {}
+        self._to_split: dict[Key, Split] = {}
+        #: number of the latest request of any
+        self._number = 0
+
+    # ---------------------------------------------------------------------------------------------------- events
+
+    def wanted(
+        self,
+        owner: ProcessId,
+        class_id: int,
+        demand: ResourceSet,
+        where: Where | None,
+        wanted: int,
+        details: Any,
+        *,
+        for_actor: bool = False,
+    ) -> None:
+        """How many leases of the class the owner could use, beyond those that it knows of. Replaces what it said."""
+        key = owner, class_id
+        split = self.splits.get(key)
+        if split is None:
+            split = self.splits[key] = Split(owner, class_id, demand, where or _ANYWHERE, for_actor)
+        split.details = details
+        split.wanted = wanted
+        self._to_split[key] = split
+
+    def stands(
+        self, node: NodeId, owner: ProcessId, class_id: int, number: int, waiting: int, reserved: int
+    ) -> None:
+        """How what a node was asked for stands there."""
+        split = self.splits.get((owner, class_id))
+        share = None if split is None else split.shares.get(node)
+        if share is not None and share.number == number:
+            share.waiting, share.reserved = waiting, reserved
+
+    def owner_left(self, owner: ProcessId) -> list[NodeId]:
+        """An owner is gone, or an actor; gives the nodes that were asked for anything in its name."""
+        nodes: dict[NodeId, None] = {}
+        for key in [key for key in self.splits if key[0] == owner]:
+            nodes |= dict.fromkeys(self.splits.pop(key).shares)
+            self._to_split.pop(key, None)
+        return list(nodes)
+
+    def node_died(self, node: NodeId) -> None:
+        """What was asked for there is asked for elsewhere."""
+        for key, split in self.splits.items():
+            share = split.shares.pop(node, None)
+            lost = 0 if share is None else share.waiting + share.reserved
+            if lost and split.wanted is None:
+                split.wanted = split.waiting() + split.reserved() + lost
+            if lost:
+                self._to_split[key] = split
+
+    def look_again(self) -> None:
+        """The nodes have changed: what waits may have room elsewhere."""
+        for key, split in self.splits.items():
+            if split.waiting():
+                self._to_split[key] = split
+
+    @property
+    def undecided(self) -> bool:
+        return bool(self._to_split)
+
+    # ------------------------------------------------------------------------------------------------- decisions
+
+    def decide(
+        self,
+        views: Mapping[NodeId, NodeView],
+        chance: Callable[[], float],
+        here: Callable[[Split], tuple[int, int]],
+    ) -> list[Effect]:
+        """Splits what there is to split. `views`: the living nodes, which are told of what is taken from them.
+
+        `here` gives (waiting, reserved) of a split on this node.
+        """
+        effects: list[Effect] = []
+        todo, self._to_split = self._to_split, {}
+        for key, split in todo.items():
+            mine = split.shares.get(self._me)
+            if mine is not None:
+                mine.waiting, mine.reserved = here(split)
+            self._split(key, split, views, chance, effects)
+        return effects
+
+    def _split(
+        self,
+        key: Key,
+        split: Split,
+        views: Mapping[NodeId, NodeView],
+        chance: Callable[[], float],
+        effects: list[Effect],
+    ) -> None:
+        said = split.wanted is not None
+        left = split.waiting() if split.wanted is None else max(0, split.wanted - split.reserved())
+        split.wanted = None
+        target: dict[NodeId, int] = {}
+        refusal = ""
+        if split.for_actor and any(share.waiting for node, share in split.shares.items() if node != self._me):
+            return
+        alone = views.keys() == {self._me} and not split.where.chooses
+        if split.demand.group is not None or alone:
+            if left:
+                target[self._me] = left
+        else:
+            refusal = self._place(split, left, views, chance, target)
+        if refusal:
+            effects.append(Refuse(split, refusal))
+            target.clear()
+        for node in {**split.shares, **target}:
+            wanted = target.get(node, 0)
+            share = split.shares.get(node)
+            if share is None:
+                share = split.shares[node] = Share()
+            elif share.waiting == wanted and not (said and node == self._me):
+                continue  # (this node hears how deep the owner is)
+            self._number += 1
+            share.number, share.waiting = self._number, wanted
+            allowed = alone or split.demand.group is not None or self._may_run(split, node, views)
+            effects.append(Ask(node, split, wanted, self._number, allowed))
+        if refusal and not split.reserved():
+            del self.splits[key]
+
+    def _place(
+        self,
+        split: Split,
+        left: int,
+        views: Mapping[NodeId, NodeView],
+        chance: Callable[[], float],
+        target: dict[NodeId, int],
+    ) -> str:
+        """Fills `target`; or gives why that can never be."""
+        nodes = list(views.values())
+        demand = split.demand
+        step = -(-left // STEPS)
+
+        def take(node: NodeId, most: int) -> int:
+            """Puts as many on the node as it has room for."""
+            view = views[node]
+            number = 0
+            while number < most and view.fits(demand):
+                number += 1
+                for name, units in demand.items():
+                    view.available[name] -= units
+            if number:
+                target[node] = target.get(node, 0) + number
+            return number
+
+        for node, share in split.shares.items():
+            if left and share.waiting and node in views and self._may_run(split, node, views):
+                left -= take(node, min(left, share.waiting))
+        choice: Choice | None = None
+        while left:
+            choice = self._choose(nodes, split, chance())
+            if choice.never:
+                return choice.never
+            if choice.node is None or not choice.available:
+                break
+            left -= take(choice.node, min(left, step))
+        if not left:
+            return ""
+        for node, share in split.shares.items():  # what has room nowhere stays where it is
+            stays = min(left, share.waiting - target.get(node, 0))
+            if stays > 0 and node in views and self._may_run(split, node, views):
+                target[node] = target.get(node, 0) + stays
+                left -= stays
+        if left:
+            here = choice is None or choice.node is None or self._may_run(split, self._me, views)
+            waits = self._me if here else choice.node  # type: ignore[union-attr]
+            target[waits] = target.get(waits, 0) + left  # type: ignore[index]
+        return ""
+
+    def _choose(self, nodes: list[NodeView], split: Split, chance: float) -> Choice:
+        return self._chooser.choose(
+            nodes, split.demand, split.where, local=self._me, chance=chance, for_actor=split.for_actor
+        )
+
+    def _may_run(self, split: Split, node: NodeId, views: Mapping[NodeId, NodeView]) -> bool:
+        """Whether it could run on the node, were that idle."""
+        view = views.get(node)
+        if view is None or not view.feasible(split.demand):
+            return False
+        return not split.where.chooses or self._choose([view], split, 0.0).node is not None
+
+    def check(self) -> None:
+        """Raises AssertionError where an invariant does not hold."""
+        for key, split in self.splits.items():
+            if (split.owner, split.class_id) != key:
+                raise AssertionError(f"{split.owner.hex()}'s split {split.class_id} stands under {key}")
+            if split.wanted is not None and key not in self._to_split:
+                raise AssertionError(f"what {split.owner.hex()} wants is never split")
+            for share in split.shares.values():
+                if share.waiting < 0 or share.reserved < 0 or not share.number:
+                    raise AssertionError(f"a share of {share.waiting} and {share.reserved}")

@@ -1,0 +1,284 @@
+"""On which nodes what the processes and actors of this node ask for is asked for, and what other nodes ask of this one.
+
+State: the shares (core.shares), the nodes as they are known here, and the requests of other nodes' owners, with what
+their nodes were told of how they stand. An owner speaks to its own node manager; that asks others in the owner's name,
+and leases come from them to the owner, or, for an actor, to the manager of the node of the actor's maker.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from skate.config import scheduler_knobs
+from skate.core.admission import Admission
+from skate.core.bundles import BundledResources
+from skate.core.leases import LeaseRequest, NodeLease
+from skate.core.policies import Knobs, NodeChooser, NodeView, Where
+from skate.core.resources import ResourceSet
+from skate.core.roster import Roster, Row
+from skate.core.shares import Ask, Refuse, Shares, Split
+from skate.ids import PROCESS_ID_BYTES, ActorId, NodeId, ProcessId, manager_of, node_of
+from skate.node.processes import environment_of
+from skate.node.verdicts import granted_allocation
+from skate.wire import messages as m
+
+log = logging.getLogger("skate.node")
+
+
+class Details(NamedTuple):
+    """What a node that is asked needs to know, besides what is asked for."""
+
+    environment: Any
+    depth: int
+    captures: bool
+    #: of an actor, which holds no CPU once it is there
+    lends: bool = False
+
+
+class Hooks(NamedTuple):
+    """What the node manager does for its scheduling."""
+
+    post: Callable[[ProcessId, Any], None]
+    #: what a job's workers need to know, by the job's id
+    facts: Callable[[str], dict[str, Any]]
+    #: takes in the job of an owner of another node
+    adopt: Callable[[dict[str, Any]], None]
+    #: (owner, node): the node is to hear of the owner's death
+    acquaint: Callable[[ProcessId, NodeId], None]
+    #: an owner of another node, whose death matters here
+    introduce: Callable[[ProcessId], None]
+    #: (owner, class, why): a request can never be met
+    refused: Callable[[ProcessId, int, str, bool], None]
+
+
+class NodeScheduling:
+    """`roster` and `hooks` are set once the node has them."""
+
+    roster: Roster
+    hooks: Hooks
+
+    def __init__(self, node: NodeId, labels: dict[str, str], admission: Admission) -> None:
+        self._me = node
+        self._labels = labels
+        self._admission = admission
+        self._resources: BundledResources = admission.resources
+        self.shares = Shares(node, NodeChooser(Knobs(**scheduler_knobs())))
+        #: node -> its row and what is made of it, less what it was asked for since
+        self._views: dict[NodeId, tuple[Row, NodeView]] = {}
+        #: (owner, class) -> (number of the latest request, what its node was told: waiting, reserved)
+        self._foreign: dict[tuple[ProcessId, int], tuple[int, int, int]] = {}
+        self.handlers: Final[dict[int, Callable[..., None]]] = {
+            m.RequestLeasesFor.code: self._asked,  # type: ignore[attr-defined]
+            m.LeasesStand.code: self._stands,  # type: ignore[attr-defined]
+            m.OwnerLeft.code: self._owner_left_there,  # type: ignore[attr-defined]
+        }
+
+    # --------------------------------------------------------------------------------- of this node's processes
+
+    def wants(
+        self,
+        owner: ProcessId,
+        class_id: int,
+        demand: ResourceSet,
+        where: Where | None,
+        wanted: int,
+        details: Details,
+        *,
+        for_actor: bool = False,
+    ) -> None:
+        self.shares.wanted(owner, class_id, demand, where, wanted, details, for_actor=for_actor)
+
+    def owner_left(self, owner: ProcessId) -> None:
+        """A process of this node is gone, or an actor that was made here: what was asked for it is taken back."""
+        self._admission.process_left(owner)
+        for node in self.shares.owner_left(owner):
+            if node != self._me and len(owner) > PROCESS_ID_BYTES and not self.roster.is_dead(node):
+                self.hooks.post(manager_of(node), m.OwnerLeft(owner))  # (of a process nodes hear anyway)
+
+    def node_died(self, node: NodeId) -> None:
+        self._views.pop(node, None)
+        self.shares.node_died(node)
+
+    def act(self) -> bool:
+        """Splits what is asked for over the nodes; whether there was anything."""
+        views = self._look()
+        if not self.shares.undecided:
+            return False
+        for effect in self.shares.decide(views, random.random, self._stand_here):
+            if type(effect) is Refuse:
+                split = effect.split
+                self.hooks.refused(split.owner, split.class_id, effect.why, split.for_actor)
+            else:
+                assert type(effect) is Ask
+                self._ask(effect)
+        return True
+
+    def _look(self) -> dict[NodeId, NodeView]:
+        """The living nodes as they are known. Where one has changed, what waits is looked at again."""
+        rows = self.roster.living()
+        if len(rows) > 1 or len(self._views) > 1:
+            changed = False
+            for row in rows:
+                if row.node == self._me:
+                    continue
+                known = self._views.get(row.node)
+                if known is None or known[0] is not row:
+                    self._views[row.node] = (
+                        row,
+                        NodeView(row.node, row.total, row.available, row.labels),
+                    )
+                    changed = True
+            if changed:
+                self.shares.look_again()
+        if not self.shares.undecided:
+            return {}
+        views = {self._me: NodeView(self._me, *self._resources.all_units(), self._labels)}
+        views |= {row.node: self._views[row.node][1] for row in rows if row.node != self._me}
+        return views
+
+    def _stand_here(self, split: Split) -> tuple[int, int]:
+        return self._standing(split.owner, split.class_id)
+
+    def _standing(self, owner: ProcessId, class_id: int) -> tuple[int, int]:
+        request = self._admission.requests.get((owner, class_id))
+        return (0, 0) if request is None else (request.wanted, request.reserved)
+
+    def _ask(self, effect: Ask) -> None:
+        split, details = effect.split, effect.split.details
+        if effect.node == self._me:
+            self._ask_here(
+                split.owner,
+                split.class_id,
+                split.demand,
+                effect.wanted,
+                details,
+                split.for_actor,
+                allowed=effect.allowed,
+            )
+            return
+        if len(split.owner) == PROCESS_ID_BYTES:
+            self.hooks.acquaint(split.owner, effect.node)
+        job, variables = details.environment
+        self.hooks.post(
+            manager_of(effect.node),
+            m.RequestLeasesFor(
+                split.owner,
+                split.class_id,
+                effect.number,
+                split.demand.units(),
+                details.depth,
+                effect.wanted,
+                variables,
+                details.captures,
+                split.for_actor,
+                details.lends,
+                self.hooks.facts(job),
+            ),
+        )
+
+    def _ask_here(
+        self,
+        owner: ProcessId,
+        class_id: int,
+        demand: ResourceSet,
+        wanted: int,
+        details: Details,
+        for_actor: bool,
+        *,
+        allowed: bool,
+    ) -> None:
+        """`wanted`: those without resources, which admission is told of with those that have theirs."""
+        if for_actor and wanted:
+            self._admission.actor_placed(
+                owner,
+                demand,
+                details.lends,
+                details.depth,
+                details.environment,
+                allowed=allowed,
+                captures=details.captures,
+            )
+            return
+        reserved = self._standing(owner, class_id)[1]
+        self._admission.leases_requested(
+            owner,
+            class_id,
+            demand,
+            details.depth,
+            wanted + reserved,
+            details.environment,
+            allowed=allowed,
+            captures=details.captures,
+        )
+
+    # ------------------------------------------------------------------------------------- of other nodes' owners
+
+    def is_foreign(self, owner: bytes) -> bool:
+        """Whether the process is another node's, or the actor was made on one."""
+        return node_of(owner) != self._me
+
+    def _asked(
+        self,
+        asker: Any,
+        owner: bytes,
+        class_id: int,
+        number: int,
+        demand: Any,
+        depth: int,
+        wanted: int,
+        variables: Any,
+        captures: bool,
+        for_actor: bool,
+        lends: bool,
+        job: Any,
+    ) -> None:
+        """Another node asks in the name of an owner of its own."""
+        if manager_of(owner) != asker.id:
+            log.warning("%s asked in the name of %s: refused", asker.id.hex(), owner.hex())
+            return
+        asks_for = ProcessId(owner)
+        self.hooks.adopt(job)
+        self.hooks.introduce(asks_for)
+        details = Details(environment_of(job["id"], variables), depth, captures, lends)
+        self._ask_here(asks_for, class_id, ResourceSet(demand), wanted, details, for_actor, allowed=True)
+        self._foreign[asks_for, class_id] = (number, wanted, -1)
+
+    def _stands(
+        self, node: Any, owner: bytes, class_id: int, number: int, waiting: int, reserved: int
+    ) -> None:
+        """A node that was asked says how that stands."""
+        self.shares.stands(node_of(node.id), ProcessId(owner), class_id, number, waiting, reserved)
+
+    def _owner_left_there(self, asker: Any, owner: bytes) -> None:
+        if manager_of(owner) == asker.id:
+            self.foreign_owner_left(ProcessId(owner))
+
+    def foreign_owner_left(self, owner: ProcessId) -> None:
+        """What it asked of this node is taken back."""
+        for key in [key for key in self._foreign if key[0] == owner]:
+            del self._foreign[key]
+        self._admission.process_left(owner)
+
+    def tell(self) -> None:
+        """Tells other nodes how what they have asked for stands, where that has changed."""
+        for (owner, class_id), (number, *told) in list(self._foreign.items()):
+            stands = self._standing(owner, class_id)
+            if stands != tuple(told):
+                self._foreign[owner, class_id] = (number, *stands)
+                self.hooks.post(manager_of(owner), m.LeasesStand(owner, class_id, number, *stands))
+            elif stands == (0, 0):
+                del self._foreign[owner, class_id]  # (the next request is told of again)
+
+    def actor_granted(self, lease: NodeLease) -> None:
+        """An actor that was made on another node has its worker."""
+        assert lease.worker is not None
+        allocation = granted_allocation(lease)
+        actor = ActorId(lease.request.owner)  # type: ignore[arg-type]
+        self.hooks.post(manager_of(actor), m.ActorPlaced(actor, lease.worker.id, lease.id, allocation, ""))
+
+    def actor_failed(self, request: LeaseRequest, why: str) -> None:
+        actor = ActorId(request.owner)  # type: ignore[arg-type]
+        self.hooks.post(manager_of(actor), m.ActorPlaced(actor, b"", 0, None, why))
