@@ -261,3 +261,56 @@ def test_actors_without_resources_go_to_any_node(cluster: Cluster, second: Clust
     actors = [Counter.options(num_cpus=0).remote() for _ in range(16)]
     nodes = {node for node, _ in skate.get([actor.where.remote() for actor in actors], timeout=60)}
     assert nodes == {head(cluster), second.node_id}
+
+
+def test_names_are_the_whole_cluster_s(cluster: Cluster, second: ClusterNode) -> None:
+    """A task on the second node makes, finds and lists actors; the head's table says who has which name."""
+
+    @skate.remote(resources={"special": 1})
+    def there() -> tuple[str, int, list[str], int]:
+        mine = Counter.options(name="theirs", lifetime="detached").remote()
+        taken = ""
+        try:
+            Counter.options(name="ours").remote()
+        except ValueError as error:
+            taken = str(error)
+        ours = Counter.options(name="ours", get_if_exists=True).remote()
+        names = sorted(skate.util.list_named_actors())
+        return taken, skate.get(ours.add.remote()), names, skate.get(mine.add.remote())
+
+    ours = Counter.options(name="ours").remote()
+    assert skate.get(ours.add.remote()) == 1
+    taken, count, names, theirs = skate.get(there.remote(), timeout=30)
+    assert "ours" in taken
+    assert (count, names, theirs) == (2, ["ours", "theirs"], 1)
+    found = skate.get_actor("theirs")
+    assert skate.get(found.add.remote(), timeout=30) == 2
+    with pytest.raises(ValueError, match="theirs"):
+        Counter.options(name="theirs").remote()
+    skate.kill(found)
+    eventually(lambda: skate.util.list_named_actors() == ["ours"])
+
+
+def test_the_names_of_a_dead_node_are_free(cluster: Cluster, second: ClusterNode) -> None:
+    @skate.remote(resources={"special": 1})
+    def there() -> None:
+        skate.get(Counter.options(name="gone", lifetime="detached").remote().add.remote())
+
+    skate.get(there.remote(), timeout=30)
+    assert skate.util.list_named_actors() == ["gone"]
+    second.kill_node_manager()
+    eventually(lambda: not skate.util.list_named_actors(), 30)
+    assert skate.get(Counter.options(name="gone").remote().add.remote(), timeout=30) == 1
+
+
+def test_one_of_many_that_ask_for_a_name_at_once_makes_the_actor(
+    cluster: Cluster, second: ClusterNode
+) -> None:
+    @skate.remote(num_cpus=0, scheduling_strategy="SPREAD", max_retries=0)
+    def ask() -> tuple[int, str]:
+        actor = Counter.options(name="one", get_if_exists=True, lifetime="detached", num_cpus=0).remote()
+        return skate.get(actor.where.remote())[1], here()
+
+    answers = skate.get([ask.remote() for _ in range(8)], timeout=60)
+    assert len({pid for pid, _ in answers}) == 1
+    assert {node for _, node in answers} == {head(cluster), second.node_id}

@@ -75,7 +75,7 @@ class Share:
 class Split:
     """What one owner wants of one class, and who was asked for it."""
 
-    __slots__ = ("class_id", "demand", "details", "for_actor", "owner", "shares", "wanted", "where")
+    __slots__ = ("class_id", "demand", "details", "for_actor", "lost", "owner", "shares", "wanted", "where")
 
     def __init__(
         self, owner: ProcessId, class_id: int, demand: ResourceSet, where: Where, for_actor: bool
@@ -90,6 +90,8 @@ class Split:
         self.shares: dict[NodeId, Share] = {}
         #: what the owner has just said that it wants, those on their way among it; None: it is split already
         self.wanted: int | None = None
+        #: what nodes were asked for that have died since
+        self.lost = 0
 
     def reserved(self) -> int:
         return sum(share.reserved for share in self.shares.values())
@@ -153,9 +155,8 @@ class Shares:
         for key, split in self.splits.items():
             share = split.shares.pop(node, None)
             lost = 0 if share is None else share.waiting + share.reserved
-            if lost and split.wanted is None:
-                split.wanted = split.waiting() + split.reserved() + lost
             if lost:
+                split.lost += lost
                 self._to_split[key] = split
 
     def look_again(self) -> None:
@@ -198,14 +199,17 @@ class Shares:
         effects: list[Effect],
     ) -> None:
         said = split.wanted is not None
-        left = split.waiting() if split.wanted is None else max(0, split.wanted - split.reserved())
-        split.wanted = None
+        if split.wanted is None:
+            left = split.waiting() + split.lost
+        else:
+            left = max(0, split.wanted - split.reserved())
+        split.wanted, split.lost = None, 0
         target: dict[NodeId, int] = {}
         refusal = ""
         if split.for_actor and any(share.waiting for node, share in split.shares.items() if node != self._me):
             return
         alone = views.keys() == {self._me} and not split.where.chooses
-        if split.demand.group is not None or alone:
+        if alone:
             if left:
                 target[self._me] = left
         else:
@@ -222,7 +226,7 @@ class Shares:
                 continue  # (this node hears how deep the owner is)
             self._number += 1
             share.number, share.waiting = self._number, wanted
-            allowed = alone or split.demand.group is not None or self._may_run(split, node, views)
+            allowed = alone or self._may_run(split, node, views)
             effects.append(Ask(node, split, wanted, self._number, allowed))
         if refusal and not split.reserved():
             del self.splits[key]
@@ -271,9 +275,10 @@ class Shares:
                 target[node] = target.get(node, 0) + stays
                 left -= stays
         if left:
-            here = choice is None or choice.node is None or self._may_run(split, self._me, views)
-            waits = self._me if here else choice.node  # type: ignore[union-attr]
-            target[waits] = target.get(waits, 0) + left  # type: ignore[index]
+            waits = self._me
+            if choice is not None and choice.node is not None and not self._may_run(split, self._me, views):
+                waits = choice.node
+            target[waits] = target.get(waits, 0) + left
         return ""
 
     def _choose(self, nodes: list[NodeView], split: Split, chance: float) -> Choice:
@@ -295,6 +300,8 @@ class Shares:
                 raise AssertionError(f"{split.owner.hex()}'s split {split.class_id} stands under {key}")
             if split.wanted is not None and key not in self._to_split:
                 raise AssertionError(f"what {split.owner.hex()} wants is never split")
+            if split.lost and key not in self._to_split:
+                raise AssertionError(f"what {split.owner.hex()} has lost is never split")
             for share in split.shares.values():
                 if share.waiting < 0 or share.reserved < 0 or not share.number:
                     raise AssertionError(f"a share of {share.waiting} and {share.reserved}")

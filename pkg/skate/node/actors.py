@@ -25,6 +25,7 @@ from skate.core.leases import LeaseRequest, NodeLease
 from skate.core.policies import where_from
 from skate.core.resources import ResourceSet
 from skate.ids import ActorId, NodeId, ProcessId, manager_of, node_of
+from skate.node.names import NodeNames, replying
 from skate.node.scheduling import Details, NodeScheduling
 from skate.node.verdicts import granted_allocation, group_removed
 from skate.wire import messages as m
@@ -44,6 +45,7 @@ class NodeActors:
 
     def __init__(
         self,
+        node: NodeId,
         scheduling: NodeScheduling,
         post: Post,
         kill: Callable[[ProcessId, str], None],
@@ -53,6 +55,8 @@ class NodeActors:
         on_end: Callable[[ActorId], None],
     ) -> None:
         self.directory = ActorDirectory()
+        #: those of the whole cluster
+        self.names = NodeNames(node, post, self._named)
         self._scheduling = scheduling
         self._post = post
         self._kill = kill
@@ -81,9 +85,21 @@ class NodeActors:
     ) -> None:
         if not self._is_owner(process, actor):
             return
-        other = self.directory.registered(actor, name, namespace, detached, about)
-        if token:
-            self._post(process.id, m.StateReply(token, other and (other.id, other.about)))
+        if not name:
+            self.directory.registered(actor, "", namespace, detached, about)
+            return
+        self.act()  # the name of one that is dead is free
+
+        def answered(other: Any) -> None:
+            if not self._lives(process.id):
+                self.names.ended(actor)  # nobody waits for the answer
+                return
+            if other is None:
+                self.directory.registered(actor, name, namespace, detached, about)
+            if token:
+                self._post(process.id, m.StateReply(token, other))
+
+        self.names.claim(actor, name, namespace, about, answered)
 
     def _make(self, process: Any, actor: ActorId, spec: Any, error: bytes) -> None:
         if not self._is_owner(process, actor):
@@ -103,8 +119,12 @@ class NodeActors:
         self.directory.watched(actor, process.id, awaited=awaited, owner_lives=owner_lives)
 
     def _find(self, process: Any, token: int, name: str, namespace: str) -> None:
-        found = self.directory.named(name, namespace)
-        self._post(process.id, m.StateReply(token, found and (found.id, found.about)))
+        self.act()
+        self.names.find(name, namespace, replying(self._post_if_it_lives, process.id, token))
+
+    def _post_if_it_lives(self, process: ProcessId, message: Any) -> None:
+        if self._lives(process):
+            self._post(process, message)
 
     def _is_owner(self, process: Any, actor: ActorId) -> bool:
         if actor.startswith(process.id):
@@ -182,6 +202,8 @@ class NodeActors:
             else:
                 self._leases.pop(effect.actor.id, None)
                 self._scheduling.owner_left(ProcessId(effect.actor.id))
+                if effect.actor.name:
+                    self.names.ended(effect.actor.id)
                 self._on_end(effect.actor.id)
         return bool(effects)
 
@@ -215,6 +237,12 @@ class NodeActors:
         specs = [actor.spec for actor in self.directory.actors.values()]
         return any(spec is not None and spec["environment"][0] == job for spec in specs)
 
-    def listing(self) -> list[tuple[str, str]]:
-        """(namespace, name) of each living actor that has a name."""
-        return sorted(self.directory.names)
+    def list_names(self, process: ProcessId, token: int) -> None:
+        """A process wants (namespace, name) of each living actor of the cluster that has a name."""
+        self.act()
+        self.names.list(replying(self._post_if_it_lives, process, token))
+
+    def _named(self) -> list[tuple[ActorId, str, str, Any]]:
+        return [
+            (actor.id, actor.name, actor.namespace, actor.about) for actor in self.directory.names.values()
+        ]

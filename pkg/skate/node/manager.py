@@ -49,6 +49,7 @@ from skate.node.cluster import JOIN_SECONDS, TURNED_AWAY_SECONDS, CannotJoin, Ho
 from skate.node.door import Door, Refused
 from skate.node.groups import NodeGroups
 from skate.node.logs import LineReader
+from skate.node.names import NAMES
 from skate.node.processes import Job, Process, environment_of
 from skate.node.scheduling import Details, NodeScheduling
 from skate.node.scheduling import Hooks as SchedulingHooks
@@ -138,6 +139,7 @@ class NodeManager:
         self._groups = NodeGroups(node, labels, admission, self._post, lives, self._lifetime)
         self._scheduling = NodeScheduling(node, labels, admission)
         self._actors = NodeActors(
+            node,
             self._scheduling,
             self._post,
             self._kill_id,
@@ -159,7 +161,8 @@ class NodeManager:
                 m.EndWorker.code: self._end_worker,  # type: ignore[attr-defined]
                 m.ActorPlaced.code: self._actors.placed_elsewhere,  # type: ignore[attr-defined]
             }
-            | self._scheduling.handlers,
+            | self._scheduling.handlers
+            | self._actors.names.handlers,
             self._stranger_gone,
         )
         self._mailbox = NodeMailbox(self.me, folder, self._deliver, Place.of(session["lanes"]))
@@ -177,7 +180,7 @@ class NodeManager:
         except BaseException:
             self._mailbox.close()
             raise
-        self._scheduling.roster = self.cluster.roster
+        self._scheduling.roster = self._actors.names.roster = self.cluster.roster
         self._scheduling.hooks = SchedulingHooks(
             post=self._post,
             facts=lambda job: self._jobs[job].facts,
@@ -187,9 +190,7 @@ class NodeManager:
             refused=self._refused,
         )
         rows = self.cluster.rows
-        self._state = NodeState(
-            admission, store, spiller, self._actors, self._groups, labels, self._workers, rows
-        )
+        self._state = NodeState(admission, store, spiller, self._groups, labels, self._workers, rows)
         self._mailbox.watch(zygote.fileno(), self._zygote_speaks)
         self._door = Door(folder, self._mailbox, self._answer_visitor)
         if starter is not None:
@@ -230,6 +231,7 @@ class NodeManager:
         now = monotonic()
         self._actors.act()
         self._groups.act()  # first: what has become free is theirs before it is granted
+        self._actors.names.act()
         self._scheduling.act()
         due = self._admission.tick(now)
         self._undecided = False
@@ -410,7 +412,10 @@ class NodeManager:
         self._admission.retirement_declined(process.id, monotonic())
 
     def _state_query(self, process: Process, token: int, what: str) -> None:
-        self._post(process.id, m.StateReply(token, self._state.answer(what)))
+        if what == NAMES:
+            self._actors.list_names(process.id, token)
+        else:
+            self._post(process.id, m.StateReply(token, self._state.answer(what)))
 
     def _measure(self) -> tuple[dict[str, int], list[Any]]:
         """(units that are free, what waits) on this node."""
@@ -705,6 +710,7 @@ class NodeManager:
         self._strangers.on_node_died(notice.node, notice.cause)
         self._scheduling.node_died(notice.node)
         self._actors.node_left(notice.node, notice.cause)
+        self._actors.names.table.node_died(notice.node)
         self._strangers_left(notice.node)
 
     def _stranger_gone(self, process: ProcessId, cause: str) -> None:

@@ -65,7 +65,8 @@ class NodeScheduling:
         self._labels = labels
         self._admission = admission
         self._resources: BundledResources = admission.resources
-        self.shares = Shares(node, NodeChooser(Knobs(**scheduler_knobs())))
+        self._chooser = NodeChooser(Knobs(**scheduler_knobs()))
+        self.shares = Shares(node, self._chooser)
         #: node -> its row and what is made of it, less what it was asked for since
         self._views: dict[NodeId, tuple[Row, NodeView]] = {}
         #: (owner, class) -> (number of the latest request, what its node was told: waiting, reserved)
@@ -89,7 +90,22 @@ class NodeScheduling:
         *,
         for_actor: bool = False,
     ) -> None:
-        self.shares.wanted(owner, class_id, demand, where, wanted, details, for_actor=for_actor)
+        if demand.group is None:
+            self.shares.wanted(owner, class_id, demand, where, wanted, details, for_actor=for_actor)
+            return
+        # Placement groups have bundles on this node alone. At once: the group may be removed by the next message.
+        allowed = True
+        if where is not None and where.chooses:
+            here = NodeView(self._me, *self._resources.all_units(), self._labels)
+            choice = self._chooser.choose(
+                [here], demand, where, local=self._me, chance=random.random(), for_actor=for_actor
+            )
+            if choice.never:
+                self.hooks.refused(owner, class_id, choice.never, for_actor)
+                return
+            allowed = choice.node is not None
+        wanted = max(0, wanted - self._standing(owner, class_id)[1])
+        self._ask_here(owner, class_id, demand, wanted, details, for_actor, allowed=allowed)
 
     def owner_left(self, owner: ProcessId) -> None:
         """A process of this node is gone, or an actor that was made here: what was asked for it is taken back."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from skate.core.admission import Admission
-from skate.node.actors import NodeActors
 from skate.node.groups import NodeGroups
 from skate.node.spiller import Spiller
 from skate.store.local import LocalStore
@@ -20,7 +19,6 @@ class NodeState:
         admission: Admission,
         store: LocalStore,
         spiller: Spiller,
-        actors: NodeActors,
         groups: NodeGroups,
         labels: dict[str, str],
         workers: Callable[[], Any],
@@ -38,7 +36,6 @@ class NodeState:
             "store": store.usage,
             "spilled": spiller.machine.stats,
             "spilled objects": spiller.listing,
-            "named actors": actors.listing,
             "groups": groups.table,
             "pending groups": groups.pending,
             "workers": workers,
