@@ -16,6 +16,9 @@ from skate.cluster_utils import Cluster, ClusterNode
 from skate.exceptions import ActorDiedError, WorkerCrashedError
 from skate.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from .clusters import Program
+from .drivers import lives
+
 pytestmark = pytest.mark.timeout(120)
 
 
@@ -314,3 +317,27 @@ def test_one_of_many_that_ask_for_a_name_at_once_makes_the_actor(
     answers = skate.get([ask.remote() for _ in range(8)], timeout=60)
     assert len({pid for pid, _ in answers}) == 1
     assert {node for _, node in answers} == {head(cluster), second.node_id}
+
+
+def test_workers_of_a_program_that_has_left_end_on_all_nodes(
+    cluster: Cluster, second: ClusterNode, tmp_path: Path
+) -> None:
+    program = Program(
+        second,
+        tmp_path,
+        """
+@skate.remote(resources={"only": 1})
+def where():
+    return os.getpid()
+print(skate.get(where.remote()), flush=True)
+sys.stdin.readline()
+""",
+    )
+    try:
+        third = add(cluster, resources={"only": 1})
+        pid = int(program.line())
+        assert lives(pid)
+        assert any(row["NodeID"] == third.node_id for row in skate.nodes())
+    finally:
+        program.kill()
+    eventually(lambda: not lives(pid), 30)
