@@ -244,6 +244,8 @@ class Submission:
             values = self._runtime.streams.ended(task, values)
         for index, entry in enumerate(task.returns):
             state, value, contents = values[index]  # (an error is there once for each)
+            if state == STORED:
+                self._runtime.copies.made_by(entry.id, worker)
             self._objects.settle(entry, state, value, contents)
         self._let_go(task)
 
@@ -286,7 +288,7 @@ class Submission:
             if contents:  # they were registered in our name
                 self._references.unpin(self._references.hold_contents(contents))
             if state == STORED and task_id not in self.tasks:
-                self._runtime.free(object_id(TaskId(task_id), index))
+                self._runtime.copies.discard(object_id(TaskId(task_id), index), worker)
 
     def _wants_retry(self, task: OwnedTask, packed: bytes) -> bool:
         wanted = task.options.retry_exceptions
