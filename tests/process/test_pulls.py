@@ -155,7 +155,7 @@ def test_a_store_full_of_what_is_read_says_so(cluster: Cluster, program: Callabl
     other = cluster.add_node(object_store_memory=80 * MB)
     program(
         cluster.head_node,
-        f"give('refs', [skate.put(data({40 * MB})), skate.put(data({100 * MB}))])\ninput()",
+        f"refs = [skate.put(data({40 * MB})), skate.put(data({100 * MB}))]\ngive('refs', refs)\ninput()",
     )
     reader = program(
         other,
