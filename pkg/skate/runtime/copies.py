@@ -45,6 +45,15 @@ class OwnedCopies:
         elif node not in self.machine.nodes_of(object_id):
             self._runtime.post(manager_of(node), m.DropCopy(ObjectId(object_id)))
 
+    def is_home(self, worker: ProcessId) -> bool:
+        """Whether what the worker makes is in the store of this process's node."""
+        return node_of(worker) == self._home
+
+    def drop_unanswered(self, object_id: bytes, worker: ProcessId) -> None:
+        """A worker has died that may have made the object, and has not said so."""
+        self.made_by(object_id, worker)
+        self.free(object_id)
+
     def free(self, object_id: bytes) -> None:
         """Drops the object from all stores, and disks."""
         for node, begun in self.machine.on_freed(object_id).items():
