@@ -4,7 +4,7 @@ from perf.contenders.raylike import RayLike
 
 
 class Skate(RayLike):
-    can = RayLike.can | {"parts"}
+    can = RayLike.can | {"parts", "nodes"}
 
 
 CONTENDER = Skate("skate", is_rival=False)

@@ -17,6 +17,7 @@ _FIRST = [
     "graphs",
     "pipeline",
     "groups",
+    "nodes",
     "session",
     "lanes",
     "limits",

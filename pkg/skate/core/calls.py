@@ -52,6 +52,7 @@ class LoseCalls(NamedTuple):
 
     line: ActorLine
     calls: list[OwnedTask]
+    worker: ProcessId
 
 
 Effect = PushTasks | WatchActor | FailCalls | LoseCalls
@@ -283,7 +284,7 @@ class Calls(Machine):
             life.in_flight.pop(call.id, None)
             call.lease = None
         if calls:
-            self._effects.append(LoseCalls(life.line, calls))
+            self._effects.append(LoseCalls(life.line, calls, life.worker))
 
     # --------------------------------------------------------------------------------------------------- checks
 

@@ -27,7 +27,7 @@ as long as they are counted; who waits for an object waits once; at most one fil
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from skate.ids import ObjectId, ProcessId, owner_of
@@ -334,7 +334,7 @@ class Spilling:
                 known.waiters = [waiter for waiter in known.waiters if waiter[0] != process]
             known.makers = [maker for maker in known.makers if maker[0] != process]
 
-    def owners_left(self, living: Collection[ProcessId]) -> None:
+    def owners_left(self, living: Container[ProcessId]) -> None:
         """Objects of owners that are not among the living are nobody's."""
         for object_id in [object_id for object_id in self.objects if owner_of(object_id) not in living]:
             self.forget_requested(object_id)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -114,6 +114,10 @@ class NodeCluster:
         }
         if self._sockets is not None and self._head_address is not None:
             self._sockets.connect(self._head_address)
+
+    def handle(self, handlers: Mapping[int, Callable[..., None]]) -> None:
+        """More of what the managers of other nodes may say: code -> what to call with the node and the fields."""
+        self._handlers.update(handlers)
 
     @property
     def address(self) -> str:

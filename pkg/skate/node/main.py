@@ -52,13 +52,14 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
     from skate.core.admission import Admission
     from skate.core.bundles import BundledResources
     from skate.core.roster import Row
-    from skate.ids import new_node_id
+    from skate.ids import new_node_id, process_id
     from skate.net import exchange
     from skate.net.cluster_key import KEY_FILE, write_key
     from skate.node import sessions
     from skate.node.cluster import CannotJoin
     from skate.node.detect import default_resources, detect_cpus
     from skate.node.manager import NodeManager
+    from skate.node.puller import Puller
     from skate.node.spiller import Spiller
     from skate.node.zygote import adopt_orphans, end_children, fork_zygote, remove_session
     from skate.store.local import LocalStore
@@ -122,6 +123,7 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
         )
         store = LocalStore(arena)
         spiller = Spiller(session.folder, store, arena, config["spill_limit"])
+        puller = Puller(process_id(node, 0), session.folder, arena, spiller)
         row = Row(
             node=node,
             address="",
@@ -141,6 +143,7 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             session.folder,
             store,
             spiller,
+            puller,
             admission,
             channel,
             facts,

@@ -17,6 +17,7 @@ import logging
 import mmap
 import os
 import socket
+from collections.abc import Container
 from contextlib import ExitStack
 from functools import partial
 from time import monotonic
@@ -41,7 +42,7 @@ from skate.core.leases import (
 from skate.core.policies import where_from
 from skate.core.resources import ResourceSet
 from skate.core.roster import Row
-from skate.ids import NodeId, ProcessId, manager_of, owner_of, process_id
+from skate.ids import NodeId, ProcessId, manager_of, node_of, owner_of, process_id
 from skate.net.exchange import Place
 from skate.net.node_mailbox import NodeMailbox
 from skate.node.actors import NodeActors
@@ -51,6 +52,7 @@ from skate.node.groups import NodeGroups
 from skate.node.logs import LineReader
 from skate.node.names import NAMES
 from skate.node.processes import Job, Process, environment_of
+from skate.node.puller import Puller
 from skate.node.scheduling import Details, NodeScheduling
 from skate.node.scheduling import Hooks as SchedulingHooks
 from skate.node.spiller import Spiller
@@ -82,6 +84,7 @@ class NodeManager:
         folder: str,
         store: LocalStore,
         spiller: Spiller,
+        puller: Puller,
         admission: Admission,
         zygote: socket.socket,
         session: dict[str, Any],
@@ -99,6 +102,7 @@ class NodeManager:
         self._folder = folder
         self._store = store
         self._spiller = spiller
+        self._puller = puller
         self._admission = admission
         self._zygote = zygote
         self._session = session
@@ -148,7 +152,7 @@ class NodeManager:
             self._groups.is_gone,
             self._groups.directory.ended,
         )
-        self._handlers |= self._actors.handlers | self._groups.handlers
+        self._handlers |= self._actors.handlers | self._groups.handlers | puller.from_owners
         actors = self._actors.handlers
         self._strangers = Strangers(
             {
@@ -162,7 +166,8 @@ class NodeManager:
                 m.ActorPlaced.code: self._actors.placed_elsewhere,  # type: ignore[attr-defined]
             }
             | self._scheduling.handlers
-            | self._actors.names.handlers,
+            | self._actors.names.handlers
+            | puller.from_owners,
             self._stranger_gone,
         )
         self._mailbox = NodeMailbox(self.me, folder, self._deliver, Place.of(session["lanes"]))
@@ -196,6 +201,8 @@ class NodeManager:
         if starter is not None:
             self._mailbox.watch(os.pidfd_open(starter), lambda: self._end("who started it is gone"))
         spiller.join(self._mailbox, self.warn_drivers)
+        self.cluster.handle(puller.from_managers)
+        puller.join(self._post, in_cluster=cluster is not None)
 
     # ----------------------------------------------------------------------------------------------------- loop
 
@@ -671,8 +678,10 @@ class NodeManager:
         self._leaving[process.id] = monotonic() + last_words
         if not last_words:
             self._unlink(process.id)
-        self._store.bury(process.pid, self._processes)
-        self._spiller.process_left(process.id, self._processes)
+        owners = _Owners(self.node, self._processes)
+        self._store.bury(process.pid, owners)
+        self._spiller.process_left(process.id, owners)
+        self._puller.process_left(process.id)
         self._scheduling.owner_left(process.id)
         self._groups.directory.process_left(process.id)
         self._tell_all(notice)
@@ -700,6 +709,8 @@ class NodeManager:
     def _stranger_died(self, notice: m.ProcessDied) -> None:
         """A process of another node is gone."""
         self._tell_all(notice)
+        self._puller.owner_died(notice.process, "its owner is dead.")
+        self._drop_objects(notice.process)
         self._strangers.on_process_died(notice.process, notice.cause)
         self._actors.process_left(notice.process, notice.cause)
         self._strangers_left(notice.process)
@@ -707,11 +718,19 @@ class NodeManager:
     def _node_died(self, notice: m.NodeDied) -> None:
         """Another node is gone, and all its processes."""
         self._tell_all(notice)
+        self._puller.node_died(notice.node, json.loads(notice.cause)["node_died"])
+        self._drop_objects(notice.node)
         self._strangers.on_node_died(notice.node, notice.cause)
         self._scheduling.node_died(notice.node)
         self._actors.node_left(notice.node, notice.cause)
         self._actors.names.table.node_died(notice.node)
         self._strangers_left(notice.node)
+
+    def _drop_objects(self, gone: bytes) -> None:
+        """Copies, and results, whose owners are of another node and dead."""
+        owners = _AllBut(gone)
+        self._store.drop_orphans(owners)
+        self._spiller.owners_left(owners)
 
     def _stranger_gone(self, process: ProcessId, cause: str) -> None:
         """What it asked of this node is taken back."""
@@ -745,6 +764,27 @@ class NodeManager:
             elif process.registered:
                 self._post(process.id, m.Left(self._why))
         self._mailbox.flush()
+
+
+class _Owners:
+    """Whose objects stay when a process of this node has died: what lives here, and all of other nodes."""
+
+    def __init__(self, node: NodeId, living: Container[ProcessId]) -> None:
+        self._node = node
+        self._living = living
+
+    def __contains__(self, owner: Any) -> bool:
+        return node_of(owner) != self._node or owner in self._living
+
+
+class _AllBut:
+    """All processes but one that is dead, or those of a dead node."""
+
+    def __init__(self, gone: bytes) -> None:
+        self._gone = gone
+
+    def __contains__(self, owner: Any) -> bool:
+        return not owner.startswith(self._gone)
 
 
 def _oom_kills() -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Container
 from typing import Any
 
 from skate._c.arena import Arena
@@ -52,6 +52,11 @@ class Spiller:
         self._threads = SpillThreads(folder, arena)
         self._mailbox: Mailbox | None = None
         self._warn: Callable[[str], None] | None = None
+        #: who looks on other nodes, and who asks for room for what comes from there: see ask_others
+        self._want: Callable[[ProcessId, int, ObjectId], None] | None = None
+        self._room_answered: Callable[[int, tuple[Any, ...]], None] | None = None
+        #: rooms that the node manager itself was promised, or not: (token, answer)
+        self._own: list[tuple[int, tuple[Any, ...]]] = []
 
     def join(self, mailbox: Mailbox, warn: Callable[[str], None]) -> None:
         """Results of the threads wake the mailbox's reader; answers leave through it.
@@ -61,6 +66,18 @@ class Spiller:
         self._mailbox = mailbox
         self._warn = warn
         mailbox.watch(self._threads.fd, self._ended)
+
+    def ask_others(
+        self,
+        want: Callable[[ProcessId, int, ObjectId], None],
+        room_answered: Callable[[int, tuple[Any, ...]], None],
+    ) -> None:
+        """What is neither in the store nor on disk is asked for with `want(process, token, object)`; that answers.
+
+        `room_answered(token, answer)`: of room that the node manager itself has requested.
+        """
+        self._want = want
+        self._room_answered = room_answered
 
     # ------------------------------------------------------------------------------------------------- messages
 
@@ -76,8 +93,11 @@ class Spiller:
         else:
             self.machine.forget_requested(object_id)
 
-    def process_left(self, process: ProcessId, living: Collection[ProcessId]) -> None:
+    def process_left(self, process: ProcessId, living: Container[ProcessId]) -> None:
         self.machine.process_left(process)
+        self.owners_left(living)
+
+    def owners_left(self, living: Container[ProcessId]) -> None:
         self.machine.owners_left(living)
 
     def _ended(self) -> None:
@@ -103,6 +123,11 @@ class Spiller:
                 else:
                     self.machine.read_ended(ended.object, ended.outcome)
                     news = True
+            own, self._own = self._own, []
+            for token, answer in own:
+                assert self._room_answered is not None
+                self._room_answered(token, answer)
+                news = True
         return self.machine.next_look()
 
     def _look(self, bytes_wanted: int) -> View:
@@ -126,8 +151,12 @@ class Spiller:
         if isinstance(effect, Answer):
             self._answer(effect.process, effect.token, effect.value)
         elif isinstance(effect, LookFor):
-            word = THERE if self._store.contains(effect.object) else GONE
-            self._answer(effect.process, effect.token, (word,))
+            if self._store.contains(effect.object):
+                self._answer(effect.process, effect.token, (THERE,))
+            elif self._want is None:
+                self._answer(effect.process, effect.token, (GONE,))
+            else:
+                self._want(effect.process, effect.token, effect.object)
         elif isinstance(effect, DeleteObject):
             self._store.delete(effect.object)
         elif isinstance(effect, WarnNearlyFull):
@@ -143,6 +172,9 @@ class Spiller:
 
     def _answer(self, to: ProcessId, token: int, value: tuple[Any, ...]) -> None:
         assert self._mailbox is not None
+        if to == self._mailbox.me:
+            self._own.append((token, value))
+            return
         self._mailbox.post(to, encode(m.StoreReply(token, value)))
 
     # --------------------------------------------------------------------------------------------------- reports

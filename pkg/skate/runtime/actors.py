@@ -223,8 +223,7 @@ class Actors:
             for call in effect.calls:
                 keep = effect.line.state != DEAD and call.may_retry()
                 (again if keep else failed).append(call)
-            for call in failed:
-                submission.free_results(call)
+                submission.free_results(call, effect.worker, keep)
             self._fail(effect.line, failed)
             if again:
                 self.calls.calls_again(effect.line, again)

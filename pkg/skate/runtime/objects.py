@@ -1,7 +1,7 @@
 """Values of objects: put, get, wait, futures; and what owners and borrowers tell one another.
 
 State is the runtime's references; this module reads and writes values. A value is in one of three places: packed in
-the entry (INLINE), in the machine's store (STORED), or it is an error (FAILED). An owner tells a borrower that asked as
+the entry (INLINE), in a node's store (STORED), or it is an error (FAILED). An owner tells a borrower that asked as
 soon as the value is there.
 """
 
@@ -388,6 +388,8 @@ class Objects:
             entry = effect.entry
             if entry.state == STORED:
                 self._runtime.free(entry.id)
+            elif entry.state == FAILED:
+                self._runtime.copies.forget(entry.id)
             entry.value = None
             entry.literal = NOTHING
             if entry.id in self.when_freed:

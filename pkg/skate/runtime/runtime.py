@@ -28,13 +28,15 @@ from skate._c import refs
 from skate._c.refs import ObjectEntry, ObjectRef
 from skate.config import CORK_SECONDS, GLANCE_SECONDS
 from skate.core import calls, dispatch, references
+from skate.core.copies import TellCopy
 from skate.core.dispatch import Dispatcher
 from skate.core.references import References
-from skate.ids import NodeId, ObjectId, ProcessId
+from skate.ids import NodeId, ProcessId
 from skate.net.exchange import Place
 from skate.net.mailbox import Mailbox
 from skate.net.pump import Pump
 from skate.runtime.actors import Actors
+from skate.runtime.copies import OwnedCopies
 from skate.runtime.groups import Groups
 from skate.runtime.keeper import NodeKeeper
 from skate.runtime.objects import Objects
@@ -82,6 +84,7 @@ class Runtime:
         self.mailbox = Mailbox(me, folder, self._deliver, lanes)
         self.pump = Pump(self.mailbox, self.before_sleep, name)
         self.objects = Objects(self)
+        self.copies = OwnedCopies(self)
         self.actors = Actors(self)
         self.streams = Streams(self)
         self.submission = Submission(self)
@@ -90,6 +93,7 @@ class Runtime:
             kind: carrier.carry_out
             for carrier, kinds in (
                 (self.objects, get_args(references.Effect)),
+                (self.copies, (TellCopy,)),
                 (self.actors, get_args(calls.Effect)),
                 (self.submission, get_args(dispatch.Effect)),
             )
@@ -262,6 +266,7 @@ class Runtime:
         """How much of what its workers were asked they have done is not known: it all counts as begun."""
         self.mailbox.forget_node(node)
         self._gone(node, cause, b"", sys.maxsize)
+        self.copies.node_died(node, cause)
         self.actors.node_died(node, cause, monotonic())
 
     def _gone(self, who: ProcessId | NodeId, cause: str, running: bytes, answered: int) -> None:
@@ -322,9 +327,8 @@ class Runtime:
         self.finish(waiter)
 
     def free(self, identifier: bytes) -> None:
-        """Drops a stored object of this process, from the store or from disk. Under the lock."""
-        if not self.store.delete(identifier):
-            self.post(self.node, m.ForgetSpilled(0, ObjectId(identifier)))
+        """Drops a stored object of this process, from all stores and disks. Under the lock."""
+        self.copies.free(identifier)
 
     def finish(self, waiter: refs.Waiter) -> None:
         """A waiter is done: whoever sleeps until it is wakes up. Under the lock."""

@@ -85,12 +85,14 @@ class Streams:
             runtime.submission.discard(worker, task_id, [(state, value, contents)], index + 1)
             identifier = object_id(task_id, index + 1)
             if state == STORED and identifier not in runtime.references.entries:
-                runtime.free(identifier)  # a retry's, of a value that was read and dropped already
+                runtime.copies.discard(identifier, worker)  # a retry's, of a value that was read and dropped
             if index == 0 and stream is not None and lease is not None and lease.worker == worker:
                 self._say_how_far(
                     stream, worker
                 )  # a retry begins, and knows nothing of what was read before it
             return
+        if state == STORED:
+            runtime.copies.made_by(object_id(task_id, index + 1), worker)
         self._append(stream, state, value, contents)
         if stream.abandoned:
             self._say_how_far(stream, worker)

@@ -188,7 +188,8 @@ class Submission:
         elif type(effect) is GiveBack:
             runtime.post(manager_of(effect.lease.worker), m.ReturnLease(effect.lease.id))
         elif type(effect) is LoseTasks:
-            self._lose(effect.tasks, self._obituaries.pop(effect.lease.id), monotonic())
+            lease = effect.lease
+            self._lose(effect.tasks, lease.worker, self._obituaries.pop(lease.id), monotonic())
         else:
             runtime.post(effect.lease.worker, m.RecallTasks(effect.lease.id))
 
@@ -244,6 +245,8 @@ class Submission:
             values = self._runtime.streams.ended(task, values)
         for index, entry in enumerate(task.returns):
             state, value, contents = values[index]  # (an error is there once for each)
+            if state == STORED:
+                self._runtime.copies.made_by(entry.id, worker)
             self._objects.settle(entry, state, value, contents)
         self._let_go(task)
 
@@ -286,7 +289,7 @@ class Submission:
             if contents:  # they were registered in our name
                 self._references.unpin(self._references.hold_contents(contents))
             if state == STORED and task_id not in self.tasks:
-                self._runtime.free(object_id(TaskId(task_id), index))
+                self._runtime.copies.discard(object_id(TaskId(task_id), index), worker)
 
     def _wants_retry(self, task: OwnedTask, packed: bytes) -> bool:
         wanted = task.options.retry_exceptions
@@ -308,12 +311,17 @@ class Submission:
                 self._runtime.objects.settle(entry, state, value)
         self._let_go(task)
 
-    def free_results(self, task: OwnedTask) -> None:
-        """The worker that ran the task is dead: drops what it had put into the store already. Under the lock."""
-        for entry in task.returns:
-            self._runtime.free(entry.id)
-        if task.stream is not None:
-            self._runtime.free(object_id(task.id, task.stream.received + 1))
+    def free_results(self, task: OwnedTask, worker: ProcessId, retried: bool) -> None:
+        """The worker that ran the task is dead: drops what it had put into the store already. Under the lock.
+
+        If the task is tried again, what is in the store of this node is replaced, but not what is on another's.
+        """
+        copies = self._runtime.copies
+        if not (retried and copies.is_home(worker)):
+            for entry in task.returns:
+                copies.drop_unanswered(entry.id, worker)
+            if task.stream is not None:
+                copies.drop_unanswered(object_id(task.id, task.stream.received + 1), worker)
 
     def _let_go(self, task: OwnedTask) -> None:
         """Nothing of the call is needed any more but its values."""
@@ -369,14 +377,15 @@ class Submission:
             lost = self._dispatcher.worker_lost(lease, running, answered, now)
             if lease.in_flight:
                 self._obituaries[lease.id] = cause
-            self._lose(lost, cause, now)
+            self._lose(lost, lease.worker, cause, now)
 
-    def _lose(self, tasks: list[OwnedTask], cause: str, now: float) -> None:
+    def _lose(self, tasks: list[OwnedTask], worker: ProcessId, cause: str, now: float) -> None:
         """Tasks that a dead worker had begun, and has not answered: they are tried again, or fail."""
         for task in tasks:
             task.blamed = True
-            if task.may_retry():
+            retried = task.may_retry()
+            self.free_results(task, worker, retried)
+            if retried:
                 self._dispatcher.task_queued(task, now)
             else:
-                self.free_results(task)
                 self.finish(task, FAILED, pack_error(crash_of(task.display_name, json.loads(cause))))

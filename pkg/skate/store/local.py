@@ -7,12 +7,12 @@ process; no message is sent for them. Only where the arena is full, or an object
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any, Protocol
 
 from skate._c.arena import Arena, ArenaFull, ObjectExists, Pinned
 from skate._c.plain import Serialized, pack_into, packed_size, unpack
-from skate.core.spilling import DISK, FAILED, GONE, IN_FILE, MADE, THERE
+from skate.core.spilling import DISK, FAILED, FULL, GONE, IN_FILE, MADE, THERE
 from skate.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError
 from skate.ids import ProcessId, owner_of
 from skate.store.report import LARGEST, users_of
@@ -82,12 +82,8 @@ class LocalStore:
                 if self.keeper is None:
                     raise self._full_error(size, "The object store is full.") from None
                 word, *why = self.keeper.make_room(size, attempt)
-                if word == DISK:
-                    raise OutOfDiskError(
-                        f"The object store is full, and spilling failed: {why[0]}."
-                    ) from None
                 if word != MADE:
-                    raise self._full_error(size, f"The object store is full: {why[0]}.") from None
+                    raise self._no_room(word, why[0], size) from None
                 attempt += 1
 
     def get(self, object_id: bytes) -> Any:
@@ -106,6 +102,8 @@ class LocalStore:
                 raise KeyError(object_id)
             if word == FAILED:
                 raise ObjectLostError(object_id, why=more[0])
+            if word in (FULL, DISK):  # the node has no room for what it would bring from another
+                raise self._no_room(word, *more)
             if word == IN_FILE:
                 block = self.keeper.read_file(*more)
             if word == THERE or block is None:
@@ -145,6 +143,11 @@ class LocalStore:
         """What may be spilled, oldest first; see Arena.victims."""
         return self._arena.victims(nbytes)
 
+    def _no_room(self, word: str, why: str, size: int) -> Exception:
+        if word == DISK:
+            return OutOfDiskError(f"The object store is full, and spilling failed: {why}.")
+        return self._full_error(size, f"The object store is full: {why}.")
+
     def _full_error(self, size: int, message: str) -> ObjectStoreFullError:
         rows = sorted(self._arena.objects(), key=lambda row: -row["size"])[:LARGEST]
         return ObjectStoreFullError(
@@ -157,9 +160,13 @@ class LocalStore:
             ],
         )
 
-    def bury(self, pid: int, living: Collection[ProcessId]) -> None:
+    def bury(self, pid: int, living: Container[ProcessId]) -> None:
         """Takes back what a dead process left: pins, half-made objects, and the objects of owners that are gone."""
         self._arena.reap(pid)
+        self.drop_orphans(living)
+
+    def drop_orphans(self, living: Container[ProcessId]) -> None:
+        """Drops the objects of owners that are gone."""
         for row in self._arena.objects():
             if row["owner"] not in living and not row["doomed"]:
                 self._arena.delete(row["id"])

@@ -71,6 +71,18 @@ def read_file(folder: str, number: int, offset: int, size: int) -> memoryview | 
     return room.toreadonly()
 
 
+def read_bytes(folder: str, number: int, offset: int, size: int) -> bytes:
+    """Some bytes of a spill file. OSError where they cannot be read."""
+    room = bytearray(size)
+    fd = os.open(path_of(folder, number), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with memoryview(room) as view:
+            _read(fd, view, offset)
+    finally:
+        os.close(fd)
+    return bytes(room)
+
+
 def _read(
     fd: int, room: memoryview, offset: int, go_on: threading.Event | None = None, flags: int = 0
 ) -> None:

@@ -17,7 +17,10 @@ Who says what:
     node -> actor        BecomeActor, EndActor
     actor -> node        ActorStarted, ActorLeaves
     borrower <-> owner   AskObject, ObjectReady, AddBorrower, ReleaseBorrow
-    node -> node         NodesChanged (from the head), NodeReport, Goodbye, ProcessDied
+    node -> node         NodesChanged (from the head), NodeReport, Goodbye, ProcessDied, FetchChunk, Chunk,
+                         ChunkMissing
+    any node -> owner    FindCopy, CopyMade, PullEnded
+    owner -> any node    CopyAt, DropCopy
     node -> process      NodeDied
     node -> node         RequestLeasesFor, LeasesStand, ActorPlaced, EndWorker, OwnerLeft
     process -> any node  WatchProcess
@@ -602,6 +605,74 @@ class OwnerLeft(NamedTuple):
     """What was asked for this actor, and what it has on the receiver's node, is not needed any more."""
 
     owner: bytes
+
+
+# ------------------------------------------------------------------------------------------- objects between nodes
+
+
+@_message(90)
+class FindCopy(NamedTuple):
+    """A node manager to an object's owner: where can it be pulled from? See core.copies."""
+
+    object: ObjectId
+    pull: int  # the asking node's number for it
+    missed: Plain  # [(node, why), …]: those that it was told of, and did not get it from
+
+
+@_message(91)
+class CopyAt(NamedTuple):
+    """The answer."""
+
+    pull: int
+    size: int
+    source: NodeId  # empty: nowhere, and
+    why: str
+
+
+@_message(92)
+class CopyMade(NamedTuple):
+    """The sending manager's node has a copy now."""
+
+    object: ObjectId
+
+
+@_message(93)
+class PullEnded(NamedTuple):
+    """The sending manager does not want a copy any more."""
+
+    object: ObjectId
+
+
+@_message(94)
+class DropCopy(NamedTuple):
+    """The owner frees the object: what that node has of it goes."""
+
+    object: ObjectId
+
+
+@_message(95)
+class FetchChunk(NamedTuple):
+    """A node manager asks another for bytes of an object."""
+
+    object: ObjectId
+    pull: int
+    offset: int
+    size: int
+
+
+@_message(96)
+class Chunk(NamedTuple):
+    pull: int
+    offset: int
+    data: bytes
+
+
+@_message(97)
+class ChunkMissing(NamedTuple):
+    """The asked node has not got the object, or cannot read it."""
+
+    pull: int
+    why: str
 
 
 # ---------------------------------------------------------------------------------------------- owner and borrower
