@@ -240,6 +240,8 @@ def test_disk_that_refuses(skate_start: Callable[..., Any], small_disk: Path) ->
     os.unlink(small_disk / "theirs")
     refs.append(skate.put(numbers(3 * MB, len(refs))))
     assert [int(skate.get(ref)[0]) for ref in refs] == list(range(len(refs)))
+    skate.shutdown()  # before the file system goes
+    assert not list(small_disk.iterdir())
 
 
 def test_folder_of_choice_goes_with_a_killed_driver(start_driver: Callable[..., Any], tmp_path: Path) -> None:
