@@ -13,6 +13,8 @@ MOST_WRITERS: Final[int]
 
 Batch = tuple[ProcessId, list[tuple[int, tuple[Any, ...]]], int, FrameError | None]
 
+def check_signals() -> None: ...
+
 @final
 class Exchange:
     def __new__(cls, fd: int) -> Exchange: ...

@@ -33,7 +33,7 @@ from typing import Any
 import zmq
 
 from skate._c import frames
-from skate._c.lanes import LONGEST_RECORD, STALLED, STARVED, Exchange, Inbox, Lane
+from skate._c.lanes import LONGEST_RECORD, STALLED, STARVED, Exchange, Inbox, Lane, check_signals
 from skate.ids import NODE_ID_BYTES, PROCESS_ID_BYTES, ProcessId, manager_of
 from skate.net import exchange
 from skate.wire.messages import SCHEMAS
@@ -380,7 +380,10 @@ class Mailbox:
 
     def fall_asleep(self, idle: bool) -> bool:
         """Before sleeping on `fileno`; False: do not, something came. `wake_up` follows in either case."""
-        return self._lanes is None or self._lanes.fall_asleep(idle)
+        if self._lanes is not None:
+            return self._lanes.fall_asleep(idle)
+        check_signals()
+        return True
 
     def wake_up(self) -> None:
         """After `fall_asleep`."""
