@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 
+from skate._c.lanes import check_signals
 from skate._c.refs import Waiter
 from skate.net.mailbox import Mailbox
 
@@ -173,6 +174,7 @@ class Pump:
             if waiter.done:
                 return
             waiter.callback = lambda _: alarm.release()
+        check_signals()
         alarm.acquire(timeout=-1 if timeout is None else timeout)
 
     def _leave(self) -> None:
