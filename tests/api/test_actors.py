@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import skate
 from skate.exceptions import RayActorError, RayTaskError, TaskError
+from skate.runtime import current
 
 from .rendezvous import Gate, Tally, eventually, gone, lives
 
@@ -267,6 +268,31 @@ class TestMaking:
                 return os.environ.get("SKATE_TEST_COLOUR")
 
         assert skate.get(Painter.remote().colour.remote(), timeout=30) == "green"
+
+
+    def test_goes_on_while_the_program_does_something_else(self, tmp_path) -> None:
+        """What is posted right after something else to the same process waits for no call of skate."""
+
+        @skate.remote(num_cpus=0)
+        class Opens:
+            def __init__(self, gate: Gate) -> None:
+                gate.open()
+
+            def there(self) -> None:
+                pass
+
+        for number in range(3):
+            dead = Opens.remote(Gate(tmp_path / f"{number}"))
+            skate.get(dead.there.remote())
+            skate.kill(dead)
+            with pytest.raises(RayActorError):
+                skate.get(dead.there.remote())
+            gate = Gate(tmp_path / f"{number} again")
+            eventually(lambda: current.runtime.pump.asleep)
+            del dead  # its node hears of this, and has nothing to say to it
+            actor = Opens.remote(gate)
+            gate.wait()
+            del actor
 
 
 class TestClasses:

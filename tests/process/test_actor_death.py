@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import psutil
 import pytest
 import skate
-from api.rendezvous import eventually
+from api.rendezvous import Gate, eventually, gone
 from skate.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedError
 
 pytestmark = pytest.mark.timeout(60)
@@ -123,3 +127,62 @@ def _works(actor: object) -> bool:
         return skate.get(actor.add.remote()) > 0  # type: ignore[attr-defined]
     except ActorUnavailableError:
         return False
+
+
+@contextmanager
+def stopped_node() -> Iterator[None]:
+    """The node manager hears of nothing meanwhile; afterwards of all at once, in whatever order it looks."""
+    (node,) = (each for each in psutil.Process().children() if "skate.node" in " ".join(each.cmdline()))
+    node.suspend()
+    try:
+        yield
+    finally:
+        node.resume()
+
+
+def test_an_actor_that_leaves_is_not_taken_for_one_that_crashed(tmp_path: Path) -> None:
+    @skate.remote(max_restarts=-1)
+    class Leaves:
+        def leave(self, entered: Gate, gate: Gate) -> None:
+            entered.open()
+            gate.wait()
+            skate.actor.exit_actor()
+
+        def pid(self) -> int:
+            return os.getpid()
+
+    entered, gate = Gate(tmp_path / "entered"), Gate(tmp_path / "gate")
+    actor = Leaves.remote()
+    pid = skate.get(actor.pid.remote())
+    leaving = actor.leave.remote(entered, gate)
+    entered.wait()
+    with stopped_node():
+        gate.open()
+        eventually(lambda: gone(pid))
+    with pytest.raises(ActorDiedError, match="exit_actor"):
+        skate.get(leaving)
+    with pytest.raises(ActorDiedError, match="exit_actor"):
+        skate.get(actor.pid.remote())
+
+
+def test_a_constructor_s_exception_is_heard_of_before_the_end_of_its_process(tmp_path: Path) -> None:
+    @skate.remote(max_restarts=-1)
+    class Fails:
+        def __init__(self, entered: Gate, gate: Gate, done: Gate) -> None:
+            entered.open()
+            gate.wait()
+            done.open()
+            raise LookupError("no bread" + " at all" * 2_000)
+
+        def pid(self) -> int:
+            return os.getpid()
+
+    entered, gate, done = (Gate(tmp_path / name) for name in ("entered", "gate", "done"))
+    actor = Fails.remote(entered, gate, done)
+    entered.wait()
+    with stopped_node():
+        gate.open()
+        done.wait()
+    with pytest.raises(ActorDiedError, match="LookupError: no bread at all") as caught:
+        skate.get(actor.pid.remote())
+    assert caught.value.actor_init_failed

@@ -39,6 +39,14 @@ class NodeMailbox(Mailbox):
         link.records.append((sender, frame))  # type: ignore[arg-type]
         self._wait(link)
 
+    def deliver_late(self, sender: ProcessId, to: ProcessId, record: bytes) -> None:
+        """What a process of this node had to say to a manager, this one or another, when it ended: as if it came now."""
+        frame = frames.frame([record])
+        if to != self.me:
+            self.pass_on(sender, to, frame)
+        elif (records := self._decode(sender, frame)) is not None:
+            self._deliver(sender, records)
+
     def _relayed(self, by: ProcessId, sender: ProcessId, data: bytes) -> None:
         self.pass_on(by, sender, data)  # from a process of this node it is the receiver that is named
 

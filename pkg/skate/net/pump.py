@@ -121,8 +121,8 @@ class Pump:
 
     @property
     def asleep(self) -> bool:
-        """The pump thread reads: it sleeps in the inbox, or is about to, and has sent what waited before."""
-        return self._pump_reads
+        """The pump thread reads, and nobody has asked it to step aside: what is posted now waits until it wakes."""
+        return self._pump_reads and not self._ousted
 
     def another_thread_reads(self) -> bool:
         """A thread of the program other than this one has the right to read, and may be asleep with it."""

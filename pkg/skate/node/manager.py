@@ -647,16 +647,19 @@ class NodeManager:
     def _bury(self, worker: Process, status: int | None, why: str = "") -> None:
         """A worker has ended: everybody hears of it, and what it held is taken back."""
         self._deliver(worker.id, self._mailbox.last_words(worker.id))
+        assert worker.testament is not None
+        running = testament.running(worker.testament)
+        answered, answers = testament.answers(worker.testament)
+        worker.testament.close()
+        for to, _, record in answers:
+            if to == manager_of(to):
+                self._mailbox.deliver_late(worker.id, to, record)
         stderr_tail = why
         for reader in worker.readers:
             reader.read()
             self._close(reader)
             if reader.tail and reader is worker.readers[1]:
                 stderr_tail = "\n".join(reader.tail)
-        assert worker.testament is not None
-        running = testament.running(worker.testament)
-        answered, answers = testament.answers(worker.testament)
-        worker.testament.close()
         for name in (f"{worker.id.hex()}.now", worker.id.hex()):
             try:
                 os.unlink(os.path.join(self._folder, name))
@@ -668,7 +671,7 @@ class NodeManager:
         else:
             self._start_failed(worker, cause)
         for owner, attempt, record in answers:
-            if owner in self._processes or self._mailbox.is_elsewhere(owner):
+            if owner != manager_of(owner) and (owner in self._processes or self._mailbox.is_elsewhere(owner)):
                 self._post(owner, m.LateAnswer(worker.id, attempt, record))
         self._forget(worker, m.ProcessDied(worker.id, cause, running, answered))
 

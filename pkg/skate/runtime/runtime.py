@@ -173,10 +173,7 @@ class Runtime:
             elif not what.held:
                 self.references.on_dropped(what)
         self.act()
-        if self.pump.asleep:
-            self.mailbox.flush()  # the program idles: nobody else would, until something comes
-        else:
-            self.send_soon(monotonic())
+        self.send_soon(monotonic())
 
     # ----------------------------------------------------------------------------------------------------- mail
 
@@ -246,8 +243,9 @@ class Runtime:
 
     def send_soon(self, now: float) -> None:
         """After a step of a busy thread: a first message leaves at once, what follows closely leaves together."""
-        if self.mailbox.flush_due(now, CORK_SECONDS) and self.pump.program_reads:
-            self.mailbox.flush()  # the pump rests while another thread sleeps in the inbox: nobody else would
+        pump = self.pump
+        if self.mailbox.flush_due(now, CORK_SECONDS) and (pump.asleep or pump.program_reads):
+            self.mailbox.flush()  # whoever reads the inbox may sleep on: nobody else would
 
     def glance(self, now: float) -> None:
         """Lets a busy thread take in what has come, so that no other thread has to. Not under the lock."""

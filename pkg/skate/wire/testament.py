@@ -9,6 +9,8 @@ together, see Runtime.send_soon) is so delivered by the node manager; an owner t
     24   which half is being written, u8; then bytes used of each half, u32, u32
     33   two halves: entries of u32 length, u32 attempt of the task, process id of the owner, record
 
+What an actor that ends by itself says to its manager stands here too, as an entry whose owner is that manager.
+
 Of an answer that is too long its task's id stands here alone: it has left, and may be under way.
 
 A half that is full makes the other, older one start afresh: what stands there has left long ago.

@@ -52,8 +52,12 @@ class HostedActor:
         self.shown: str = new.spec["class_name"]
         self.instance: Any = None
 
-    def construct(self, executor: Executor, runtime: Runtime) -> bytes:
-        """Makes the instance; gives the packed error where that raised, else nothing. Says to the node which."""
+    def construct(self, executor: Executor, runtime: Runtime) -> None:
+        """Makes the instance, and says to the actor's node that it is there, or what was raised.
+
+        Where something was raised the process does not end by itself: the node ends it, once it has read why. So the
+        end of the process cannot be heard of before its reason.
+        """
         guards: list[Guard] = []
         error = b""
         try:
@@ -66,6 +70,7 @@ class HostedActor:
         except BaseException as exception:
             error = executor.packed_error(exception, f"{self.shown}.__init__")
         args, kwargs = (), {}
+        executor.flush_output()
         runtime.lock.acquire()
         try:
             kept = executor.end_guards(guards)
@@ -74,7 +79,6 @@ class HostedActor:
             runtime.mailbox.flush()
         finally:
             runtime.release()
-        return error
 
     # What Executor.arguments reads, as of a call.
 
@@ -140,10 +144,11 @@ def become_actor(executor: Executor, runtime: Runtime, new: NewActor) -> bool:
         Threads(executor, runtime, actor).run()
         return False
     try:
-        return not actor.construct(executor, runtime)
+        actor.construct(executor, runtime)
     except SystemExit as request:
         executor.leave(request)
         return False
+    return True
 
 
 class ThreadGroup:
@@ -241,8 +246,7 @@ class Threads:
         executor.set_output_name(actor.shown)
         executor.sink = self._take
         try:
-            if actor.construct(executor, self._runtime):
-                return
+            actor.construct(executor, self._runtime)
         except SystemExit as request:
             executor.leave(request)
             return
@@ -313,8 +317,7 @@ class EventLoop:
         self._group_of = self._actor.group_of()
         self._groups = {group: Group(limit) for group, limit in self._actor.limits(ASYNC_CONCURRENCY).items()}
         self._executor.sink = self._take
-        if self._actor.construct(self._executor, self._runtime):
-            return None
+        self._actor.construct(self._executor, self._runtime)
         return await self._ended
 
     def _take(self, pushed: Pushed) -> None:

@@ -30,6 +30,7 @@ from skate.runtime.objects import pack_error
 from skate.runtime.runtime import Runtime
 from skate.store.serialization import from_bytes, load_function, serialize
 from skate.wire import messages as m
+from skate.wire.messages import encode
 from skate.wire.testament import Testament
 from skate.worker.lease import Lease
 from skate.worker.output import TaskOutput
@@ -275,6 +276,10 @@ class Executor:
         """What all lines that are printed from here on begin with."""
         self._output.name = name
 
+    def flush_output(self) -> None:
+        """What was printed is with the node, even if this process is killed now."""
+        self._output.flush()
+
     def serve(self, lease: Lease) -> None:
         """From here on the worker keeps to this lease, which its actor holds for life."""
         self.lease = lease
@@ -415,7 +420,10 @@ class Executor:
         runtime = self._runtime
         runtime.lock.acquire()
         try:
-            runtime.post(manager_of(self.actor.id), m.ActorLeaves(self.actor.id, why))
+            manager = manager_of(self.actor.id)
+            record = encode(m.ActorLeaves(self.actor.id, why))
+            if not runtime.mailbox.post(manager, record):
+                self._testament.note(manager, 0, record)
             runtime.mailbox.flush()
         finally:
             runtime.release()
