@@ -17,6 +17,7 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Final, Literal, TypeVar, get_args
 
 from skate._c.resources import UNITS_PER_ONE, from_units, to_units
@@ -374,7 +375,7 @@ class TaskOptions(_SharedOptions):
     _generator_backpressure_num_objects: int | None = _option(None, _not_zero(-1))
     _num_objects_per_yield: int = _option(1, _count(1, 1))
 
-    @property
+    @cached_property
     def calls_per_worker(self) -> int:
         """After how many calls a worker ends; 0 is never.
 

@@ -269,7 +269,6 @@ class TestMaking:
 
         assert skate.get(Painter.remote().colour.remote(), timeout=30) == "green"
 
-
     def test_goes_on_while_the_program_does_something_else(self, tmp_path) -> None:
         """What is posted right after something else to the same process waits for no call of skate."""
 
@@ -288,7 +287,7 @@ class TestMaking:
             with pytest.raises(RayActorError):
                 skate.get(dead.there.remote())
             gate = Gate(tmp_path / f"{number} again")
-            eventually(lambda: current.runtime.pump.asleep)
+            eventually(current.runtime.pump.may_sleep_on)
             del dead  # its node hears of this, and has nothing to say to it
             actor = Opens.remote(gate)
             gate.wait()

@@ -1,5 +1,7 @@
 # What Cython is told of mailbox.py's classes where that is compiled: their attributes become C fields.
 
+cimport cython
+
 from skate._c.lanes cimport Inbox, Lane
 
 cdef class Link:
@@ -20,7 +22,9 @@ cdef class Mailbox:
     cdef public Inbox _lanes
     cdef public double _socket_looked_at
     cdef public bint taking_in, asleep, closed
+    @cython.locals(link=Link, lane=Lane)
     cpdef bint post(self, bytes to, bytes record) except -1
+    @cython.locals(link=Link)
     cpdef bint flush_due(self, double now, double pause) except -1
     cpdef bint spin(self) except -1
     cpdef bint _take_in(self) except -1

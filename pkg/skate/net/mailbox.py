@@ -188,11 +188,14 @@ class Mailbox:
 
     def flush_due(self, now: float, pause: float) -> bool:
         """Sends what waits for peers that got nothing in the last `pause` seconds; True where some still waits."""
-        waiting = self._waiting
-        if waiting:
-            self._waiting = [
-                link for link in waiting if now - link.flushed_at < pause or not self._send(link)
-            ]
+        for link in self._waiting:
+            if now - link.flushed_at >= pause:
+                break
+        else:
+            return bool(self._waiting)  # the usual case: none is due
+        self._waiting = [
+            link for link in self._waiting if now - link.flushed_at < pause or not self._send(link)
+        ]
         return bool(self._waiting)
 
     def _send(self, link: Link) -> bool:

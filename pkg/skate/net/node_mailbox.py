@@ -40,7 +40,7 @@ class NodeMailbox(Mailbox):
         self._wait(link)
 
     def deliver_late(self, sender: ProcessId, to: ProcessId, record: bytes) -> None:
-        """What a process of this node had to say to a manager, this one or another, when it ended: as if it came now."""
+        """What a process of this node had for a manager, this one or another, when it ended: as if it came now."""
         frame = frames.frame([record])
         if to != self.me:
             self.pass_on(sender, to, frame)

@@ -119,10 +119,9 @@ class Pump:
         """A thread of the program, not the pump, has the right to read."""
         return self._reading.locked() and not self._pump_reads
 
-    @property
-    def asleep(self) -> bool:
-        """The pump thread reads, and nobody has asked it to step aside: what is posted now waits until it wakes."""
-        return self._pump_reads and not self._ousted
+    def may_sleep_on(self) -> bool:
+        """Whoever reads may be asleep, and nothing was said to it: what waits to leave would wait until it wakes."""
+        return not self._ousted if self._pump_reads else self._reader != 0
 
     def another_thread_reads(self) -> bool:
         """A thread of the program other than this one has the right to read, and may be asleep with it."""

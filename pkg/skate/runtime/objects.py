@@ -17,7 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from skate._c import refs
-from skate._c.plain import Serialized, to_bytes
+from skate._c.plain import Serialized, to_bytes, unpack
 from skate._c.refs import FAILED, INLINE, NOTHING, PENDING, STORED, ObjectEntry, ObjectRef, Waiter
 from skate.config import INLINE_BYTES
 from skate.core.references import Effect, FreeValue, TellBorrower, TellWatch
@@ -200,7 +200,7 @@ class Objects:
     def _load(self, entry: ObjectEntry, block: bool) -> Any:
         if entry.state == STORED:
             return self.stored(entry.id) if block else self._runtime.store.get_here(entry.id)
-        value = from_bytes(entry.value)
+        value = unpack(entry.value)
         if type(value) in IMMUTABLE:
             entry.literal = value
         return value

@@ -243,9 +243,8 @@ class Runtime:
 
     def send_soon(self, now: float) -> None:
         """After a step of a busy thread: a first message leaves at once, what follows closely leaves together."""
-        pump = self.pump
-        if self.mailbox.flush_due(now, CORK_SECONDS) and (pump.asleep or pump.program_reads):
-            self.mailbox.flush()  # whoever reads the inbox may sleep on: nobody else would
+        if self.mailbox.flush_due(now, CORK_SECONDS) and self.pump.may_sleep_on():
+            self.mailbox.flush()
 
     def glance(self, now: float) -> None:
         """Lets a busy thread take in what has come, so that no other thread has to. Not under the lock."""
@@ -257,11 +256,13 @@ class Runtime:
         self, _: ProcessId, process: ProcessId, cause: str, running: bytes, answered: int
     ) -> None:
         self.hear_out(process)
+        self.act()  # what was decided before it was known still names the process
         self.mailbox.forget(process)
         self._gone(process, cause, running, answered)
 
     def _node_died(self, _: ProcessId, node: NodeId, cause: str) -> None:
         """How much of what its workers were asked they have done is not known: it all counts as begun."""
+        self.act()
         self.mailbox.forget_node(node)
         self._gone(node, cause, b"", sys.maxsize)
         self.copies.node_died(node, cause)

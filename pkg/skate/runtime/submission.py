@@ -218,7 +218,7 @@ class Submission:
     # ------------------------------------------------------------------------------------------------- answers
 
     def _task_done(self, worker: ProcessId, task_id: TaskId, elapsed_ns: int, values: Any, kept: Any) -> None:
-        task = self.tasks.get(task_id)
+        task: OwnedTask | None = self.tasks.get(task_id)
         if task is None or task.lease is None or task.lease.worker != worker:
             self.discard(worker, task_id, values)
             return
@@ -226,19 +226,18 @@ class Submission:
 
     def _answered(self, worker: ProcessId, task: OwnedTask, seconds: float, values: Any, kept: Any) -> None:
         """The worker that holds the task has run it."""
-        now = monotonic()
         lease = task.lease
         if type(lease) is Life:
             self._calls.call_done(lease, task)
         else:
-            self._dispatcher.task_done(lease, task, seconds, now)  # type: ignore[arg-type]
+            self._dispatcher.task_done(lease, task, seconds, monotonic())  # type: ignore[arg-type]
         if kept and not self._references.has_died(worker):
             self._references.on_kept(kept, worker)
         if values and values[0][0] == FAILED and self._wants_retry(task, values[0][1]) and task.may_retry():
             if type(lease) is Life:
                 self._call_ready(lease.line, task)
             else:
-                self._dispatcher.task_queued(task, now)
+                self._dispatcher.task_queued(task, monotonic())
             return
         del self.tasks[task.id]
         if task.stream is not None:

@@ -4,3 +4,5 @@ cdef class Testament:
     cdef public object _memory
     cdef public Py_ssize_t _half
     cdef public list _used
+    cpdef begins(self, bytes task)
+

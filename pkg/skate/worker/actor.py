@@ -14,7 +14,7 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from time import monotonic, perf_counter_ns
+from time import monotonic, monotonic_ns
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -356,7 +356,7 @@ class EventLoop:
         guards: list[Guard] = []
         values: Any = None
         error = None
-        started = perf_counter_ns()
+        started = monotonic_ns()
         try:
             function = executor.function_of(pushed)
             args, kwargs = executor.arguments(pushed, guards)
@@ -382,7 +382,7 @@ class EventLoop:
                 self._start(group, group.waiting.popleft())
             else:
                 group.free += 1
-        executor.answer_at_once(pushed, values, error, guards, perf_counter_ns() - started)
+        executor.answer_at_once(pushed, values, error, guards, monotonic_ns() - started)
 
     def _end(self) -> None:
         """The last handle is gone. From any thread."""

@@ -31,6 +31,7 @@ cdef class Executor:
     cpdef bint _execute(self, Pushed pushed) except -1
     cpdef call(self, Loaded function, Pushed pushed, list guards)
     cpdef arguments(self, pushed, list guards)
+    cpdef flush_output(self)
     cpdef pack(self, Pushed pushed, str name, result)
     cpdef post_answer(self, Pushed pushed, bytes record)
     cpdef handed_over(self, Pushed pushed, list values)

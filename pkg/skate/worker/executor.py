@@ -17,12 +17,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from time import monotonic, perf_counter_ns
+from time import monotonic, monotonic_ns
 from types import CoroutineType, GeneratorType
 from typing import Any, Final, NamedTuple
 
-from skate._c import frames, refs
-from skate._c.refs import FAILED, STORED, Guard, Waiter
+from skate._c import frames, plain, refs
+from skate._c.refs import FAILED, INLINE, STORED, Guard, Waiter
 from skate.exceptions import ActorExit, SerializationError, TaskError
 from skate.ids import ProcessId, TaskId, manager_of, object_id
 from skate.runtime.arguments import unpack_arguments
@@ -277,8 +277,9 @@ class Executor:
         self._output.name = name
 
     def flush_output(self) -> None:
-        """What was printed is with the node, even if this process is killed now."""
-        self._output.flush()
+        """What was printed is with the node before the answer is, even if this process is killed now."""
+        if self._output.dirty:
+            self._output.flush()
 
     def serve(self, lease: Lease) -> None:
         """From here on the worker keeps to this lease, which its actor holds for life."""
@@ -306,21 +307,21 @@ class Executor:
         function = self._functions[pushed.function]
         self._output.name = pushed.name or function.name if self.actor is None else self.actor.shown
         guards: list[Guard] = []
-        started = perf_counter_ns()
+        started = monotonic_ns()
         try:
             values, error = self.call(function, pushed, guards)
         except SystemExit as request:
             if self.actor is None:
                 raise
-            self._output.end_task()
+            self.flush_output()
             self.leave(request)
             return False
-        elapsed = perf_counter_ns() - started
-        self._output.end_task()
-        now = monotonic()
+        ended = monotonic_ns()
+        now = ended * 1e-9
+        self.flush_output()
         runtime.lock.acquire()
         try:
-            self.answer(pushed, values, error, guards, elapsed)
+            self.answer(pushed, values, error, guards, ended - started)
             values = None
             self._answered += 1
             self._testament.answered(self._answered)
@@ -347,10 +348,10 @@ class Executor:
         runtime = self._runtime
         running.set(pushed)
         guards: list[Guard] = []
-        started = perf_counter_ns()
+        started = monotonic_ns()
         values, error = self.call(self._functions[pushed.function], pushed, guards)
-        elapsed = perf_counter_ns() - started
-        self._output.end_task()
+        elapsed = monotonic_ns() - started
+        self.flush_output()
         runtime.lock.acquire()
         try:
             self.answer(pushed, values, error, guards, elapsed)
@@ -373,7 +374,7 @@ class Executor:
         self, pushed: Pushed, values: Any, error: bytes | None, guards: list[Guard], elapsed: int
     ) -> None:
         """Answers a call of an actor that runs many at once. Not under the lock."""
-        self._output.end_task()
+        self.flush_output()
         self._runtime.lock.acquire()
         try:
             self.answer(pushed, values, error, guards, elapsed)
@@ -521,6 +522,9 @@ class Executor:
 
     def kept(self, pushed: Pushed, name: str, index: int, value: Any) -> tuple[int, Any, Any]:
         """(state, value, refs inside) of one value, which is in the store where it is large."""
+        small = plain.small(value)
+        if small is not None:
+            return INLINE, small, ()
         if type(value) is CoroutineType:
             value.close()
             raise SerializationError(
@@ -569,7 +573,7 @@ class Executor:
             yield
             return
         runtime = self._runtime
-        self._output.flush()
+        self.flush_output()
         runtime.lock.acquire()
         try:
             self._give_back(lease.owner, lease.id)

@@ -20,17 +20,16 @@ class TaskOutput:
 
     def __init__(self) -> None:
         self.name = ""
+        #: something was printed since the last flush
+        self.dirty = False
         self._streams = (_Marked(self, sys.stdout), _Marked(self, sys.stderr))
         sys.stdout, sys.stderr = self._streams
 
-    def end_task(self) -> None:
-        """Everything that was printed leaves, before the task is answered."""
-        for stream in self._streams:
-            if stream.dirty:
-                stream.flush()
-
     def flush(self) -> None:
-        self.end_task()
+        """Everything that was printed leaves."""
+        self.dirty = False
+        for stream in self._streams:
+            stream.flush()
 
 
 class _Marked(io.TextIOBase):
@@ -41,7 +40,6 @@ class _Marked(io.TextIOBase):
         self._stream = stream
         self._announced = ""
         self._at_line_start = True
-        self.dirty = False
 
     def write(self, text: str) -> int:
         if not text:
@@ -52,14 +50,13 @@ class _Marked(io.TextIOBase):
             self._stream.write(f"{MARK}{name}\n")
         self._stream.write(text)
         self._at_line_start = text.endswith("\n")
-        self.dirty = True
+        self._output.dirty = True
         if self._at_line_start:
             self._stream.flush()  # a line is seen while the task still runs
         return len(text)
 
     def flush(self) -> None:
         self._stream.flush()
-        self.dirty = False
 
     def writable(self) -> bool:
         return True

@@ -11,6 +11,7 @@ cdef class Serialized:
 # Whether a serialize() is running in this thread; if so it has taken note of `ref`.
 cpdef bint note_ref(object ref) except -1
 
+cpdef bytes small(object value)
 cpdef Serialized serialize(object value)
 cpdef object deserialize(object inband, object buffers)
 cpdef Py_ssize_t packed_size(Serialized serialized) except -1

@@ -168,13 +168,13 @@ def dumps_inband(value: object) -> Serialized:
 
 
 cdef bint _serialize_bare(object value, Serialized out) except -1:
-    cdef bytes small
+    cdef bytes as_it_stands
     kind = type(value)
     if kind is _ndarray:
         return _serialize_array(value, out)
-    small = _small(value, kind)
-    if small is not None:
-        out.inband = small
+    as_it_stands = small(value)
+    if as_it_stands is not None:
+        out.inband = as_it_stands
         return True
     if kind is bytes or kind is bytearray:
         if len(value) < BARE_BYTES_MIN:
@@ -193,7 +193,7 @@ cdef bint _serialize_bare(object value, Serialized out) except -1:
     return True
 
 
-cdef bytes _small(object value, object kind):
+cpdef bytes small(object value):
     """The whole message of a small value of the types that need no pickle; None for any other."""
     cdef bytes out
     cdef const char *text
@@ -202,6 +202,7 @@ cdef bytes _small(object value, object kind):
     cdef int64_t integer
     cdef double number
     cdef int overflow = 0
+    cdef object kind = type(value)
     if value is None:
         return b"\x05"
     if value is True:
@@ -246,7 +247,7 @@ cdef bytes _small(object value, object kind):
 
 
 cdef object _load_small(const char *at, Py_ssize_t size):
-    """What `_small` wrote. `at` begins with one of its tags."""
+    """What `small` wrote. `at` begins with one of its tags."""
     cdef int64_t integer
     cdef double number
     cdef unsigned char tag = <unsigned char>at[0]
