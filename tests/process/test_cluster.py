@@ -173,6 +173,22 @@ class Box:
     def pid(self): return os.getpid()
     def die(self): os._exit(3)
 """
+#: programs, or parts of them: one makes an actor for the others, others have that keep a ref and
+#: tell of it
+A_BOX = MAKE + "box = Box.remote()\ngive('box', box)\ninput()"
+KEPT_ELSEWHERE = """
+box = take('box')
+ref = skate.put([1, 2, 3])
+key = ref.binary()
+skate.get(box.keep.remote([ref]))
+del ref
+"""
+IS_KEPT = "say(key in current.runtime.references.entries)\n"
+UNTIL_FREED = """
+while key in current.runtime.references.entries: time.sleep(0.005)
+say('freed')
+input()
+"""
 
 
 def test_small_objects_are_had_from_another_node(two: tuple, program: Callable) -> None:
@@ -188,7 +204,7 @@ def test_small_objects_are_had_from_another_node(two: tuple, program: Callable) 
 
 def test_an_actor_is_called_from_another_node_in_order(two: tuple, program: Callable) -> None:
     head, other = two
-    program(head, MAKE + "box = Box.remote()\ngive('box', box)\ninput()")
+    program(head, A_BOX)
     caller = program(
         other,
         "box = take('box')\n"
@@ -208,36 +224,24 @@ def test_an_actor_is_called_from_another_node_in_order(two: tuple, program: Call
 
 def test_refs_that_are_handed_to_another_node_keep_their_objects(two: tuple, program: Callable) -> None:
     head, other = two
-    program(head, MAKE + "box = Box.remote()\ngive('box', box)\ninput()")
+    program(head, A_BOX)
     owner = program(
         other,
-        "box = take('box')\n"
-        "ref = skate.put([1, 2, 3])\n"
-        "key = ref.binary()\n"
-        "skate.get(box.keep.remote([ref]))\n"
-        "del ref\n"
-        "say(skate.get(box.read.remote()))\n"
-        "say(key in current.runtime.references.entries)\n"
-        "skate.get(box.keep.remote(None))\n"
-        "while key in current.runtime.references.entries: time.sleep(0.005)\n"
-        "say('freed')\ninput()",
+        KEPT_ELSEWHERE
+        + "say(skate.get(box.read.remote()))\n"
+        + IS_KEPT
+        + "skate.get(box.keep.remote(None))\n"
+        + UNTIL_FREED,
     )
     assert [owner.line() for _ in range(3)] == ["[[1, 2, 3]]", "True", "freed"]
 
 
 def test_a_borrower_s_death_on_another_node_frees_what_it_held(two: tuple, program: Callable) -> None:
     head, other = two
-    maker = program(head, MAKE + "box = Box.remote()\ngive('box', box)\ninput()")
+    maker = program(head, A_BOX)
     owner = program(
         other,
-        "box = take('box')\n"
-        "ref = skate.put([1, 2, 3])\n"
-        "key = ref.binary()\n"
-        "skate.get(box.keep.remote([ref]))\n"
-        "del ref\n"
-        "say(key in current.runtime.references.entries)\n"
-        "while key in current.runtime.references.entries: time.sleep(0.005)\n"
-        "say('freed')\ninput()",
+        KEPT_ELSEWHERE + IS_KEPT + UNTIL_FREED,
     )
     assert owner.line() == "True"
     maker.kill()
@@ -258,10 +262,7 @@ def test_a_borrower_on_another_node_that_the_owner_never_spoke_with(two: tuple, 
         "give('ready', True)\n"
         "take('passed on')\n"
         "del ref\n"
-        "skate.get(near.keep.remote(None))\n"
-        "say(key in current.runtime.references.entries)\n"
-        "while key in current.runtime.references.entries: time.sleep(0.005)\n"
-        "say('freed')\ninput()",
+        "skate.get(near.keep.remote(None))\n" + IS_KEPT + UNTIL_FREED,
     )
     program(
         other,
@@ -304,7 +305,7 @@ def test_the_owner_s_end_is_heard_on_the_other_node(two: tuple, program: Callabl
 
 def test_an_actor_s_death_is_heard_on_the_other_node(two: tuple, program: Callable) -> None:
     head, other = two
-    program(head, MAKE + "box = Box.remote()\ngive('box', box)\ninput()")
+    program(head, A_BOX)
     caller = program(
         other,
         "from skate.exceptions import ActorDiedError\n"
@@ -417,7 +418,7 @@ def test_a_node_that_stood_still_for_too_long_is_dead_and_ends(two: tuple) -> No
 
 def test_a_node_that_stood_still_for_a_moment_goes_on(two: tuple, program: Callable) -> None:
     head, other = two
-    program(other, MAKE + "box = Box.remote()\ngive('box', box)\ninput()")
+    program(other, A_BOX)
     caller = program(
         head,
         "box = take('box')\nsay(skate.get(box.add.remote(1)))\ninput()\n"

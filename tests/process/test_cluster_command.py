@@ -16,18 +16,9 @@ import skate
 from api.rendezvous import eventually
 from skate import cli_tables
 
+from .commands import command
+
 pytestmark = pytest.mark.timeout(90)
-
-
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "skate", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=40,
-        env=os.environ | environment,
-    )
 
 
 @pytest.fixture

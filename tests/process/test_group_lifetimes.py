@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
-from api.rendezvous import gone
+
+from .commands import run, standing_node
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -33,29 +31,14 @@ class Maker:
 """
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "skate", *arguments], capture_output=True, text=True, check=False, timeout=40
-    )
-
-
 def program(text: str) -> str:
-    """Runs a program to its end; what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD + text], capture_output=True, text=True, check=False, timeout=40
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return run(HEAD + text)
 
 
 @pytest.fixture(autouse=True)
 def node() -> Iterator[dict]:
-    started = command("start", "--head", "--num-cpus", "3")
-    assert started.returncode == 0, started.stderr
-    (facts,) = json.loads(command("nodes", "--json").stdout)
-    yield facts
-    assert command("stop").returncode == 0
-    assert gone(facts["pid"])
+    with standing_node(3) as facts:
+        yield facts
 
 
 def test_a_group_ends_with_its_program_and_a_detached_one_does_not() -> None:

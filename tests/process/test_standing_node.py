@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 from api.rendezvous import Gate, eventually, gone
+
+from .commands import command, run, standing_node
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -34,30 +35,14 @@ class Counter:
 """
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "skate", *arguments], capture_output=True, text=True, check=False, timeout=40
-    )
-
-
 def program(text: str) -> str:
-    """Runs a program to its end; what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD + text], capture_output=True, text=True, check=False, timeout=40
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return run(HEAD + text)
 
 
 @pytest.fixture
 def node() -> Iterator[dict]:
-    started = command("start", "--head", "--num-cpus", "2")
-    assert started.returncode == 0, started.stderr
-    (facts,) = json.loads(command("nodes", "--json").stdout)
-    yield facts
-    assert command("stop").returncode == 0
-    assert gone(facts["pid"])
-    assert json.loads(command("nodes", "--json").stdout) == []
+    with standing_node(2) as facts:
+        yield facts
 
 
 def test_a_detached_actor_is_found_by_the_next_driver_and_dies_by_kill(node: dict) -> None:

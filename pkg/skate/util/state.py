@@ -6,7 +6,7 @@ Only objects in the store are listed: values up to 100,000 bytes live with their
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from skate.api.session import require_runtime
@@ -24,9 +24,22 @@ __all__ = [
 ]
 
 
+Filters = Iterable[tuple[str, str, Any]]
+
+
+class _State:
+    """One row of a listing. Its fields can be read as attributes, or as keys, as in Ray."""
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return getattr(self, name, default)
+
+
 @dataclass(frozen=True)
-class ObjectState:
-    """One object in the store. Its fields can be read as attributes, or as keys, as in Ray."""
+class ObjectState(_State):
+    """One object in the store."""
 
     object_id: str
     #: bytes
@@ -46,24 +59,13 @@ class ObjectState:
     #: pid of the process that put it there: the owner, a worker, or the node manager where it was on disk before
     creator_pid: int
 
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
 
-    def get(self, name: str, default: Any = None) -> Any:
-        return getattr(self, name, default)
-
-
-def list_objects(
-    *, filters: Iterable[tuple[str, str, Any]] | None = None, limit: int = 100
-) -> list[ObjectState]:
+def list_objects(*, filters: Filters | None = None, limit: int = 100) -> list[ObjectState]:
     """The largest objects in the store, at most `limit`, largest first. Blocks for one question to the node manager.
 
     filters: (field, "=" or "!=", value), all of which must hold.
     """
-    fields = list(ObjectState.__dataclass_fields__)
-    wanted = [_check(condition, "list_objects", fields) for condition in filters or ()]
-    if limit < 0:
-        raise ValueError(f"list_objects(): limit must not be negative, got {limit}")
+    wanted = _checked("list_objects", ObjectState, filters, limit)
     runtime = require_runtime()
     pids = {bytes(identity): pid for identity, pid, _, _ in runtime.query("workers")}
     states = [
@@ -97,17 +99,28 @@ def list_objects(
                     creator_pid=creator,
                 )
             )
-    chosen = [s for s in states if all((s[field] == value) == equal for field, equal, value in wanted)]
+    chosen = [state for state in states if _fits(state, wanted)]
     return sorted(chosen, key=lambda state: -state.object_size)[:limit]
 
 
-def _check(condition: tuple[str, str, Any], function: str, fields: list[str]) -> tuple[str, bool, Any]:
-    field, predicate, value = condition
-    if field not in fields or predicate not in ("=", "!="):
-        raise ValueError(
-            f"{function}(): a filter is (field, '=' or '!=', value), with a field of {fields}; got {condition!r}"
-        )
-    return field, predicate == "=", value
+def _checked(function: str, kind: type, filters: Filters | None, limit: int) -> list[tuple[str, Any, bool]]:
+    """(field, value, whether they must be equal) of each filter. ValueError for what is none, or no limit."""
+    if limit < 0:
+        raise ValueError(f"{function}(): limit must not be negative, got {limit}")
+    names = [each.name for each in fields(kind)]
+    wanted = []
+    for condition in filters or ():
+        field, predicate, value = condition
+        if field not in names or predicate not in ("=", "!="):
+            raise ValueError(
+                f"{function}(): a filter is (field, '=' or '!=', value), with a field of {names}; got {condition!r}"
+            )
+        wanted.append((field, value, predicate == "="))
+    return wanted
+
+
+def _fits(state: _State, wanted: list[tuple[str, Any, bool]]) -> bool:
+    return all((state[field] == value) == equal for field, value, equal in wanted)
 
 
 def store_report() -> str:
@@ -117,8 +130,8 @@ def store_report() -> str:
 
 
 @dataclass(frozen=True)
-class PlacementGroupState:
-    """One placement group. Its fields can be read as attributes, or as keys, as in Ray."""
+class PlacementGroupState(_State):
+    """One placement group."""
 
     placement_group_id: str
     name: str
@@ -128,24 +141,13 @@ class PlacementGroupState:
     #: {"bundle_index": …, "resources": …, "node_id": …} of each
     bundles: tuple[dict[str, Any], ...]
 
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
 
-    def get(self, name: str, default: Any = None) -> Any:
-        return getattr(self, name, default)
-
-
-def list_placement_groups(
-    *, filters: Iterable[tuple[str, str, Any]] | None = None, limit: int = 100
-) -> list[PlacementGroupState]:
+def list_placement_groups(*, filters: Filters | None = None, limit: int = 100) -> list[PlacementGroupState]:
     """Placement groups, at most `limit`, also those that were removed lately. Blocks for one question to the node.
 
     filters: (field, "=" or "!=", value), all of which must hold.
     """
-    fields = list(PlacementGroupState.__dataclass_fields__)
-    wanted = [_check(condition, "list_placement_groups", fields) for condition in filters or ()]
-    if limit < 0:
-        raise ValueError(f"list_placement_groups(): limit must not be negative, got {limit}")
+    wanted = _checked("list_placement_groups", PlacementGroupState, filters, limit)
     states = [
         PlacementGroupState(
             placement_group_id=row["placement_group_id"],
@@ -159,7 +161,7 @@ def list_placement_groups(
         )
         for row in require_runtime().query("groups").values()
     ]
-    return [s for s in states if all((s[field] == value) == equal for field, equal, value in wanted)][:limit]
+    return [state for state in states if _fits(state, wanted)][:limit]
 
 
 def resource_report() -> str:
