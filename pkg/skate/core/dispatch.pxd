@@ -18,6 +18,10 @@ cdef class HeldLease:
     cdef public double load, head_since, idle_since
     cdef public bint recalling, stalled, reclaimed
 
+cdef class PushTasks:
+    cdef public object lease
+    cdef public list tasks
+
 cdef class Dispatcher(Machine):
     cdef public dict queues, leases
     cdef public object _late

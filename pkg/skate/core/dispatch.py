@@ -41,11 +41,17 @@ LATE: Final = 0.5
 MAX_IN_FLIGHT: Final = 512
 
 
-class PushTasks(NamedTuple):
-    """Effect: these tasks go to the lease's worker now. (Or these calls, to an actor: see core.calls.)"""
+class PushTasks:
+    """Effect: these tasks go to the lease's worker now. (Or these calls, to an actor: see core.calls.)
 
-    lease: HeldLease | Life
-    tasks: list[OwnedTask]
+    No tuple, as the others are: one is made for each task that runs alone.
+    """
+
+    __slots__ = ("lease", "tasks")
+
+    def __init__(self, lease: HeldLease | Life, tasks: list[OwnedTask]) -> None:
+        self.lease = lease
+        self.tasks = tasks
 
 
 class AskLeases(NamedTuple):
@@ -183,7 +189,7 @@ class Dispatcher(Machine):
         lease.answered += 1
         self._take_out(lease, task, now)
         lease.stalled = False
-        if queue.tasks or not lease.in_flight:
+        if queue.tasks or queue.told:
             self._feed(queue, now)
 
     def tasks_returned(self, lease: HeldLease, tasks: Iterable[OwnedTask], now: float) -> None:
