@@ -7,12 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from skate._c.resources import from_units
-from skate.core import group_names
+from skate.core.usage import describe_usage, sum_units
 
 _RULE = "-" * 63
-#: shown in bytes
-_BYTES = ("memory", "object_store_memory")
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def nodes(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -57,12 +54,12 @@ def status(rows: Sequence[Mapping[str, Any]]) -> str:
     lines += ["Recent failures:"]
     lines += [f" {_title(row)}: {row['cause']}" for row in dead[-10:]] or [" (no failures)"]
     lines += ["", "Resources", _RULE, "Usage:"]
-    lines += _usage(_sum(living, "total"), _sum(living, "available"))
+    lines += describe_usage(sum_units(living, "total"), sum_units(living, "available"))
     lines += ["", "Demands:"]
     lines += _demands(demand for row in living for demand in row["demands"]) or [" (no resource demands)"]
     for row in living if len(living) > 1 else ():
         lines += ["", f"Node: {_title(row)}", " Usage:"]
-        lines += [" " + line for line in _usage(row["total"], row["available"])]
+        lines += [" " + line for line in describe_usage(row["total"], row["available"])]
     return "\n".join(lines)
 
 
@@ -71,36 +68,11 @@ def _title(row: Mapping[str, Any]) -> str:
     return f"{row['node']} ({row['hostname']}{where}{', head' if row['head'] else ''})"
 
 
-def _sum(rows: Iterable[Mapping[str, Any]], what: str) -> dict[str, int]:
-    units: dict[str, int] = {}
-    for row in rows:
-        for name, amount in row[what].items():
-            units[name] = units.get(name, 0) + amount
-    return units
-
-
-def _usage(total: Mapping[str, int], available: Mapping[str, int]) -> list[str]:
-    names = sorted(name for name in total if not name.startswith("node:") and group_names.parse(name) is None)
-    return [f" {_used(total, available, name)} {name}" for name in names]
-
-
 def _usage_of(row: Mapping[str, Any], name: str) -> str:
-    return _used(row["total"], row["available"], name) if row["alive"] and name in row["total"] else "-"
-
-
-def _used(total: Mapping[str, int], available: Mapping[str, int], name: str) -> str:
-    used = from_units(total[name] - available.get(name, 0))
-    if name in _BYTES:
-        return f"{_size(used)}/{_size(from_units(total[name]))}"
-    return f"{used}/{from_units(total[name])}"
-
-
-def _size(amount: float) -> str:
-    unit = 0
-    while amount >= 1024 and unit < len(_UNITS) - 1:
-        amount /= 1024
-        unit += 1
-    return f"{amount:.2f}{_UNITS[unit]}" if unit else f"{amount:.0f}B"
+    if not row["alive"] or name not in row["total"]:
+        return "-"
+    total = row["total"][name]
+    return f"{from_units(total - row['available'].get(name, 0))}/{from_units(total)}"
 
 
 def _demands(demands: Iterable[Sequence[Any]]) -> list[str]:

@@ -16,10 +16,8 @@ from skate.core.admission import IDLE_SECONDS, START_ATTEMPTS, Admission
 from skate.core.bundles import BundledResources
 from skate.core.group_names import asked_of_group
 from skate.core.leases import (
-    EvictActor,
     FailRequest,
     Grant,
-    GroupGone,
     KillWorker,
     NodeLease,
     Reclaim,
@@ -101,9 +99,6 @@ class Node:
         self.claims: dict[bytes, tuple[ResourceSet, ...]] = {}
         #: groups that may prepare what they claim
         self.has_room: list[bytes] = []
-        #: requests in groups that were removed, of which admission has yet to say so
-        self.going: list[tuple[ProcessId, int]] = []
-        self.evicted: list[ProcessId] = []
 
     # -- effects
 
@@ -159,12 +154,6 @@ class Node:
         self.failed.append(key)
         self.failing.remove(key)
 
-    def do_GroupGone(self, effect: GroupGone) -> None:
-        self.going.remove((effect.request.owner, effect.request.class_id))
-
-    def do_EvictActor(self, effect: EvictActor) -> None:
-        self.evicted.append(effect.actor)
-
     def do_RoomForBundles(self, effect: RoomForBundles) -> None:
         assert effect.group in self.claims
         self.has_room.append(effect.group)
@@ -199,11 +188,9 @@ class Node:
         self.admission.group_ended(group)
         for key in [key for key in self.wanted if ResourceSet(self.demand[key]).group == group.hex()]:
             assert key not in self.admission.requests
-            if self.wanted[key]:
-                self.going.append(key)
             self.forget(key)
         self.decide()
-        assert not self.going
+        assert group.hex() not in self.admission.resources.groups
 
     def drop_claim(self, group: bytes) -> None:
         self.claims.pop(group, None)
@@ -777,15 +764,69 @@ def test_the_end_of_a_group_ends_what_runs_and_what_waits_in_it() -> None:
     assert node.used("CPU") == 0
 
 
-def test_actors_in_a_group_are_evicted() -> None:
+def test_an_actor_in_a_group_that_ends_has_no_lease_and_its_worker_is_left_to_who_made_it() -> None:
     node = node_with_workers(2)
     node.prepare(GROUP, {0: CPU})
     node.commit(GROUP)
     node.wanted[THIRD, 0], node.demand[THIRD, 0] = 1, IN_GROUP
     node.admission.actor_placed(THIRD, ResourceSet(IN_GROUP), False, 0, PLAIN)
     assert owners_of(node.decide()) == [THIRD]
-    node.end_group(GROUP)
-    assert node.evicted == [THIRD]
+    (lease,) = node.granted.values()
+    assert lease.worker is not None
+    node.admission.group_ended(GROUP)
+    assert [effect for effect in node.admission.decide(0.0) if isinstance(effect, KillWorker)] == []
+    assert not node.admission.leases
+    assert lease.worker.id not in node.admission.workers
+    node.admission.check()
+    assert node.admission.resources.available_dict() == node.admission.resources.total_dict()
+
+
+def test_room_that_is_claimed_is_kept_until_the_bundles_are_prepared() -> None:
+    """Whoever prepares them may be far away. What fits beside them is granted."""
+    node = node_with_workers(3)
+    node.request(FIRST, 1, CPU, 1)
+    node.decide()
+    bundles = (ResourceSet({"CPU": 2 * ONE}),)
+    node.admission.room_claimed(GROUP, bundles)
+    node.claims[GROUP] = bundles
+    node.decide()
+    assert node.has_room == []
+    node.give_back(1)
+    node.decide()
+    assert node.has_room == [GROUP]
+    node.request(SECOND, 1, CPU, 1)
+    node.request(SECOND, 2, {"x": ONE}, 1)
+    assert owners_of(node.decide()) == [SECOND], "one needs no CPU"
+    node.now += 10
+    assert owners_of(node.decide()) == []
+    assert node.has_room == [GROUP], "it is said once"
+    assert node.prepare(GROUP, {0: {"CPU": 2 * ONE}})
+    node.unprepare(GROUP)
+    node.drop_claim(GROUP)
+    assert owners_of(node.decide()) == [SECOND]
+
+
+def test_nested_owners_of_other_nodes_go_before_room_that_is_kept() -> None:
+    """They may be blocked in a task that holds what else is claimed."""
+    node = node_with_workers(2)
+    bundles = (ResourceSet({"CPU": 2 * ONE}),)
+    node.admission.room_claimed(GROUP, bundles)
+    node.claims[GROUP] = bundles
+    node.decide()
+    assert node.has_room == [GROUP]
+    node.request(THIRD, 1, CPU, 1, depth=1)
+    assert owners_of(node.decide()) == [THIRD]
+
+
+def test_who_may_run_here_can_change_with_a_group() -> None:
+    node = node_with_workers(1)
+    for allowed, granted in ((False, []), (True, [FIRST])):
+        node.wanted[FIRST, 1], node.demand[FIRST, 1] = 1, IN_GROUP
+        if not allowed:
+            node.prepare(GROUP, {0: CPU})
+            node.commit(GROUP)
+        node.admission.leases_requested(FIRST, 1, ResourceSet(IN_GROUP), 0, 1, PLAIN, allowed=allowed)
+        assert owners_of(node.decide()) == granted
 
 
 def test_a_task_in_a_group_lends_the_groups_cpu() -> None:

@@ -1,33 +1,45 @@
 """Placement groups on nodes that come, go, fill up and answer late: whole or absent, never too much, nobody lost.
 
 The directory talks to simulated nodes over links that keep order and take their time. A node holds its bundles in the
-real core.bundles; the model keeps, beside it, who was told what and which groups ought to be there.
+real core.bundles, and follows groups by the real core.followed_groups; the model keeps, beside it, who was told what
+and which groups ought to be there.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from skate._c.resources import UNITS_PER_ONE as ONE
+from skate.core import followed_groups as core_followed
 from skate.core import group_records as g
 from skate.core import groups as core_groups
 from skate.core.bundles import BundledResources
+from skate.core.followed_groups import AskAgain, Follow, FollowedGroups
 from skate.core.group_records import GroupSpec
 from skate.core.groups import GroupDirectory
 from skate.core.labels import parse_selector
 from skate.core.placement import STRATEGIES, WantedBundle, place
 from skate.core.policies import NodeView
 from skate.core.resources import Allocation, ResourceSet
-from skate.ids import NodeId, ProcessId, TaskId, process_id
+from skate.ids import NodeId, ProcessId, TaskId, manager_of, node_of, process_id
 
 MAKERS = [process_id(NodeId(b"node"), number) for number in (1, 2)]
 WATCHER = process_id(NodeId(b"node"), 9)
 BUNDLES = [{"CPU": ONE}, {"CPU": 2 * ONE}, {"CPU": ONE, "GPU": ONE}, {"GPU": ONE // 2}, {"CPU": 9 * ONE}]
+
+
+class Told(NamedTuple):
+    """An order to a node: a group stands so."""
+
+    group: bytes
+    state: int
+    bundles: tuple[ResourceSet, ...]
+    nodes: tuple[NodeId | None, ...]
 
 
 class SimulatedNode:
@@ -42,10 +54,16 @@ class SimulatedNode:
         self.tasks: list[Allocation] = []
         #: group -> what is claimed
         self.claims: dict[bytes, tuple[ResourceSet, ...]] = {}
+        #: what it knows of groups, and what it has told its processes
+        self.followed = FollowedGroups()
+        self.told: dict[tuple[bytes, ProcessId], int] = {}
 
     def obey(self) -> None:
         """Does what the next order says."""
         order = self.orders.popleft()
+        if type(order) is Told:
+            self.followed.told(*order)
+            return
         group, resources = order.group, self.resources
         if type(order) is g.PrepareBundles:
             taken = resources.prepare(group.id.hex(), order.bundles)
@@ -81,6 +99,8 @@ class Cluster:
         #: (group, process) that want to hear once it is CREATED or REMOVED
         self.waits: set[tuple[bytes, ProcessId]] = set()
         self.warned: list[bytes] = []
+        #: with what each group ends, unless it is detached
+        self.lives: dict[bytes, Any] = {}
 
     def join(self, cpus: int, gpus: int, zone: str = "a") -> NodeId:
         self.serial += 1
@@ -92,14 +112,35 @@ class Cluster:
     def leave(self, node: NodeId) -> None:
         del self.nodes[node]
         self.directory.node_left(node)
+        self.removed |= {group for group, life in self.lives.items() if node_of(life) == node}
 
-    def create(self, spec: GroupSpec, maker: ProcessId = MAKERS[0], job: str = "job") -> bytes:
+    def create(self, spec: GroupSpec, maker: ProcessId = MAKERS[0], job: Any = "job") -> bytes:
+        """A process of the directory's node makes a group, or one of another node, whose manager says so."""
         self.serial += 1
         group = TaskId(maker + self.serial.to_bytes(8, "big"))
-        assert self.directory.created(group, spec, job, self.now) is None
+        simulated = self.nodes.get(node_of(maker))
+        if simulated is None:
+            assert self.directory.created(group, spec, job, self.now) is None
+            self.waits.add((group, maker))
+        else:
+            simulated.followed.made(group, maker, "request")
+            assert self.directory.created(group, spec, job, self.now, manager_of(maker)) is None
         self.made[group] = spec
-        self.waits.add((group, maker))
+        if not spec.detached:
+            self.lives[group] = job
         return group
+
+    def follow(self) -> None:
+        """What nodes that follow groups have decided, is done."""
+        for node, simulated in self.nodes.items():
+            for effect in simulated.followed.take_effects():
+                if type(effect) is Follow:
+                    self.directory.watched(effect.group, process_id(node, 0), owner_lives=True)
+                else:
+                    assert type(effect) is g.TellGroup
+                    for process in effect.watchers:
+                        assert node_of(process) == node
+                        simulated.told[effect.group, process] = effect.state
 
     def remove(self, group: bytes, by: ProcessId | None = None) -> None:
         self.directory.removed(group, by)
@@ -111,6 +152,10 @@ class Cluster:
             if type(effect) is g.TellGroup:
                 for watcher in effect.watchers:
                     self.told[effect.group, watcher] = effect.state
+                    if watcher == manager_of(watcher):
+                        if node_of(watcher) in self.nodes:
+                            self.nodes[node_of(watcher)].orders.append(self.stands(effect))
+                        continue
                     if effect.state in (g.CREATED, g.REMOVED):
                         self.waits.discard((effect.group, watcher))
                     elif effect.group not in self.removed:
@@ -120,6 +165,12 @@ class Cluster:
             else:
                 assert effect.node in self.nodes, f"{effect} goes to a node that is gone"
                 self.nodes[effect.node].orders.append(effect)
+
+    def stands(self, effect: g.TellGroup) -> Told:
+        group = self.directory.groups.get(effect.group)
+        if group is None:
+            return Told(effect.group, g.REMOVED, (), ())
+        return Told(group.id, effect.state, group.spec.bundles, tuple(group.nodes))
 
     def answer(self, node: NodeId) -> None:
         group, attempt, taken, available = self.nodes[node].answers.popleft()
@@ -134,10 +185,13 @@ class Cluster:
     def settle(self) -> None:
         """All mail arrives, until there is none."""
         for _ in range(10_000):
+            self.follow()
             self.decide()
             busy = [node for node, simulated in self.nodes.items() if simulated.orders or simulated.answers]
             if not busy:
-                return
+                if not any(simulated.followed._effects for simulated in self.nodes.values()):
+                    return
+                continue
             for node in busy:
                 while self.nodes[node].orders:
                     self.nodes[node].obey()
@@ -148,6 +202,7 @@ class Cluster:
         self.directory.check()
         for simulated in self.nodes.values():
             simulated.resources.check()
+            simulated.followed.check()
 
     def check_at_rest(self) -> None:
         """With no mail under way: each group is whole or absent, on the nodes too."""
@@ -166,6 +221,27 @@ class Cluster:
         for group_id, process in self.waits:
             group = self.directory.groups[group_id]
             assert group.state != g.CREATED, f"{process.hex()} was not told"
+        for node, simulated in self.nodes.items():
+            self.check_followed(node, simulated)
+
+    def check_followed(self, node: NodeId, simulated: SimulatedNode) -> None:
+        """What a node knows of groups is so, and its processes were told."""
+        for group_id, followed in simulated.followed.groups.items():
+            if group_id not in self.made:
+                assert followed.state is None, "nobody can know it"
+                continue
+            group = self.directory.groups.get(group_id)
+            assert group is not None, "it is removed"
+            if followed.state is None:  # whoever makes it is not told that it waits
+                assert group.state == g.PENDING
+                continue
+            assert followed.state == group.state
+            assert [at if at in self.nodes else None for at in followed.nodes] == group.nodes
+            if followed.maker is not None:
+                assert simulated.told.get((group_id, followed.maker), g.PENDING) == group.state
+        for (group_id, process), state in simulated.told.items():
+            if group_id in self.removed:  # who only asked hears once
+                assert state == g.REMOVED or (state == g.CREATED and not group_id.startswith(process))
 
     def views(self) -> list[NodeView]:
         return [NodeView(node, *each.resources.units(), each.labels) for node, each in self.nodes.items()]
@@ -195,6 +271,8 @@ class GroupsModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cluster = Cluster()
+        #: what groups live with, by the names that rules have for them
+        self.jobs: dict[str, Any] = {"job": "job", "other": "other"}
 
     @initialize(nodes=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2)), min_size=1, max_size=3))
     def start(self, nodes: list[tuple[int, int]]) -> None:
@@ -229,9 +307,44 @@ class GroupsModel(RuleBasedStateMachine):
             spec = spec._replace(selectors=(parse_selector({"zone": "a"}),) * len(spec.bundles))
         other = directory.named(spec.name, spec.namespace) if spec.name else None
         if other is not None:
-            assert directory.created(b"never", spec, job, 0.0) is other
+            assert directory.created(b"never", spec, self.jobs[job], 0.0) is other
             return
-        self.cluster.create(spec, maker, job)
+        self.cluster.create(spec, maker, self.jobs[job])
+
+    @rule(pick=picks, spec=specs, with_node=picks)
+    def create_elsewhere(self, pick: int, spec: GroupSpec, with_node: int) -> None:
+        """A process of another node makes one, of a driver that is on that node or a third."""
+        node, other = self.node(pick), self.node(with_node)
+        if node is not None and other is not None:
+            self.cluster.create(spec._replace(name=""), process_id(node, 5), process_id(other, 6))
+
+    @rule(pick=picks, at=picks, remove=st.booleans())
+    def another_node_asks(self, pick: int, at: int, remove: bool) -> None:
+        """One of its processes wants to hear of a group, or removes it."""
+        node, group = self.node(at), self.group(pick)
+        if node is None or group is None:
+            return
+        simulated = self.cluster.nodes[node]
+        if remove:
+            simulated.followed.told(group, g.REMOVED, (), ())
+            self.cluster.remove(group)
+        else:
+            simulated.followed.watched(group, process_id(node, 7))
+            if not simulated.followed.is_gone(group):
+                simulated.told.setdefault((group, process_id(node, 7)), g.PENDING)
+
+    @rule(pick=picks, maker=st.sampled_from(MAKERS), spec=specs, at=picks)
+    def removed_before_it_is_made(self, pick: int, maker: ProcessId, spec: GroupSpec, at: int) -> None:
+        cluster, node = self.cluster, self.node(at)
+        early = TaskId(maker + (cluster.serial + 1).to_bytes(8, "big"))
+        if node is not None:
+            cluster.nodes[node].followed.watched(early, process_id(node, 7))
+            cluster.follow()
+        cluster.directory.removed(early, awaited=True)
+        assert cluster.create(spec._replace(name=""), maker) == early
+        cluster.removed.add(early)
+        cluster.waits.discard((early, maker))
+        assert early not in cluster.directory.groups
 
     @rule(pick=picks, by=st.sampled_from([None, MAKERS[0], WATCHER]))
     def remove(self, pick: int, by: ProcessId | None) -> None:
@@ -241,11 +354,16 @@ class GroupsModel(RuleBasedStateMachine):
 
     @rule(job=st.sampled_from(["job", "other"]))
     def job_ends(self, job: str) -> None:
-        directory = self.cluster.directory
-        gone = {group.id for group in directory.groups.values() if group.lives_with == job}
+        directory, ended = self.cluster.directory, self.jobs[job]
+        gone = {group.id for group in directory.groups.values() if group.lives_with == ended}
         assert not any(directory.groups[group].spec.detached for group in gone)
-        directory.ended(job)
+        directory.ended(ended)
         self.cluster.removed |= gone
+        late = self.cluster.create(GroupSpec((CPU,), "PACK"), MAKERS[0], ended)  # its word was on its way
+        assert late not in directory.groups
+        self.cluster.removed.add(late)
+        self.cluster.waits.discard((late, MAKERS[0]))
+        self.jobs[job] += "'"
 
     @rule(pick=picks)
     def watch(self, pick: int) -> None:
@@ -340,6 +458,8 @@ class GroupsModel(RuleBasedStateMachine):
             cluster.remove(group_id)
         cluster.settle()
         cluster.check_at_rest()
+        for simulated in cluster.nodes.values():
+            assert not simulated.followed.groups.keys() & cluster.made.keys()
         assert not cluster.waits
         assert not cluster.directory.names
         assert not cluster.directory.waiting
@@ -551,3 +671,103 @@ def test_missing_bundles_keep_their_selectors() -> None:
     selectors = (parse_selector({"zone": "a"}), ())
     group = g.Group(b"x" * 16, GroupSpec((CPU, TWO), "PACK", selectors=selectors), "job", 0.0)
     assert group.missing() == [WantedBundle(0, CPU, selectors[0]), WantedBundle(1, TWO, ())]
+
+
+# ------------------------------------------------------------------------------------------- as other nodes know them
+
+GROUP = b"g" * 16
+HERE = NodeId(b"here")
+PROCESS = process_id(HERE, 1)
+
+
+def test_a_follower_asks_once_and_tells_who_waits() -> None:
+    followed = FollowedGroups()
+    followed.watched(GROUP, PROCESS)
+    followed.wanted(GROUP)
+    assert followed.take_effects() == [Follow(GROUP)]
+    assert followed.offered(GROUP) == {}
+    followed.told(GROUP, g.PENDING, (CPU, TWO), (None, None))
+    assert followed.take_effects() == [g.TellGroup(GROUP, g.PENDING, ())]
+    followed.told(GROUP, g.CREATED, (CPU, TWO), (HERE, HERE))
+    assert followed.take_effects() == [g.TellGroup(GROUP, g.CREATED, (PROCESS,))]
+    name = GROUP.hex()
+    offered = followed.offered(GROUP)[HERE]
+    assert offered[f"CPU_group_{name}"] == 3 * ONE
+    assert offered[f"CPU_group_1_{name}"] == 2 * ONE
+    followed.told(GROUP, g.REMOVED, (), ())
+    assert followed.take_effects() == [g.TellGroup(GROUP, g.REMOVED, ())]
+    assert followed.is_gone(GROUP)
+    followed.watched(GROUP, PROCESS)
+    assert followed.take_effects() == [g.TellGroup(GROUP, g.REMOVED, (PROCESS,))]
+
+
+def test_what_is_removed_here_stays_removed_whatever_is_on_its_way() -> None:
+    followed = FollowedGroups()
+    followed.made(GROUP, PROCESS, "request")
+    followed.told(GROUP, g.REMOVED, (), ())
+    followed.take_effects()
+    followed.told(GROUP, g.CREATED, (CPU,), (HERE,))
+    assert followed.is_gone(GROUP)
+    assert not followed.take_effects()
+
+
+def test_another_head() -> None:
+    """What was placed has ended; what was asked for, or about, and not answered is asked again."""
+    placed, wanted, made = (bytes([number]) * 16 for number in (1, 2, 3))
+    followed = FollowedGroups()
+    followed.made(made, PROCESS, "make it")
+    followed.made(placed, PROCESS, "make that")
+    followed.told(placed, g.CREATED, (CPU,), (HERE,))
+    followed.watched(wanted, PROCESS)
+    followed.take_effects()
+    followed.head_changed()
+    assert set(followed.take_effects()) == {
+        AskAgain("make it"),
+        Follow(wanted),
+        g.TellGroup(placed, g.REMOVED, (PROCESS,)),
+    }
+    followed.check()
+
+
+def test_a_follower_forgets_who_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core_followed, "REMOVED_REMEMBERED", 1)
+    followed = FollowedGroups()
+    followed.made(GROUP, PROCESS, "request")
+    followed.watched(GROUP, PROCESS)
+    followed.process_left(PROCESS)
+    followed.told(GROUP, g.CREATED, (CPU,), (HERE,))
+    assert followed.take_effects() == [g.TellGroup(GROUP, g.CREATED, ())]
+    followed.told(GROUP, g.REMOVED, (), ())
+    followed.told(b"x" * 16, g.REMOVED, (), ())
+    assert not followed.is_gone(GROUP), "it is asked about again"
+    followed.check()
+
+
+def test_groups_end_with_the_node_of_their_driver_or_actor() -> None:
+    cluster = Cluster()
+    first, second = cluster.join(2, 0), cluster.join(2, 0)
+    driver = process_id(second, 3)
+    goes = cluster.create(spec(CPU), process_id(first, 2), driver)
+    stays = cluster.create(spec(CPU, detached=True), process_id(second, 2), driver)
+    of_process = cluster.create(spec(CPU), process_id(first, 2), process_id(first, 9))
+    cluster.settle()
+    cluster.directory.process_left(process_id(first, 9))
+    cluster.removed.add(of_process)
+    cluster.settle()
+    assert state(cluster, of_process) == "REMOVED"
+    cluster.leave(second)
+    cluster.settle()
+    cluster.check_at_rest()
+    assert state(cluster, goes) == "REMOVED"
+    assert state(cluster, stays) == "CREATED"
+
+
+def test_a_group_whose_maker_died_with_its_node_is_not_waited_for() -> None:
+    cluster = Cluster()
+    first, second = cluster.join(1, 0), cluster.join(1, 0)
+    never = TaskId(process_id(second, 2) + bytes(8))
+    cluster.nodes[first].followed.watched(never, process_id(first, 7))
+    cluster.settle()
+    cluster.leave(second)
+    cluster.settle()
+    assert cluster.nodes[first].told[never, process_id(first, 7)] == g.REMOVED

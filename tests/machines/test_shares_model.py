@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from skate.core.group_names import asked_of_group, of_bundle
 from skate.core.policies import Choice, NodeChooser, NodeView, Where
 from skate.core.resources import ResourceSet
 from skate.core.shares import STEPS, Ask, Refuse, Shares, Split
@@ -87,6 +88,15 @@ class Cluster(RuleBasedStateMachine):
         self.shares.wanted(owner, class_id, DEMANDS[kind], WHERES[where], wanted, None)
         self.decide(chance)
 
+    @rule(kind=st.integers(0, len(DEMANDS) - 1), chance=st.floats(0, 0.99))
+    def actor_wants(self, kind: int, chance: float) -> None:
+        """It wants one worker, for the first time or when it starts again."""
+        actor = ProcessId(OWNERS[kind % 2] + bytes([kind] * 8))
+        if not self.wants.get((actor, 0)):
+            self.wants[actor, 0] = 1
+            self.shares.wanted(actor, 0, DEMANDS[kind], None, 1, None, for_actor=True)
+            self.decide(chance)
+
     def coming(self, owner: ProcessId, class_id: int) -> int:
         return sum(node.asked.get((owner, class_id), [0, 0, 0])[2] for node in self.nodes.values())
 
@@ -114,6 +124,7 @@ class Cluster(RuleBasedStateMachine):
             if standing[2]:
                 standing[2] -= 1
                 self.wants[key] -= 1
+                self.shares.actor_placed(key[0])
                 for name, units in has.demands[key].items():
                     has.free[name] += units
                 break
@@ -166,6 +177,9 @@ class Cluster(RuleBasedStateMachine):
         for node in self.nodes.values():
             for key, (_, waiting, reserved) in node.asked.items():
                 asked[key] = asked.get(key, 0) + waiting + reserved
+        for key, split in self.shares.splits.items():
+            if split.for_actor and (split.leaves is not None or split.lost) and not asked.get(key):
+                asked[key] = 1  # it is asked for again once that node has let go of it
         assert {key: n for key, n in asked.items() if n} == {key: n for key, n in self.wants.items() if n}
 
 
@@ -208,17 +222,122 @@ def test_what_can_never_be_is_refused_and_forgotten() -> None:
     assert not shares.splits
 
 
-def test_an_actor_that_waits_elsewhere_stays() -> None:
+ACTOR = ProcessId(OWNERS[0] + bytes(8))
+THIRD = NodeId(b"\0\0\0\3")
+
+
+def actor_that_waits() -> tuple[Shares, NodeView, NodeView]:
+    """It waits on another node; and the views of this one and that one."""
     shares = Shares(ME, NodeChooser())
-    actor = ProcessId(OWNERS[0] + bytes(8))
-    shares.wanted(actor, 0, ResourceSet({"x": ONE}), None, 1, None, for_actor=True)
-    views = [NodeView(ME, {"CPU": ONE}), NodeView(OTHER, {"x": ONE}, {"x": 0})]
-    assert split_of(shares, views) == {OTHER: 1}
+    shares.wanted(ACTOR, 0, ResourceSet({"x": ONE}), None, 1, None, for_actor=True)
+    mine, other = NodeView(ME, {"CPU": ONE}), NodeView(OTHER, {"x": ONE}, {"x": 0})
+    assert split_of(shares, [mine, other]) == {OTHER: 1}
+    return shares, mine, other
+
+
+def test_an_actor_that_waits_elsewhere_stays_where_there_is_no_room_elsewhere_either() -> None:
+    shares, mine, other = actor_that_waits()
     shares.look_again()
-    third = NodeView(NodeId(b"\0\0\0\3"), {"x": ONE})
-    assert split_of(shares, [*views, third]) == {}
+    third = NodeView(THIRD, {"x": ONE}, {"x": 0})
+    assert split_of(shares, [mine, other, third]) == {}
+    shares.look_again()
+    other.available["x"] = ONE
+    assert split_of(shares, [mine, other, NodeView(THIRD, {"x": ONE})]) == {}
     shares.node_died(OTHER)
-    assert split_of(shares, [views[0], third]) == {third.id: 1}
+    assert split_of(shares, [mine, third]) == {THIRD: 1}
+
+
+def test_an_actor_moves_once_the_node_where_it_waited_has_let_go_of_it() -> None:
+    shares, mine, other = actor_that_waits()
+    views = [mine, other, NodeView(THIRD, {"x": ONE})]
+    shares.look_again()
+    assert split_of(shares, views) == {OTHER: 0}
+    shares.check()
+    shares.look_again()
+    assert split_of(shares, views) == {}, "it has not said yet that it did"
+    shares.stands(OTHER, ACTOR, 0, 1, 0, 0)
+    assert split_of(shares, views) == {}, "that was about an older request"
+    shares.stands(OTHER, ACTOR, 0, 2, 0, 0)
+    assert split_of(shares, views) == {THIRD: 1}
+    shares.check()
+
+
+def test_an_actor_does_not_move_that_was_placed_meanwhile() -> None:
+    for reserved in (0, 1):
+        shares, mine, other = actor_that_waits()
+        views = [mine, other, NodeView(THIRD, {"x": ONE})]
+        shares.look_again()
+        assert split_of(shares, views) == {OTHER: 0}
+        if not reserved:  # the worker was there when the node was asked to let go
+            shares.actor_placed(ACTOR)
+        shares.stands(OTHER, ACTOR, 0, 2, 0, reserved)
+        shares.look_again()
+        assert split_of(shares, views) == {}
+
+
+def test_an_actor_moves_when_the_node_dies_that_was_to_let_go_of_it() -> None:
+    shares, mine, other = actor_that_waits()
+    third = NodeView(THIRD, {"x": ONE})
+    shares.look_again()
+    assert split_of(shares, [mine, other, third]) == {OTHER: 0}
+    shares.node_died(OTHER)
+    assert split_of(shares, [mine, third]) == {THIRD: 1}
+
+
+GROUP = "ab" * 16
+IN_GROUP = ResourceSet(asked_of_group(GROUP, -1, {"CPU": ONE}))
+
+
+def with_bundle(node: NodeId, bundles: int = 1) -> NodeView:
+    return NodeView(node, of_bundle(GROUP, 0, {"CPU": bundles * ONE}) | {"CPU": 4 * ONE})
+
+
+def test_what_runs_in_a_group_follows_its_bundles() -> None:
+    shares = Shares(ME, NodeChooser())
+    shares.wanted(OWNERS[0], 1, IN_GROUP, None, 3, None)
+    assert set(shares.groups_to_split()) == {GROUP}
+    nowhere = [NodeView(ME, {"CPU": 4 * ONE}), NodeView(OTHER, {"CPU": 4 * ONE})]
+    assert split_of(shares, nowhere) == {ME: 3}
+    effects = []
+    shares.group_changed("no such group")
+    assert not shares.undecided
+    shares.group_changed(GROUP)
+    views = {view.id: view for view in (nowhere[0], with_bundle(OTHER))}
+    effects = shares.decide(views, lambda: 0.0, lambda _: (3, 0))
+    assert {effect.node: effect.wanted for effect in effects} == {ME: 0, OTHER: 3}  # type: ignore[union-attr]
+    shares.node_died(OTHER)
+    assert split_of(shares, [nowhere[0], with_bundle(THIRD)]) == {THIRD: 3}
+    shares.check()
+
+
+def test_this_node_hears_when_a_group_comes_to_it() -> None:
+    """What waited here because the group was nowhere may run here now: admission must know."""
+    shares = Shares(ME, NodeChooser())
+    where = Where(selectors=((),))
+    shares.wanted(OWNERS[0], 1, IN_GROUP, where, 1, None)
+    (ask,) = shares.decide({ME: NodeView(ME, {"CPU": ONE})}, lambda: 0.0, lambda _: (0, 0))
+    assert isinstance(ask, Ask)
+    assert (ask.node, ask.wanted, ask.allowed) == (ME, 1, False)
+    shares.group_changed(GROUP)
+    (ask,) = shares.decide({ME: with_bundle(ME)}, lambda: 0.0, lambda _: (1, 0))
+    assert isinstance(ask, Ask)
+    assert (ask.node, ask.wanted, ask.allowed) == (ME, 1, True)
+
+
+def test_the_end_of_a_group_ends_all_that_was_to_run_in_it() -> None:
+    shares = Shares(ME, NodeChooser())
+    shares.wanted(OWNERS[0], 1, IN_GROUP, None, 3, None)
+    shares.wanted(ACTOR, 0, IN_GROUP, None, 1, None, for_actor=True)
+    shares.wanted(OWNERS[1], 1, DEMANDS[0], None, 1, None)
+    views = [NodeView(ME, {"CPU": 4 * ONE}), with_bundle(OTHER, 2)]
+    assert split_of(shares, views) == {OTHER: 1, ME: 1}
+    shares.wanted(OWNERS[1], 2, IN_GROUP, None, 1, None)  # nobody was asked for it yet
+    ended = shares.group_ended(GROUP)
+    assert [(split.owner, split.class_id) for split in ended] == [(OWNERS[0], 1), (ACTOR, 0), (OWNERS[1], 2)]
+    assert list(shares.splits) == [(OWNERS[1], 1)]
+    assert not shares.undecided
+    assert shares.group_ended(GROUP) == []
+    shares.check()
 
 
 def test_an_old_answer_is_not_heard() -> None:

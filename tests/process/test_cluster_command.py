@@ -15,6 +15,7 @@ import pytest
 import skate
 from api.rendezvous import eventually
 from skate import cli_tables
+from skate.core.group_names import of_bundle
 
 from .commands import command
 
@@ -143,13 +144,14 @@ def test_what_waits_is_summed_up() -> None:
     row = {
         "node": "00000001", "alive": True, "address": "", "hostname": "here", "head": False, "pid": 7,
         "labels": {}, "cause": "",
-        "total": {"CPU": 20_000, "memory": 3 * 1024**3 * 10_000}, "available": {"CPU": 5_000},
+        "total": of_bundle("ab" * 16, 0, {"CPU": 10_000}) | {"CPU": 20_000, "memory": 3 * 1024**3 * 10_000},
+        "available": {"CPU": 5_000},
         "demands": [({"CPU": 4.0}, 2, False), ({"CPU": 1.0}, 1, True)],
     }  # fmt: skip
     shown = cli_tables.status(
         [row, row | {"node": "00000002"}, row | {"node": "00000003", "alive": False, "cause": "it ended"}]
     )
-    assert " 3.0/4.0 CPU\n 6.00GiB/6.00GiB memory\n" in shown
+    assert " 3.0/4.0 CPU (2.0 used of 2.0 reserved in placement groups)\n 6.00GiB/6.00GiB memory\n" in shown
     assert " {'CPU': 4.0}: 4+ pending tasks/actors (no node can ever run them)\n" in shown
     assert " {'CPU': 1.0}: 2+ pending tasks/actors\n" in shown
     assert " 00000003 (here): it ended" in shown

@@ -7,6 +7,7 @@ from skate._c.resources import UNITS_PER_ONE as ONE
 from skate.core import group_names
 from skate.core.bundles import BundledResources
 from skate.core.resources import DeviceAllocator, ResourceSet
+from skate.core.usage import in_groups
 
 G, H = "a" * 32, "b" * 32
 
@@ -80,7 +81,7 @@ def test_what_is_prepared_is_nobodys_until_it_is_committed() -> None:
     assert machine.available_dict()[f"CPU_group_{G}"] == 1.0
     assert machine.total_dict()[f"CPU_group_0_{G}"] == 2.0
     assert machine.live == {lease}
-    assert machine.reserved() == {"CPU": (1.0, 2.0)}
+    assert in_groups(*machine.all_units()) == {"CPU": (ONE, 2 * ONE)}
     assert machine.reserved_units() == {"CPU": 2 * ONE}
     machine.check()
     machine.release(lease)

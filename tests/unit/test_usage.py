@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from skate.core.group_names import of_bundle
 from skate.core.usage import describe_resources
 
+ONE = 10_000
 G = "ab" * 16
 
 
 def test_as_on_the_page() -> None:
+    group = of_bundle(G, 0, {"CPU": ONE, "GPU": ONE})
     report = describe_resources(
-        {"CPU": 2.0, "GPU": 2.0, "memory": 3.46 * 2**30, "node:127.0.0.1": 1.0, f"CPU_group_{G}": 1.0},
-        {"CPU": 1.0, "GPU": 1.0, "memory": 3.46 * 2**30, "node:127.0.0.1": 1.0},
-        {"CPU": (1.0, 1.0), "GPU": (0.0, 1.0)},
+        {"CPU": 2 * ONE, "GPU": 2 * ONE, "memory": int(3.46 * 2**30) * ONE, "node:127.0.0.1": ONE} | group,
+        {
+            "CPU": ONE,
+            "GPU": ONE,
+            "memory": int(3.46 * 2**30) * ONE,
+            "node:127.0.0.1": ONE,
+            f"GPU_group_{G}": ONE,
+        },
         [],
         [([{"CPU": 1.0}, {"GPU": 2.0}], "PACK", True)],
     )
@@ -27,7 +35,7 @@ def test_as_on_the_page() -> None:
 
 
 def test_nothing_waits() -> None:
-    assert describe_resources({"CPU": 2.0}, {}, {}, [], []).splitlines()[-4:] == [
+    assert describe_resources({"CPU": 2 * ONE}, {}, [], []).splitlines()[-4:] == [
         " 2.0/2.0 CPU",
         "",
         "Demands:",
@@ -39,9 +47,9 @@ def test_what_waits() -> None:
     report = describe_resources(
         {},
         {},
-        {},
         [
-            ({"CPU": 1.0}, 5, True),
+            ({"CPU": 1.0}, 2, True),
+            ({"CPU": 1.0}, 3, True),
             ({"x": 9.0}, 1, False),
             ({f"CPU_group_{G}": 1.0, f"bundle_group_{G}": 0.001}, 2, True),
         ],

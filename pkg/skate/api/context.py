@@ -8,6 +8,7 @@ from typing import Any
 from skate._c.resources import from_units
 from skate.api.actor_handle import ActorHandle, ActorType
 from skate.api.session import require_runtime
+from skate.core.usage import sum_units
 from skate.runtime import current
 from skate.wire.cluster import parse_address
 
@@ -145,11 +146,7 @@ def available_resources() -> dict[str, float]:
 
 
 def _sum(what: str) -> dict[str, float]:
-    units: dict[str, int] = {}
-    for row in require_runtime().query("nodes"):
-        if row["alive"]:
-            for name, amount in row[what].items():
-                units[name] = units.get(name, 0) + amount
+    units = sum_units((row for row in require_runtime().query("nodes") if row["alive"]), what)
     return {name: from_units(amount) for name, amount in units.items()}
 
 

@@ -258,11 +258,6 @@ class ActorDirectory(Machine):
         """The processes in which actors are."""
         return list(self._workers)
 
-    def detached_in(self, worker: ProcessId) -> Actor | None:
-        """The detached actor that this process is, if it is one."""
-        actor = self._workers.get(worker)
-        return actor if actor is not None and actor.detached else None
-
     def started(self, worker: ProcessId, error: bytes) -> None:
         """The constructor has returned, or raised `error` (packed; empty: it has returned)."""
         actor = self._workers.get(worker)

@@ -12,13 +12,15 @@ Rules:
   One that has waited for long goes first once: a task that keeps submitting starves nobody.
 * A request that must wait has leases of other classes and owners reclaimed: a thousand owners get their turns.
 * What others were preferred to PASSED_OVER times, because it needs more at once than was ever free, has what it lacks
-  kept for it; only owners that are blocked themselves, and so may hold what it waits for, still go first. Nothing is
-  kept for what cannot be met while actors and placement groups hold what they hold: that may be for ever.
+  kept for it; only owners that are blocked themselves, and so may hold what it waits for, still go first; and nested
+  ones of other nodes, of which this one does not know whether they are blocked. Nothing is kept for what cannot be met
+  while actors and placement groups hold what they hold: that may be for ever.
 * A worker blocked in `get` or `wait` lends its CPUs, not its GPUs.
 * A lease for an actor is never reclaimed; one that only had to find a free CPU (`lends`) gives it back at once. Actors
   get workers after tasks do, whose leases wait before theirs.
 * What a placement group claims waits in the line as a request does: leases are reclaimed for it, resources are kept.
-  Once there is room whoever places groups prepares its bundles; nothing else that is decided then takes it before.
+  Once there is room whoever places groups prepares its bundles; that may be another node, so the room is kept until it
+  has, or drops the claim.
 * Workers are started only for leases whose resources are reserved, so there are never more than the resources allow
   plus those that are blocked. Idle ones beyond `keep_idle` are asked to leave; those of a job whose driver is gone end
   as soon as they are idle.
@@ -38,10 +40,8 @@ from skate.core.leases import (
     PATIENCE_SECONDS,
     Effect,
     Environment,
-    EvictActor,
     FailRequest,
     Grant,
-    GroupGone,
     KillWorker,
     LeaseRequest,
     NodeLease,
@@ -55,7 +55,7 @@ from skate.core.leases import (
 )
 from skate.core.request_table import RequestTable
 from skate.core.resources import ResourceSet
-from skate.ids import ProcessId
+from skate.ids import ProcessId, owner_of
 
 #: workers in a row that may die before they are ready, until those who wait for them are told
 START_ATTEMPTS: Final = 3
@@ -125,6 +125,9 @@ class Admission:
             self._table.add(request)
             if not feasible and demand.group is None:  # a group may be placed later: it warns itself
                 self._effects.append(WarnInfeasible(request))
+        elif allowed != request.allowed:  # the bundles of its group have come, or gone
+            request.allowed = allowed
+            request.feasible = allowed and self.resources.feasible(demand)
         request.depth = depth  # a worker asks for the same class from tasks of any depth
         if wanted and not request.wanted:
             self._turn += 1
@@ -214,7 +217,7 @@ class Admission:
         self._effects = [
             effect
             for effect in self._effects
-            if not isinstance(effect, (WarnInfeasible, GroupGone)) or effect.request.owner != process
+            if not isinstance(effect, WarnInfeasible) or effect.request.owner != process
         ]
         for lease in owner.leases.values():
             worker = lease.worker
@@ -261,8 +264,16 @@ class Admission:
         if key in self.requests:
             self._table.owner_left(key[0])
 
+    def claims_dropped(self) -> None:
+        """Nobody claims any room any more."""
+        for key in [key for key, request in self.requests.items() if request.claims is not None]:
+            self._table.owner_left(key[0])
+
     def group_ended(self, group: bytes) -> None:
-        """The group is removed: what runs in it ends, what waits for it is told, its bundles are free."""
+        """The group is removed: tasks in it end, what waits for it is forgotten, its bundles are free.
+
+        Whoever asked for it hears of the group's end from elsewhere, and ends actors that live in it.
+        """
         name = group.hex()
         requests = self._table.in_group.get(name, {})
         owners = {self._table.owners[request.owner] for request in requests.values()}
@@ -272,18 +283,13 @@ class Admission:
                 continue
             self._end(lease)
             if worker is None:
-                request.wanted += 1
                 continue
             worker.lease = None
             self.workers.pop(worker.id, None)
-            if request.for_actor:
-                self._effects.append(EvictActor(request.owner))
-            else:
+            if not request.for_actor:
                 self._effects.append(KillWorker(worker.id, f"its placement group {name} was removed"))
-        for key, request in list(requests.items()):
+        for key in list(requests):
             self._table.drop(key)
-            if request.wanted:
-                self._effects.append(GroupGone(request))
         self.resources.remove_group(name)
 
     # -------------------------------------------------------------------------------------------------- decisions
@@ -381,6 +387,8 @@ class Admission:
         waiting: list[LeaseRequest] = []
         #: names of resources that are kept for a request that was passed over too often
         kept: set[str] = set()
+        #: bundles for which placement groups have been told that there is room
+        room_for: list[ResourceSet] = []
         blocked = {lease.worker.id for lease in self._blocked.values() if lease.worker is not None}
         order = sorted(
             self._table.open.values(),
@@ -391,12 +399,16 @@ class Admission:
             request = queue.popleft()
             if request.demand in short:
                 continue
-            if request.owner not in blocked and not kept.isdisjoint(request.demand):
+            first = self._may_be_blocked(request, blocked)
+            if not first and not kept.isdisjoint(request.demand):
                 continue
             if request.claims is not None:
-                self._look_for_room(request, waiting, kept)
+                self._look_for_room(request, waiting, kept, room_for)
                 continue
             allocation = self.resources.allocate(request.demand)
+            if allocation is not None and room_for and not first and not self.resources.has_room(room_for):
+                self.resources.release(allocation)
+                continue
             if allocation is None:
                 short.add(request.demand)
                 waiting.append(request)
@@ -425,7 +437,9 @@ class Admission:
                 queue.insert(at, request)
         return [request for request in order if request.wanted]
 
-    def _look_for_room(self, claim: LeaseRequest, waiting: list[LeaseRequest], kept: set[str]) -> None:
+    def _look_for_room(
+        self, claim: LeaseRequest, waiting: list[LeaseRequest], kept: set[str], room_for: list[ResourceSet]
+    ) -> None:
         """It is a claim's turn: says so, once, where there is room; else the claim waits as a request does."""
         assert claim.claims is not None
         if not self.resources.has_room(claim.claims):
@@ -433,10 +447,16 @@ class Admission:
             waiting.append(claim)
             if claim.passed >= PASSED_OVER:
                 kept |= self._to_keep(claim.demand)
-        elif not claim.told:
-            claim.told = True
-            kept.update(claim.demand)
-            self._effects.append(RoomForBundles(claim.owner))
+        else:
+            together = [*room_for, *claim.claims]
+            if self.resources.has_room(together):  # else it counts on what another one claims
+                room_for[:] = together
+            if not claim.told:
+                claim.told = True
+                self._effects.append(RoomForBundles(claim.owner))
+
+    def _may_be_blocked(self, request: LeaseRequest, blocked: set[ProcessId]) -> bool:
+        return request.owner in blocked or (request.depth > 0 and owner_of(request.owner) not in self.workers)
 
     def _line_up(self, lease: NodeLease) -> None:
         """The lease waits for a worker: a task's before all actors'."""

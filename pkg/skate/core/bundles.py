@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from skate._c.resources import from_units
 from skate.core import group_names
 from skate.core.resources import Allocation, NodeResources, ResourceSet
 
@@ -93,6 +92,16 @@ class BundledResources(NodeResources):
         for allocation in taken or ():
             super().release(allocation)
         return taken is not None
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups that have bundles here."""
+        return list(self._pools)
+
+    def are_prepared(self, group: str, indexes: Iterable[int]) -> bool:
+        """Whether `commit` of these bundles makes sense."""
+        pool = self._pools.get(group)
+        return pool is not None and pool.prepared.keys() >= set(indexes)
 
     def commit(self, group: str, indexes: Iterable[int]) -> None:
         """Those that were prepared may be used from here on."""
@@ -212,19 +221,6 @@ class BundledResources(NodeResources):
         for pool in self._pools.values():
             total |= pool.total_dict()
         return total
-
-    def reserved(self) -> dict[str, tuple[float, float]]:
-        """resource -> (used in groups, reserved for groups), by its plain name."""
-        units: dict[str, tuple[int, int]] = {}
-        for pool in self._pools.values():
-            free = pool._vector.as_dict()
-            for name, amount in pool._vector.total_dict().items():
-                parsed = group_names.parse(name)
-                if parsed is None or parsed.bundle >= 0 or parsed.plain == group_names.BUNDLE:
-                    continue
-                used, reserved = units.get(parsed.plain, (0, 0))
-                units[parsed.plain] = used + amount - free.get(name, 0), reserved + amount
-        return {name: (from_units(used), from_units(reserved)) for name, (used, reserved) in units.items()}
 
     def check(self) -> None:
         super().check()

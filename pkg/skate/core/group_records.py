@@ -5,10 +5,12 @@ Owns nothing: the records are core.groups', which alone changes them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from skate.core.labels import Expressions
-from skate.core.placement import WantedBundle
+from skate.core import group_names
+from skate.core.labels import Expressions, parse_selector
+from skate.core.placement import STRATEGIES, WantedBundle
 from skate.core.resources import ResourceSet
 from skate.ids import NodeId, ProcessId, owner_of
 
@@ -67,7 +69,10 @@ class DropClaim(NamedTuple):
 
 
 class TellGroup(NamedTuple):
-    """Effect: tell these processes how the group stands. Of a REMOVED one, whatever waits to run in it is to end."""
+    """Effect: tell these how the group stands. Of a REMOVED one, whatever waits to run in it is to end.
+
+    `watchers`: processes of this node, and managers of others, which tell theirs.
+    """
 
     group: bytes
     state: int
@@ -80,13 +85,13 @@ class WarnGroup(NamedTuple):
     group: Group
 
 
-Effect = (
-    PrepareBundles | CommitBundles | ReturnBundles | EndGroup | ClaimRoom | DropClaim | TellGroup | WarnGroup
-)
+#: what a node is to do
+Order = PrepareBundles | CommitBundles | ReturnBundles | EndGroup | ClaimRoom | DropClaim
+Effect = Order | TellGroup | WarnGroup
 
 
 class GroupSpec(NamedTuple):
-    """What a group's maker says of it."""
+    """What a group's maker says of it; in messages a dictionary of plain values."""
 
     bundles: tuple[ResourceSet, ...]
     strategy: str
@@ -98,6 +103,61 @@ class GroupSpec(NamedTuple):
     #: the node that STRICT_PACK tries first
     target: NodeId | None = None
 
+    @classmethod
+    def from_plain(cls, plain: Any) -> GroupSpec:
+        """ValueError where it is none. Unknown fields are left out."""
+        if not isinstance(plain, dict):
+            raise ValueError(f"a placement group is described by a dict, not {plain!r:.60}")
+        names = plain.get("name"), plain.get("namespace")
+        target, selectors = plain.get("target"), plain.get("selectors")
+        if plain.get("strategy") not in STRATEGIES or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"strategy, name and namespace of a placement group: {plain!r:.200}")
+        if not (target is None or isinstance(target, bytes)) or not isinstance(selectors, list | tuple):
+            raise ValueError(f"target and selectors of a placement group: {target!r:.60}, {selectors!r:.60}")
+        bundles = bundles_from(plain.get("bundles"))
+        if not bundles or (selectors and len(selectors) != len(bundles)):
+            raise ValueError(f"a placement group of {len(bundles)} bundles with {len(selectors)} selectors")
+        for selector in selectors:
+            if not isinstance(selector, dict) or not all(
+                isinstance(text, str) for pair in selector.items() for text in pair
+            ):
+                raise ValueError(f"no label selector is {selector!r:.60}")
+        return cls(
+            bundles=bundles,
+            strategy=plain["strategy"],
+            name=plain["name"],
+            namespace=plain["namespace"],
+            detached=plain.get("detached") is True,
+            selectors=tuple(parse_selector(selector) for selector in selectors),
+            target=None if target is None else NodeId(target),
+        )
+
+
+def bundles_from(plain: Any) -> tuple[ResourceSet, ...]:
+    """Bundles as messages carry them, [{name: units}, …]; ValueError for anything else."""
+    if not isinstance(plain, list | tuple):
+        raise ValueError(f"bundles are a list, not {plain!r:.60}")
+    for units in plain:
+        if not isinstance(units, dict) or not all(isinstance(name, str) for name in units):
+            raise ValueError(f"a bundle is a dict of resources, not {units!r:.60}")
+    try:
+        return tuple(ResourceSet(units) for units in plain)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def offered(
+    group: str, bundles: Sequence[ResourceSet], nodes: Sequence[NodeId | None]
+) -> dict[NodeId, dict[str, int]]:
+    """What a group (its id in hexadecimal) with these bundles on these nodes gives each node, name -> units."""
+    found: dict[NodeId, dict[str, int]] = {}
+    for index, node in enumerate(nodes):
+        if node is not None:
+            has = found.setdefault(node, {})
+            for name, units in group_names.of_bundle(group, index, bundles[index].units()).items():
+                has[name] = has.get(name, 0) + units
+    return found
+
 
 class Group:
     """One placement group."""
@@ -108,6 +168,7 @@ class Group:
         "awaiting",
         "claims",
         "created_at",
+        "followers",
         "id",
         "infeasible",
         "lives_with",
@@ -124,7 +185,7 @@ class Group:
         self.id = group_id
         self.owner = owner_of(group_id)
         self.spec = spec
-        #: the job or detached actor with which it ends; None where it is detached
+        #: the driver or detached actor with which it ends; None where it is detached
         self.lives_with = None if spec.detached else lives_with
         self.state = PENDING
         #: where each bundle is; None: nowhere
@@ -138,8 +199,10 @@ class Group:
         self.avoids: set[NodeId] = set()
         #: node -> what it clears for the group
         self.claims: dict[NodeId, tuple[ResourceSet, ...]] = {}
+        #: who hears of every change: its maker, or the manager of that one's node, and managers that have asked
+        self.followers: set[ProcessId] = set()
         #: processes to be told once it is CREATED or REMOVED
-        self.watchers: set[ProcessId] = {self.owner}
+        self.watchers: set[ProcessId] = set()
         #: the cluster is too small for it, were it idle; None: not looked at since a node came or went
         self.infeasible: bool | None = None
         #: when it was asked for, and when it was first whole

@@ -1,8 +1,9 @@
 """The placement groups of a cluster: what each one wants, where its bundles are, who waits for it.
 
-Pure. State: the nodes as they were last told of, a Group for each that is not removed, the queue of those that wait to
-be placed, the table of names, and the last ones that were removed. Events are the methods below; `decide` places what
-can be placed and gives the effects. A group's life:
+Pure. There is one directory in a cluster, the head's. State: the nodes as they were last told of, a Group for each that
+is not removed, the queue of those that wait to be placed, the table of names, and the last ones that were removed.
+Events are the methods below; `decide` places what can be placed and gives the effects. What must be written down for
+a directory to be built again: of each group its id, spec, what it lives with and `nodes`. A group's life:
 
     PENDING -> CREATED -> REMOVED
                  |  ^
@@ -19,11 +20,14 @@ Rules:
 * Groups of which a node died go before those that were never placed; equals in the order in which they came. One that
   does not fit now does not hold up those behind it; but room is cleared for it (`ClaimRoom`) on nodes where only tasks
   stand in its way, until it is placed or that is no longer so.
-* A group ends with what it lives with (the job that made it, or a detached actor), unless it is detached.
+* A group ends with what it lives with (the driver of its program, or a detached actor, or the node of that), unless it
+  is detached.
 * A name, in its namespace, belongs to one group until that is removed.
+* Who follows a group hears of every change: its maker, or, where that is of another node, the manager there; and the
+  managers whose processes have to do with it. Others hear once.
 
-Whoever asks about a group before its maker's word has come is told later; ids of one maker rise, so an id below its
-newest is of a group that was removed. Invariants: see `check`.
+Whoever asks about a group before its maker's word has come is told later, and who removes it is obeyed then; ids of one
+maker rise, so an id below its newest is of a group that was removed. Invariants: see `check`.
 """
 
 from __future__ import annotations
@@ -51,9 +55,9 @@ from skate.core.group_records import (
 from skate.core.placement import place
 from skate.core.policies import NodeView
 from skate.core.resources import ResourceSet
-from skate.ids import NodeId, ProcessId, owner_of
+from skate.ids import NodeId, ProcessId, manager_of, node_of, owner_of
 
-#: removed groups that are remembered, for tables
+#: removed groups that are remembered, for tables; and ends of what groups live with
 REMOVED_REMEMBERED: Final = 1_000
 
 
@@ -138,6 +142,10 @@ class GroupDirectory:
         self._newest: dict[ProcessId, bytes] = {}
         #: groups that somebody asked about and whose makers' word has not come
         self._awaited: dict[bytes, set[ProcessId]] = {}
+        #: groups that were removed before their makers' word came
+        self._unwanted: set[bytes] = set()
+        #: drivers and actors with which groups ended, the last ones
+        self._ends: dict[Any, None] = {}
         self._effects: list[Effect] = []
 
     # --------------------------------------------------------------------------------------------------- the nodes
@@ -147,6 +155,14 @@ class GroupDirectory:
         self._nodes[view.id] = _Node(view)
         self._nodes_changed()
 
+    def knows(self, node: NodeId) -> bool:
+        return node in self._nodes
+
+    def unreserved(self, node: NodeId, name: str) -> int:
+        """What no group holds of a resource of the node."""
+        known = self._nodes.get(node)
+        return 0 if known is None else known.view.total.get(name, 0) - known.reserved.get(name, 0)
+
     def node_updated(self, node: NodeId, available: Mapping[str, int]) -> None:
         """What is free on a node has changed."""
         known = self._nodes.get(node)
@@ -154,7 +170,14 @@ class GroupDirectory:
             self._more_is_free(node)
 
     def node_left(self, node: NodeId) -> None:
-        """A node is gone, with all that was on it."""
+        """A node is gone, with all that was on it: bundles, makers of groups, what groups lived with."""
+        for process in {owner_of(awaited) for awaited in (*self._awaited, *self._unwanted, *self._newest)}:
+            if node_of(process) == node:
+                self.process_left(process)
+        self.process_left(manager_of(node))
+        for group in list(self.groups.values()):
+            if group.lives_with is not None and node_of(group.lives_with) == node:
+                self.removed(group.id)
         if self._nodes.pop(node, None) is None:
             return
         self._nodes_changed()
@@ -175,8 +198,7 @@ class GroupDirectory:
                 if group.state == CREATED:
                     group.state = RESCHEDULING
                     self._rescheduling[group.id] = group
-                    self._effects.append(TellGroup(group.id, RESCHEDULING, (group.owner,)))
-                    group.watchers.add(group.owner)
+                    self._tell(group)
 
     def _more_is_free(self, node: NodeId) -> None:
         self._dirty = True
@@ -190,25 +212,41 @@ class GroupDirectory:
 
     # ---------------------------------------------------------------------------------------------- what makers say
 
-    def created(self, group_id: bytes, spec: GroupSpec, lives_with: Any, now: float) -> Group | None:
-        """A new group is wanted. Gives None, or the group that has its name: then nothing is registered."""
+    def created(
+        self, group_id: bytes, spec: GroupSpec, lives_with: Any, now: float, follower: ProcessId | None = None
+    ) -> Group | None:
+        """A new group is wanted. Gives None, or the group that has its name: then nothing is registered.
+
+        `follower`: who hears how it stands in its maker's place.
+        """
         key = (spec.namespace, spec.name)
         if spec.name and key in self.names:
-            return self.names[key]
-        if self._is_old(group_id):
+            other = self.names[key]
+            return None if other.id == group_id else other
+        if group_id in self.groups or self._is_old(group_id):
             return None  # said twice
         group = self.groups[group_id] = self._pending[group_id] = Group(group_id, spec, lives_with, now)
         self._newest[group.owner] = group_id
-        group.watchers |= self._awaited.pop(group_id, set())
+        group.followers.add(group.owner if follower is None else follower)
+        for process in self._awaited.pop(group_id, ()):
+            self._watches(group, process)
         if spec.name:
             self.names[key] = group
         self._fresh.append(group)
+        if group_id in self._unwanted or group.lives_with in self._ends:
+            self._unwanted.discard(group_id)
+            self.removed(group_id)
         return None
 
-    def removed(self, group_id: bytes, by: ProcessId | None = None) -> None:
-        """Somebody does not want the group any more; nothing happens to one that is not there. `by` knows already."""
+    def removed(self, group_id: bytes, by: ProcessId | None = None, *, awaited: bool = False) -> None:
+        """Somebody does not want the group any more; nothing happens to one that was never there. `by` knows already.
+
+        `awaited`: its maker lives, so if it is not there perhaps it comes.
+        """
         group = self.groups.pop(group_id, None)
         if group is None:
+            if awaited and not self._is_old(group_id):
+                self._unwanted.add(group_id)
             return
         self._pending.pop(group_id, None)
         self._rescheduling.pop(group_id, None)
@@ -224,43 +262,69 @@ class GroupDirectory:
             if at is not None:
                 self._nodes[at].reserve(group.spec.bundles[index], -1)
         group.state = REMOVED
-        told = (group.watchers | {group.owner}) - {by}
-        self._effects.append(TellGroup(group_id, REMOVED, tuple(sorted(told))))
-        group.watchers.clear()
+        if by is not None:
+            group.followers.discard(by)
+            group.watchers.discard(by)
+        self._tell(group)
+        group.followers.clear()
         self._dirty = True
         self.removed_groups[group_id] = group
         if len(self.removed_groups) > REMOVED_REMEMBERED:
             del self.removed_groups[next(iter(self.removed_groups))]
 
     def ended(self, lives_with: Any) -> None:
-        """A job, or a detached actor, has ended: so do its groups."""
+        """A driver, or a detached actor, has ended: so do its groups, also one whose maker's word is on its way."""
+        self._ends[lives_with] = None
+        if len(self._ends) > REMOVED_REMEMBERED:
+            del self._ends[next(iter(self._ends))]
         for group in [group for group in self.groups.values() if group.lives_with == lives_with]:
             self.removed(group.id)
 
     def process_left(self, process: ProcessId) -> None:
-        """A process has ended: nobody tells it anything, and its groups that were not heard of will not come."""
+        """A process has ended: nobody tells it anything, and its groups that were not heard of will not come.
+
+        If it was a driver, its groups end.
+        """
         for group in self.groups.values():
             group.watchers.discard(process)
+            group.followers.discard(process)
         for watchers in self._awaited.values():
             watchers.discard(process)
         for group_id in [awaited for awaited in self._awaited if owner_of(awaited) == process]:
             watchers = self._awaited.pop(group_id)
             self._effects.append(TellGroup(group_id, REMOVED, tuple(sorted(watchers))))
+        self._unwanted = {group_id for group_id in self._unwanted if owner_of(group_id) != process}
         self._newest.pop(process, None)
+        if any(group.lives_with == process for group in self.groups.values()):
+            self.ended(process)
 
     # -------------------------------------------------------------------------------------------- what anybody asks
 
     def watched(self, group_id: bytes, process: ProcessId, owner_lives: bool) -> None:
-        """A process wants to hear once the group is CREATED or REMOVED."""
+        """A process wants to hear once the group is CREATED or REMOVED; a manager, of every change from now on."""
         group = self.groups.get(group_id)
-        if group is not None and group.state != CREATED:
-            group.watchers.add(process)
-        elif group is not None:
-            self._effects.append(TellGroup(group_id, CREATED, (process,)))
+        if group is not None:
+            self._watches(group, process)
+            if process in group.followers or group.state == CREATED:
+                self._effects.append(TellGroup(group_id, group.state, (process,)))
         elif self.is_gone(group_id, owner_lives):
             self._effects.append(TellGroup(group_id, REMOVED, (process,)))
         else:
             self._awaited.setdefault(group_id, set()).add(process)
+
+    def _watches(self, group: Group, process: ProcessId) -> None:
+        if process == manager_of(process):
+            group.followers.add(process)
+        elif group.state != CREATED:
+            group.watchers.add(process)
+
+    def _tell(self, group: Group) -> None:
+        """The group stands otherwise: who follows it hears, and who waits for this."""
+        told = set(group.followers)
+        if group.state in (CREATED, REMOVED):
+            told |= group.watchers
+            group.watchers.clear()
+        self._effects.append(TellGroup(group.id, group.state, tuple(sorted(told))))
 
     def is_gone(self, group_id: bytes, owner_lives: bool) -> bool:
         """Whether nothing can ever run in the group; False also for one whose maker's word is still on the way."""
@@ -277,6 +341,11 @@ class GroupDirectory:
     def waiting(self) -> bool:
         """Whether any group waits to be placed: then it matters what nodes have free."""
         return bool(self._pending or self._rescheduling)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether `decide` has something to do."""
+        return self._dirty or bool(self._effects or self._fresh)
 
     def _is_old(self, group_id: bytes) -> bool:
         return group_id in self.removed_groups or group_id <= self._newest.get(owner_of(group_id), b"")
@@ -382,9 +451,7 @@ class GroupDirectory:
         group.state = CREATED
         if group.created_at is None:
             group.created_at = now
-        if group.watchers:
-            self._effects.append(TellGroup(group.id, CREATED, tuple(sorted(group.watchers))))
-            group.watchers.clear()
+        self._tell(group)
 
     def _claim(self) -> None:
         """Has room cleared for groups that only tasks keep from being placed, and warns of those that fit nowhere."""

@@ -67,18 +67,6 @@ class FailRequest(NamedTuple):
     request: LeaseRequest
 
 
-class GroupGone(NamedTuple):
-    """Effect: tell the owner that the placement group in which its request was to be met is removed."""
-
-    request: LeaseRequest
-
-
-class EvictActor(NamedTuple):
-    """Effect: the actor's placement group is removed, and the actor ends with it."""
-
-    actor: ProcessId
-
-
 class RoomForBundles(NamedTuple):
     """Effect: what was claimed for a placement group could be prepared now."""
 
@@ -94,8 +82,6 @@ Effect = (
     | KillWorker
     | RetireWorker
     | WarnInfeasible
-    | GroupGone
-    | EvictActor
     | RoomForBundles
 )
 

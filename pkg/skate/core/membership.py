@@ -135,6 +135,11 @@ class Register:
         """The other nodes that live, as far as is known, or are about to be listed: who is told of changes."""
         return [node for node, member in self.members.items() if member.state != DEAD and node != self.me]
 
+    def is_member(self, node: NodeId) -> bool:
+        """Whether the node lives, as far as is known, or is about to be listed."""
+        member = self.members.get(node)
+        return member is not None and member.state != DEAD
+
     def rows(self) -> list[Row]:
         """The table: all that were ever listed."""
         return [member.row for member in self.members.values() if member.state != JOINING]
@@ -220,11 +225,18 @@ class Register:
         if member is not None and member.state != DEAD and node != self.me:
             self._give_up(member, f"it ended: {why}")
 
-    def on_report(self, node: NodeId, available: Mapping[str, int], demands: Sequence[Any]) -> None:
-        """What a node has free, and what waits there."""
+    def on_report(
+        self,
+        node: NodeId,
+        available: Mapping[str, int],
+        demands: Sequence[Any],
+        total: Mapping[str, int] | None = None,
+    ) -> None:
+        """What a node has free, what waits there, and what it has, where that has changed."""
         member = self.members.get(node)
         if member is not None and member.state != DEAD:
-            member.row = member.row._replace(available=available, demands=demands)
+            total = member.row.total if total is None else total
+            member.row = member.row._replace(total=total, available=available, demands=demands)
             if member.state != JOINING:
                 self._note(node)
 

@@ -92,10 +92,11 @@ def _check_amounts(what: str, amounts: Any) -> None:
             raise ValueError(f"{what} of a node: {name!r:.40} is {units!r:.40}")
 
 
-def check_report(available: Any, demands: Any) -> None:
+def check_report(available: Any, demands: Any = (), total: Any = None) -> None:
     """ValueError where they are not what a node may report."""
     _check_amounts("available", available)
-    if not isinstance(demands, list):
+    _check_amounts("total", {} if total is None else total)
+    if not isinstance(demands, list | tuple):
         raise ValueError(f"demands are a list, not {demands!r:.60}")
     check_demands(demands)
 
@@ -139,6 +140,8 @@ class Roster:
         self.in_cluster = in_cluster
         #: node -> its row; the order is that of joining
         self.rows: dict[NodeId, Row] = {me.node: me}
+        #: rises when the head has told of nodes
+        self.version = 0
         #: the node of the head; None until it has answered
         self.head: NodeId | None = me.node if me.head else None
         #: why the head did not let this node in
@@ -171,9 +174,12 @@ class Roster:
 
     # ------------------------------------------------------------------------------------------------------- events
 
-    def on_self_changed(self, available: Mapping[str, int], demands: Sequence[Any]) -> None:
-        """What this node has free, and what waits here."""
-        self.rows[self.me] = self.rows[self.me]._replace(available=available, demands=demands)
+    def on_self_changed(
+        self, total: Mapping[str, int], available: Mapping[str, int], demands: Sequence[Any]
+    ) -> None:
+        """What this node has, what of it is free, and what waits here."""
+        row = self.rows[self.me]
+        self.rows[self.me] = row._replace(total=total, available=available, demands=demands)
 
     def on_welcome(self, head: NodeId, rows: Iterable[Row]) -> None:
         """The head has let this node in, or back in."""
@@ -189,6 +195,7 @@ class Roster:
 
     def on_rows(self, rows: Iterable[Row]) -> None:
         """The head tells of nodes."""
+        self.version += 1
         for row in rows:
             known = self.rows.get(row.node)
             if row.node == self.me:

@@ -2,8 +2,8 @@
 
 Pure. State: what each owner of this node wants, how much of it every node was asked for, and how that stands there; the
 nodes as they were told of last, less what they were asked for since. Events: wanted, stands, owner_left, node_died,
-look_again. They only note what happened; `decide` then splits what waits anew, and says what changes. Effects: Ask,
-Refuse.
+look_again, group_changed, group_ended, actor_placed. They only note what happened; `decide` then splits what waits
+anew, and says what changes. Effects: Ask, Refuse.
 
 Rules:
 
@@ -15,15 +15,17 @@ Rules:
 * What can run nowhere waits on this node, whose admission warns of it, until a node joins.
 * A node says how what it was asked for stands: how many leases wait for resources, and how many have theirs and wait
   for a worker. The latter stay. What it says of an older request is not heard.
-* An actor that waits on another node stays there: it would have two workers, were it granted one while it moves.
+* An actor that waits on another node is asked for elsewhere only when that node has said that it let go of it: else it
+  might have two workers.
+* What is to run in a placement group waits on this node while that is nowhere; else on a node that has a bundle of it.
 
-Invariant (`check`): no node has a share that it was not asked for, none is asked for less than nothing, and what was
-wanted and is not reserved is asked for.
+Invariant (`check`): no node has a share that it was not asked for, none is asked for less than nothing, what was
+wanted and is not reserved is asked for, and what is in a group is found by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from skate.core.policies import Choice, NodeChooser, NodeView, Where
@@ -62,10 +64,12 @@ Effect = Ask | Refuse
 class Share:
     """What one node was asked for."""
 
-    __slots__ = ("number", "reserved", "waiting")
+    __slots__ = ("allowed", "number", "reserved", "waiting")
 
     def __init__(self) -> None:
         self.number = 0
+        #: whether it was said to be able to run there
+        self.allowed = False
         #: leases that wait there for resources
         self.waiting = 0
         #: leases that have theirs, and no worker yet
@@ -75,7 +79,18 @@ class Share:
 class Split:
     """What one owner wants of one class, and who was asked for it."""
 
-    __slots__ = ("class_id", "demand", "details", "for_actor", "lost", "owner", "shares", "wanted", "where")
+    __slots__ = (
+        "class_id",
+        "demand",
+        "details",
+        "for_actor",
+        "leaves",
+        "lost",
+        "owner",
+        "shares",
+        "wanted",
+        "where",
+    )
 
     def __init__(
         self, owner: ProcessId, class_id: int, demand: ResourceSet, where: Where, for_actor: bool
@@ -92,6 +107,8 @@ class Split:
         self.wanted: int | None = None
         #: what nodes were asked for that have died since
         self.lost = 0
+        #: of an actor, the node that was asked to let go of it, and has not said that it did
+        self.leaves: NodeId | None = None
 
     def reserved(self) -> int:
         return sum(share.reserved for share in self.shares.values())
@@ -108,6 +125,8 @@ class Shares:
         self._chooser = chooser
         self.splits: dict[Key, Split] = {}
         self._to_split: dict[Key, Split] = {}
+        #: placement group -> what is to run in it
+        self._in_group: dict[str, dict[Key, Split]] = {}
         #: number of the latest request of any
         self._number = 0
 
@@ -129,7 +148,10 @@ class Shares:
         split = self.splits.get(key)
         if split is None:
             split = self.splits[key] = Split(owner, class_id, demand, where or _ANYWHERE, for_actor)
+            if demand.group is not None:
+                self._in_group.setdefault(demand.group, {})[key] = split
         split.details = details
+        split.leaves = None
         split.wanted = wanted
         self._to_split[key] = split
 
@@ -139,22 +161,45 @@ class Shares:
         """How what a node was asked for stands there."""
         split = self.splits.get((owner, class_id))
         share = None if split is None else split.shares.get(node)
-        if share is not None and share.number == number:
+        if split is not None and share is not None and share.number == number:
             share.waiting, share.reserved = waiting, reserved
+            if split.leaves == node:
+                split.leaves = None
+                if not waiting and not reserved:
+                    split.lost += 1
+                    self._to_split[owner, class_id] = split
+
+    def actor_placed(self, actor: ProcessId) -> None:
+        """A node has a worker for the actor."""
+        split = self.splits.get((actor, 0))
+        if split is not None:
+            split.leaves = None
 
     def owner_left(self, owner: ProcessId) -> list[NodeId]:
         """An owner is gone, or an actor; gives the nodes that were asked for anything in its name."""
         nodes: dict[NodeId, None] = {}
         for key in [key for key in self.splits if key[0] == owner]:
-            nodes |= dict.fromkeys(self.splits.pop(key).shares)
-            self._to_split.pop(key, None)
+            nodes |= dict.fromkeys(self._drop(key).shares)
         return list(nodes)
+
+    def _drop(self, key: Key) -> Split:
+        split = self.splits.pop(key)
+        self._to_split.pop(key, None)
+        group = split.demand.group
+        if group is not None:
+            del self._in_group[group][key]
+            if not self._in_group[group]:
+                del self._in_group[group]
+        return split
 
     def node_died(self, node: NodeId) -> None:
         """What was asked for there is asked for elsewhere."""
         for key, split in self.splits.items():
             share = split.shares.pop(node, None)
             lost = 0 if share is None else share.waiting + share.reserved
+            if split.leaves == node:
+                split.leaves = None
+                lost = 1
             if lost:
                 split.lost += lost
                 self._to_split[key] = split
@@ -165,9 +210,23 @@ class Shares:
             if split.waiting():
                 self._to_split[key] = split
 
+    def group_changed(self, group: str) -> None:
+        """Bundles of the group have come or gone: what waits for them may have room elsewhere."""
+        for key, split in self._in_group.get(group, {}).items():
+            if split.waiting():
+                self._to_split[key] = split
+
+    def group_ended(self, group: str) -> list[Split]:
+        """The group is removed: nothing can run in it any more. Gives what was to, and whom that was asked of."""
+        return [self._drop(key) for key in list(self._in_group.get(group, ()))]
+
     @property
     def undecided(self) -> bool:
         return bool(self._to_split)
+
+    def groups_to_split(self) -> Iterator[str]:
+        """The placement groups in which some of what is undecided is to run; one may come twice."""
+        return (split.demand.group for split in self._to_split.values() if split.demand.group is not None)
 
     # ------------------------------------------------------------------------------------------------- decisions
 
@@ -198,6 +257,8 @@ class Shares:
         chance: Callable[[], float],
         effects: list[Effect],
     ) -> None:
+        if split.for_actor and self._may_move(split, views, chance, effects):
+            return
         said = split.wanted is not None
         if split.wanted is None:
             left = split.waiting() + split.lost
@@ -206,8 +267,6 @@ class Shares:
         split.wanted, split.lost = None, 0
         target: dict[NodeId, int] = {}
         refusal = ""
-        if split.for_actor and any(share.waiting for node, share in split.shares.items() if node != self._me):
-            return
         alone = views.keys() == {self._me} and not split.where.chooses
         if alone:
             if left:
@@ -222,14 +281,38 @@ class Shares:
             share = split.shares.get(node)
             if share is None:
                 share = split.shares[node] = Share()
-            elif share.waiting == wanted and not (said and node == self._me):
-                continue  # (this node hears how deep the owner is)
-            self._number += 1
-            share.number, share.waiting = self._number, wanted
+            elif share.waiting == wanted and node != self._me:
+                continue
             allowed = alone or self._may_run(split, node, views)
+            if share.number and share.waiting == wanted and share.allowed == allowed and not said:
+                continue  # (this node hears how deep the owner is, and whether it can run here now)
+            self._number += 1
+            share.number, share.waiting, share.allowed = self._number, wanted, allowed
             effects.append(Ask(node, split, wanted, self._number, allowed))
         if refusal and not split.reserved():
-            del self.splits[key]
+            self._drop(key)
+
+    def _may_move(
+        self,
+        split: Split,
+        views: Mapping[NodeId, NodeView],
+        chance: Callable[[], float],
+        effects: list[Effect],
+    ) -> bool:
+        """Whether an actor waits on another node; that is to let go of it where there is room elsewhere."""
+        if split.leaves is not None:
+            return True
+        for node, share in split.shares.items():
+            if share.waiting and node != self._me:
+                view = views.get(node)
+                choice = self._choose(list(views.values()), split, chance())
+                if choice.available and choice.node != node and not (view and view.fits(split.demand)):
+                    self._number += 1
+                    share.number, share.waiting = self._number, 0
+                    split.leaves = node
+                    effects.append(Ask(node, split, 0, self._number, True))
+                return True
+        return False
 
     def _place(
         self,
@@ -295,9 +378,14 @@ class Shares:
 
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""
+        in_group = {key: split for splits in self._in_group.values() for key, split in splits.items()}
+        if in_group != {key: split for key, split in self.splits.items() if split.demand.group is not None}:
+            raise AssertionError(f"{in_group} are in groups, of {self.splits}")
         for key, split in self.splits.items():
             if (split.owner, split.class_id) != key:
                 raise AssertionError(f"{split.owner.hex()}'s split {split.class_id} stands under {key}")
+            if split.leaves is not None and (not split.for_actor or split.lost or split.waiting()):
+                raise AssertionError(f"{split.owner.hex()} leaves {split.leaves.hex()}, and waits elsewhere")
             if split.wanted is not None and key not in self._to_split:
                 raise AssertionError(f"what {split.owner.hex()} wants is never split")
             if split.lost and key not in self._to_split:

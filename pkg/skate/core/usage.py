@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
+from skate._c.resources import from_units
 from skate.core import group_names
 
 #: resources that are bytes
@@ -14,25 +15,42 @@ _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _LINE: Final = "-" * 60
 
 
-def describe_resources(
-    total: Mapping[str, float],
-    available: Mapping[str, float],
-    reserved: Mapping[str, tuple[float, float]],
-    demands: Sequence[tuple[Mapping[str, float], int, bool]],
-    pending_groups: Sequence[tuple[Sequence[Mapping[str, float]], str, bool]],
-) -> str:
-    """The report. `reserved`: name -> (used in placement groups, reserved for them).
+def sum_units(rows: Iterable[Mapping[str, Any]], what: str) -> dict[str, int]:
+    """What several nodes have together, of their `total` or `available`."""
+    units: dict[str, int] = {}
+    for row in rows:
+        for name, amount in row[what].items():
+            units[name] = units.get(name, 0) + amount
+    return units
 
-    `demands`: (resources, how many, feasible); `pending_groups`: (bundles, strategy, feasible).
+
+def in_groups(total: Mapping[str, int], available: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Resource -> (units used in placement groups, units reserved for them), of what there is under groups' names."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, amount in total.items():
+        parsed = group_names.parse(name)
+        if parsed is not None and parsed.bundle < 0 and parsed.plain != group_names.BUNDLE:
+            used, reserved = found.get(parsed.plain, (0, 0))
+            found[parsed.plain] = used + amount - available.get(name, 0), reserved + amount
+    return found
+
+
+def describe_resources(
+    total: Mapping[str, int],
+    available: Mapping[str, int],
+    demands: Iterable[Sequence[Any]],
+    pending_groups: Iterable[Sequence[Any]],
+) -> str:
+    """The report, of units by name. `demands`: (resources, how many, feasible) of nodes; `pending_groups`: (bundles,
+    strategy, feasible).
     """
-    lines = ["Resources", _LINE, "Usage:"]
-    for name in sorted(total):
-        if group_names.parse(name) is None and not name.startswith("node:"):
-            lines.append(f" {_usage(name, total[name], available.get(name, 0.0), reserved.get(name))}")
-    lines += ["", "Demands:"]
+    lines = ["Resources", _LINE, "Usage:", *describe_usage(total, available), "", "Demands:"]
+    counts: Counter[tuple[str, bool]] = Counter()
+    for resources, number, feasible in demands:
+        counts[_shown(resources), feasible] += number
     waiting = [
-        f" {_shown(resources)}: {number}+ pending tasks/actors{'' if feasible else ' (no node is large enough)'}"
-        for resources, number, feasible in demands
+        f" {resources}: {number}+ pending tasks/actors{'' if feasible else ' (no node is large enough)'}"
+        for (resources, feasible), number in counts.items()
     ]
     groups = Counter(
         (_bundles(bundles), strategy, feasible) for bundles, strategy, feasible in pending_groups
@@ -45,9 +63,19 @@ def describe_resources(
     return "\n".join(lines + (waiting or [" (no resource demands)"]))
 
 
-def _usage(name: str, total: float, available: float, reserved: tuple[float, float] | None) -> str:
-    used_in_groups, held = reserved or (0.0, 0.0)
-    used = round(total - available - held + used_in_groups, 4)
+def describe_usage(total: Mapping[str, int], available: Mapping[str, int]) -> list[str]:
+    """A line a resource: what is used of it, and what of that in placement groups."""
+    reserved = in_groups(total, available)
+    return [
+        f" {_usage(name, total[name], available.get(name, 0), reserved.get(name))}"
+        for name in sorted(total)
+        if group_names.parse(name) is None and not name.startswith("node:")
+    ]
+
+
+def _usage(name: str, total: int, available: int, reserved: tuple[int, int] | None) -> str:
+    used_in_groups, held = reserved or (0, 0)
+    used = total - available - held + used_in_groups
     text = f"{_amount(name, used)}/{_amount(name, total)} {name}"
     if reserved is not None:
         text += (
@@ -56,7 +84,8 @@ def _usage(name: str, total: float, available: float, reserved: tuple[float, flo
     return text
 
 
-def _amount(name: str, amount: float) -> str:
+def _amount(name: str, units: int) -> str:
+    amount = from_units(units)
     if name not in _BYTES:
         return str(amount)
     unit = 0

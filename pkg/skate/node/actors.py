@@ -21,10 +21,11 @@ from skate.core.actors import (
     Place,
     Tell,
 )
-from skate.core.leases import LeaseRequest, NodeLease
+from skate.core.leases import NodeLease
 from skate.core.policies import where_from
 from skate.core.resources import ResourceSet
 from skate.ids import ActorId, NodeId, ProcessId, manager_of, node_of
+from skate.node.head import HeadLink
 from skate.node.names import NodeNames, replying
 from skate.node.scheduling import Details, NodeScheduling
 from skate.node.verdicts import granted_allocation, group_removed
@@ -38,14 +39,14 @@ Post = Callable[[ProcessId, Any], None]
 class NodeActors:
     """The actors of a node.
 
-    `post` sends a message, `kill` ends a process, `lives` tells whether one is there, `environment` says which workers
-    an actor of this maker with these variables can live in, `is_gone` whether a placement group was removed, `on_end`
-    hears of the end of each.
+    `head` answers for names, `post` sends a message, `kill` ends a process, `lives` tells whether one is there,
+    `environment` says which workers an actor of this maker with these variables can live in, `is_gone` whether a
+    placement group was removed, `on_end` hears of the end of each that is detached.
     """
 
     def __init__(
         self,
-        node: NodeId,
+        head: HeadLink,
         scheduling: NodeScheduling,
         post: Post,
         kill: Callable[[ProcessId, str], None],
@@ -56,7 +57,7 @@ class NodeActors:
     ) -> None:
         self.directory = ActorDirectory()
         #: those of the whole cluster
-        self.names = NodeNames(node, post, self._named)
+        self.names = NodeNames(head, self._named)
         self._scheduling = scheduling
         self._post = post
         self._kill = kill
@@ -108,6 +109,8 @@ class NodeActors:
             self.directory.undescribable(actor, error)
         else:
             spec["environment"] = self._environment(process.id, spec["environment"])
+            made = self.directory.actors.get(actor)
+            spec["detached"] = made is not None and made.detached
             self.directory.described(actor, spec, spec["max_restarts"])
 
     def _release(self, process: Any, actor: ActorId) -> None:
@@ -151,19 +154,20 @@ class NodeActors:
             self.failed(ProcessId(actor), why)
         elif manager_of(worker) == node.id:
             self._leases[actor] = lease, may
+            self._scheduling.actor_placed(actor)
             self.directory.placed(actor, ProcessId(worker))
 
-    def group_gone(self, request: LeaseRequest) -> None:
-        """The actor was to live in a placement group that is removed."""
-        self.directory.unplaceable(ActorId(request.owner), group_removed(request.demand), "unschedulable")  # type: ignore[arg-type]
+    def group_gone(self, identity: ProcessId, demand: ResourceSet) -> None:
+        """The placement group in which the actor lives, or was to live, is removed."""
+        actor = self.directory.actors.get(ActorId(identity))  # type: ignore[arg-type]
+        if actor is not None and actor.worker is None:
+            self.directory.unplaceable(actor.id, group_removed(demand), "unschedulable")
+        elif actor is not None:
+            self.directory.evicted(actor.id)
 
     def refused(self, actor: ProcessId, why: str) -> None:
         """There is no node on which the actor may be."""
         self.directory.unplaceable(ActorId(actor), why, "unschedulable")  # type: ignore[arg-type]
-
-    def evicted(self, actor: ProcessId) -> None:
-        """The placement group in which the actor lives is removed."""
-        self.directory.evicted(ActorId(actor))  # type: ignore[arg-type]
 
     def failed(self, actor: ProcessId, report: str) -> None:
         """No worker for the actor could be started."""
@@ -204,7 +208,8 @@ class NodeActors:
                 self._scheduling.owner_left(ProcessId(effect.actor.id))
                 if effect.actor.name:
                     self.names.ended(effect.actor.id)
-                self._on_end(effect.actor.id)
+                if effect.actor.detached:
+                    self._on_end(effect.actor.id)
         return bool(effects)
 
     def _tell(self, effect: Tell) -> None:

@@ -61,10 +61,10 @@ class Hooks(NamedTuple):
     node_died: Callable[[m.NodeDied], None]
     #: this node must end
     end: Callable[[str], None]
-    #: (available units, demands)
-    measure: Callable[[], tuple[dict[str, int], list[Any]]]
-    #: units that there are, with those of placement groups
-    total: Callable[[], dict[str, int]]
+    #: (units that there are, units that are free, demands), with those of placement groups
+    measure: Callable[[], tuple[dict[str, int], dict[str, int], list[Any]]]
+    #: (node, units): to the head, what another node has free
+    reported: Callable[[NodeId, dict[str, int]], None]
 
 
 def identity() -> Identity:
@@ -88,7 +88,7 @@ class NodeCluster:
         self._held: dict[NodeId, list[tuple[ProcessId, ProcessId, bytes]]] = {}
         #: when to look next at what is free here, and what the head was told of it
         self._look_at = 0.0
-        self._told: tuple[dict[str, int], list[Any]] | None = None
+        self._told: tuple[dict[str, int], dict[str, int], list[Any]] | None = None
         self._head_address: str | None = None
         self._sockets: ClusterSockets | None = None
         mailbox.pass_on = self.pass_on
@@ -149,11 +149,7 @@ class NodeCluster:
     def rows(self) -> list[dict[str, Any]]:
         """The table of nodes, with what is free here now."""
         self.roster.on_self_changed(*self._hooks.measure())
-        rows = [row.to_plain() for row in self.roster.rows.values()]
-        return [
-            row | {"total": self._hooks.total()} if row["node"] == self.roster.me.hex() else row
-            for row in rows
-        ]
+        return [row.to_plain() for row in self.roster.rows.values()]
 
     def some_rows(self, first: int) -> dict[str, Any]:
         """As many of them, from that one on, as fit into a message at the door; and which comes next."""
@@ -246,11 +242,12 @@ class NodeCluster:
             raise ValueError("only the head tells of nodes")
         self.roster.on_rows([Row.from_plain(plain) for plain in rows])
 
-    def _reported(self, node: NodeId, available: Any, demands: Any) -> None:
+    def _reported(self, node: NodeId, total: Any, available: Any, demands: Any) -> None:
         if self.register is None:
             raise ValueError("a report is for the head")
-        check_report(available, demands)
-        self.register.on_report(node, available, demands)
+        check_report(available, demands, total)
+        self.register.on_report(node, available, demands, total)
+        self._hooks.reported(node, available)
 
     def _goodbye(self, node: NodeId, why: str) -> None:
         if self.register is not None:
@@ -262,6 +259,10 @@ class NodeCluster:
         if node_of(process) != node:
             raise ValueError(f"process {process.hex()} is not that node's")
         self._hooks.process_died(m.ProcessDied(process, *fields))
+
+    def is_member(self, node: NodeId) -> bool:
+        """Whether another node is of this one's cluster, which must be the head to know."""
+        return self.register is not None and self.register.is_member(node)
 
     def is_dead(self, node: NodeId) -> bool:
         return self.roster.is_dead(node)
@@ -359,15 +360,15 @@ class NodeCluster:
         if self.roster.head is None:
             return None
         self._look_at = now + SHARE_SECONDS
-        available, demands = self._hooks.measure()
-        if (available, demands) == self._told:
+        total, available, demands = measured = self._hooks.measure()
+        if measured == self._told:
             return None
-        self._told = available, demands
-        self.roster.on_self_changed(available, demands)
+        self._told = measured
+        self.roster.on_self_changed(*measured)
         if self.register is not None:
-            self.register.on_report(self.roster.me, available, demands)
+            self.register.on_report(self.roster.me, available, demands, total)
         elif not self.roster.is_dead(self.roster.head):
-            self._mailbox.post(manager_of(self.roster.head), encode(m.NodeReport(available, demands)))
+            self._mailbox.post(manager_of(self.roster.head), encode(m.NodeReport(*measured)))
         return None
 
     def _lead(self, effect: membership.Effect, now: float) -> None:

@@ -1,35 +1,50 @@
-"""The node's side of placement groups: what core.groups decides, done; what processes say, passed on to it.
+"""The placement groups, as one node has to do with them: what processes say of groups, and who hears how they stand.
 
-State: the directory. Of this node its bundles are prepared, committed and given back in admission, at once.
+State: on the head, and on a node that is in no cluster, the directory of the cluster's groups (core.groups); on others
+the groups that their processes have to do with (core.followed_groups). Those pass on to the head what their processes
+say. The bundles of a node are in its admission, see node.bundles.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import Any
+from typing import Any, Final, NamedTuple
 
-from skate.core.admission import Admission
+from skate.core.followed_groups import AskAgain, Follow, FollowedGroups
+from skate.core.group_names import parse
 from skate.core.group_records import (
     CREATED,
+    PENDING,
     REMOVED,
     STATE_NAMES,
-    ClaimRoom,
-    CommitBundles,
-    DropClaim,
-    EndGroup,
     Group,
     GroupSpec,
-    PrepareBundles,
-    ReturnBundles,
     TellGroup,
+    WarnGroup,
+    bundles_from,
+    offered,
 )
 from skate.core.groups import GroupDirectory
-from skate.core.labels import parse_selector
 from skate.core.policies import NodeView
 from skate.core.resources import ResourceSet
-from skate.ids import NodeId, ProcessId, TaskId, owner_of, process_id
+from skate.core.roster import check_report
+from skate.ids import (
+    NODE_ID_BYTES,
+    PROCESS_ID_BYTES,
+    TASK_ID_BYTES,
+    NodeId,
+    ProcessId,
+    TaskId,
+    manager_of,
+    node_of,
+    owner_of,
+    process_id,
+)
+from skate.node.bundles import NodeBundles, as_message
+from skate.node.head import HeadLink
+from skate.node.scheduling import NodeScheduling
 from skate.wire import messages as m
 
 log = logging.getLogger("skate.node")
@@ -37,36 +52,64 @@ log = logging.getLogger("skate.node")
 Post = Callable[[ProcessId, Any], None]
 
 
-class NodeGroups:
-    """The placement groups of the node.
+class Hooks(NamedTuple):
+    """What the node manager does for its groups."""
 
-    `post` sends a message, `lives` tells whether a process is there, `lifetime` with what groups of a process end.
-    """
+    #: whether a process of this node lives
+    lives: Callable[[ProcessId], bool]
+    #: whether another node is in the cluster, or about to be listed; asked on the head
+    is_member: Callable[[NodeId], bool]
+    #: hears where groups are, and of their ends
+    scheduling: NodeScheduling
+
+
+class NodeGroups:
+    """The placement groups of a node. `hooks` is set once the node manager has them."""
+
+    hooks: Hooks
 
     def __init__(
-        self,
-        node: NodeId,
-        labels: dict[str, str],
-        admission: Admission,
-        post: Post,
-        lives: Callable[[ProcessId], bool],
-        lifetime: Callable[[ProcessId], Any],
+        self, node: NodeId, labels: dict[str, str], bundles: NodeBundles, head: HeadLink, post: Post
     ) -> None:
+        #: used on the head
         self.directory = GroupDirectory()
-        self._node = node
-        self._admission = admission
+        #: used elsewhere
+        self.followed = FollowedGroups()
+        self._me = node
+        self._manager = process_id(node, 0)
+        self._bundles = bundles
+        self._head = head
         self._post = post
-        self._lives = lives
-        self._lifetime = lifetime
-        self.directory.node_joined(NodeView(node, *admission.resources.units(), labels))
-        self.handlers: dict[int, Callable[..., None]] = {
+        #: version of the table of nodes as the directory knows it
+        self._version = 0
+        #: nodes that have reported, and so know who the head is, and are not the directory's yet: what they have free
+        self._reported: dict[NodeId, Mapping[str, int]] = {}
+        #: processes of other nodes of whose deaths this one, the head, has asked to be told
+        self._watched: set[ProcessId] = set()
+        head.on_new_head.append(self._head_changed)
+        head.answers.append(self._answers)
+        resources = bundles.resources
+        self.directory.node_joined(NodeView(node, *resources.units(), labels))
+        self.handlers: Final[dict[int, Callable[..., None]]] = {
             m.CreateGroup.code: self._create,  # type: ignore[attr-defined]
             m.RemoveGroup.code: self._remove,  # type: ignore[attr-defined]
             m.WatchGroup.code: self._watch,  # type: ignore[attr-defined]
             m.FindGroup.code: self._find,  # type: ignore[attr-defined]
         }
+        #: from other nodes' managers
+        self.from_managers: Final[dict[int, Callable[..., None]]] = {
+            m.MakeGroup.code: self._make_for,  # type: ignore[attr-defined]
+            m.RemoveGroup.code: self._remove_for,  # type: ignore[attr-defined]
+            m.FollowGroup.code: self._follow_for,  # type: ignore[attr-defined]
+            m.FindGroup.code: self._find_for,  # type: ignore[attr-defined]
+            m.LifeEnded.code: self._ended_there,  # type: ignore[attr-defined]
+            m.BundlesPrepared.code: self._prepared,  # type: ignore[attr-defined]
+            m.RoomMade.code: self._room_made_there,  # type: ignore[attr-defined]
+            m.GroupStands.code: self._told,  # type: ignore[attr-defined]
+            **bundles.handlers,
+        }
 
-    # -------------------------------------------------------------------------------------------------- messages
+    # ----------------------------------------------------------------------------------- from this node's processes
 
     def _create(self, process: Any, token: int, group: TaskId, spec: Any) -> None:
         if not group.startswith(process.id):
@@ -74,115 +117,342 @@ class NodeGroups:
                 "process %s made group %s, whose id is not its own: refused", process.id.hex(), group.hex()
             )
             return
-        checked = GroupSpec(
-            bundles=tuple(ResourceSet(units) for units in spec["bundles"]),
-            strategy=spec["strategy"],
-            name=spec["name"],
-            namespace=spec["namespace"],
-            detached=spec["detached"],
-            selectors=tuple(parse_selector(selector) for selector in spec["selectors"]),
-            target=None if spec["target"] is None else NodeId(spec["target"]),
-        )
-        other = self.directory.created(group, checked, self._lifetime(process.id), monotonic())
-        if token:
-            self._post(process.id, m.StateReply(token, other and other.id))
+        checked = GroupSpec.from_plain(spec)
+        lives_with = _id_of_actor(spec.get("actor")) or process.job.driver
+        if self._head.is_here:
+            other = self.directory.created(group, checked, lives_with, monotonic())
+            self._watch_driver(lives_with)
+            if token:
+                self._post(process.id, m.StateReply(token, other and other.id))
+            return
+        request = m.MakeGroup(0, group, spec, lives_with)
+        self.followed.made(group, process.id, request)
+        if not token:
+            self._head.tell(request)
+            return
+
+        def answered(other: Any) -> None:
+            if other is not None:
+                self.followed.refused(group)
+            self._post_if_it_lives(process.id, m.StateReply(token, other))
+
+        self._head.ask(lambda number: request._replace(token=number), answered)
 
     def _remove(self, process: Any, group: TaskId) -> None:
-        self.directory.removed(group, process.id)
+        if self._head.is_here:
+            self.directory.removed(group, process.id, awaited=self._may_live(owner_of(group)))
+        else:
+            self._head.tell(m.RemoveGroup(group))
+            self.followed.told(group, REMOVED, (), ())
 
     def _watch(self, process: Any, group: TaskId) -> None:
-        self.directory.watched(group, process.id, self._lives(owner_of(group)))
+        if self._head.is_here:
+            self._watch_at_directory(group, process.id)
+        else:
+            self.followed.watched(group, process.id)
 
     def _find(self, process: Any, token: int, name: str, namespace: str) -> None:
+        def answered(found: Any) -> None:
+            self._post_if_it_lives(process.id, m.StateReply(token, found))
+
+        if self._head.is_here:
+            answered(self._named(name, namespace))
+        else:
+            self._head.ask(lambda number: m.FindGroup(number, name, namespace), answered)
+
+    def _post_if_it_lives(self, process: ProcessId, message: Any) -> None:
+        if self.hooks.lives(process):
+            self._post(process, message)
+
+    def _named(self, name: str, namespace: str) -> Any:
         found = self.directory.named(name, namespace)
-        answer = found and (found.id, [bundle.to_dict() for bundle in found.spec.bundles])
-        self._post(process.id, m.StateReply(token, answer))
+        return found and (found.id, [bundle.to_dict() for bundle in found.spec.bundles])
+
+    # ---------------------------------------------------------------------------------------- from the node manager
 
     def is_gone(self, group_hex: str) -> bool:
-        """Whether the group was removed.
-
-        One that is not known yet is watched: should its maker end first, what waits for it does, too.
-        """
+        """Whether the group was removed. One that is not known yet is asked about: what waits for it hears."""
         group = bytes.fromhex(group_hex)
-        lives = self._lives(owner_of(group))
-        if self.directory.is_gone(group, lives):
+        if not self._head.is_here:
+            self.followed.wanted(group)
+            return self.followed.is_gone(group)
+        if group in self.directory.groups:
+            return False
+        if self.directory.is_gone(group, self._may_live(owner_of(group))):
             return True
-        if group not in self.directory.groups:
-            self.directory.watched(group, process_id(self._node, 0), lives)
+        self._watch_at_directory(group, self._manager)
         return False
 
-    # --------------------------------------------------------------------------------------------------- effects
+    def offered(self, group_hex: str) -> Mapping[NodeId, Mapping[str, int]]:
+        """What the group gives the nodes that have bundles of it, name -> units."""
+        if not self._head.is_here:
+            return self.followed.offered(bytes.fromhex(group_hex))
+        group = self.directory.groups.get(bytes.fromhex(group_hex))
+        return {} if group is None else offered(group_hex, group.spec.bundles, group.nodes)
+
+    def room_made(self) -> None:
+        """This node has room for what was claimed of it."""
+        if self._head.is_here:
+            self.directory.room_made(self._me)
+        else:
+            self._head.tell(m.RoomMade(self._bundles.free()))
+
+    def life_ended(self, lives_with: bytes) -> None:
+        """A driver of this node, or a detached actor that was made here, is gone."""
+        if self._head.is_here:
+            self.directory.ended(lives_with)
+        elif node_of(lives_with) == self._me:
+            self._head.tell(m.LifeEnded(lives_with))
+
+    def process_left(self, process: ProcessId) -> None:
+        """A process is gone, of this node or of another."""
+        self._watched.discard(process)
+        self.directory.process_left(process)
+        self.followed.process_left(process)
+
+    def node_died(self, node: NodeId) -> None:
+        self._watched = {process for process in self._watched if node_of(process) != node}
+        self._reported.pop(node, None)
+        self.directory.node_left(node)
+
+    def node_reported(self, node: NodeId, available: Mapping[str, int]) -> None:
+        """To the head: what another node has free. Objects in its store take nothing from what bundles may have."""
+        if self.directory.knows(node):
+            store = "object_store_memory"
+            self.directory.node_updated(node, {**available, store: self.directory.unreserved(node, store)})
+        else:
+            self._reported[node] = available
+            self._version = 0
+
+    # ------------------------------------------------------------------------------------ from other nodes' managers
+
+    def _check_asked(self, node: NodeId) -> None:
+        """ValueError where the node has nothing to say to this one of groups."""
+        if not self._head.is_here or not self.hooks.is_member(node):
+            raise ValueError("placement groups are for members to ask for, and of the head")
+
+    def _make_for(self, node: NodeId, token: int, group: TaskId, spec: Any, lives_with: bytes) -> None:
+        self._check_asked(node)
+        if node_of(group) != node or len(lives_with) not in (PROCESS_ID_BYTES, TASK_ID_BYTES):
+            raise ValueError(f"group {group.hex()} is not that node's, or lives with {lives_with.hex()}")
+        other = self.directory.created(
+            group, GroupSpec.from_plain(spec), lives_with, monotonic(), manager_of(node)
+        )
+        self._watch_process(owner_of(group))
+        self._watch_driver(lives_with)
+        self._head.reply(manager_of(node), token, other and other.id)
+
+    def _remove_for(self, node: NodeId, group: TaskId) -> None:
+        self._check_asked(node)
+        self.directory.removed(group, awaited=self._may_live(owner_of(group)))
+
+    def _follow_for(self, node: NodeId, group: TaskId) -> None:
+        self._check_asked(node)
+        self._watch_at_directory(group, manager_of(node))
+
+    def _find_for(self, node: NodeId, token: int, name: str, namespace: str) -> None:
+        self._check_asked(node)
+        self._head.reply(manager_of(node), token, self._named(name, namespace))
+
+    def _ended_there(self, node: NodeId, lives_with: bytes) -> None:
+        self._check_asked(node)
+        if node_of(lives_with) != node:
+            raise ValueError(f"{lives_with.hex()} is not that node's")
+        self.directory.ended(lives_with)
+
+    def _prepared(self, node: NodeId, group: TaskId, attempt: int, taken: bool, available: Any) -> None:
+        self._check_asked(node)
+        check_report(available)
+        self.directory.prepared(node, group, attempt, taken, available, monotonic())
+
+    def _room_made_there(self, node: NodeId, available: Any) -> None:
+        self._check_asked(node)
+        check_report(available)
+        self.directory.node_updated(node, available)
+        self.directory.room_made(node)
+
+    def _told(self, node: NodeId, group: TaskId, state: int, bundles: Any, nodes: Any) -> None:
+        self._head.check_is_head(node)
+        at: list[Any] = list(nodes) if isinstance(nodes, list | tuple) else [b""]
+        if not all(each is None or (isinstance(each, bytes) and len(each) == NODE_ID_BYTES) for each in at):
+            raise ValueError(f"bundles of a group are on nodes, not {nodes!r:.60}")
+        demands = bundles_from(bundles)
+        if not PENDING <= state <= REMOVED or len(demands) != len(at):
+            raise ValueError(f"state {state} of a group of {len(demands)} bundles on {len(at)} nodes")
+        self.followed.told(group, state, demands, at)
+
+    def _may_live(self, process: ProcessId) -> bool:
+        """Whether a process lives, for all that the head knows. Of one of another node it asks to be told."""
+        if node_of(process) == self._me:
+            return self.hooks.lives(process)
+        if self._head.roster.is_dead(node_of(process)):
+            return False
+        self._watch_process(process)
+        return True
+
+    def _watch_driver(self, lives_with: bytes) -> None:
+        """Of a detached actor that is the group's life its own node tells."""
+        if len(lives_with) == PROCESS_ID_BYTES:
+            self._watch_process(ProcessId(lives_with))
+
+    def _watch_process(self, process: ProcessId) -> None:
+        """Has the node of a process tell of its death, at once if it is dead."""
+        if node_of(process) != self._me and process not in self._watched:
+            self._watched.add(process)
+            self._post(manager_of(process), m.WatchProcess(process))
+
+    def _watch_at_directory(self, group: bytes, process: ProcessId) -> None:
+        lives = group in self.directory.groups or self._may_live(owner_of(group))
+        self.directory.watched(group, process, lives)
+
+    def _head_changed(self) -> None:
+        """Another head has come, with a directory that knows of nothing."""
+        self._bundles.end_all()
+        self.followed.head_changed()
+
+    # ------------------------------------------------------------------------------------------------------ effects
+
+    @property
+    def undecided(self) -> bool:
+        """Whether `act` has something to do since nodes have come or gone."""
+        return self._head.is_here and (self.directory.undecided or self._head.roster.version != self._version)
 
     def act(self) -> bool:
-        """Does what the directory decides; whether there was anything."""
-        directory, admission = self.directory, self._admission
-        if directory.waiting:
-            directory.node_updated(self._node, admission.resources.units()[1])
-        acted = False
-        while effects := directory.decide():
-            acted = True
+        """Does what the directory decides, or tells what the head's has decided; whether there was anything."""
+        if not self._head.is_here:
+            effects = self.followed.take_effects()
             for effect in effects:
-                if type(effect) is PrepareBundles:
-                    group = effect.group.id
-                    taken = admission.bundles_prepared(group, effect.bundles)
-                    free = admission.resources.units()[1]
-                    directory.prepared(self._node, group, effect.attempt, taken, free, monotonic())
-                elif type(effect) is CommitBundles:
-                    admission.bundles_committed(effect.group.id, effect.indexes)
-                elif type(effect) is TellGroup:
+                if type(effect) is TellGroup:
                     self._tell(effect)
-                elif type(effect) is EndGroup:
-                    admission.group_ended(effect.group.id)
-                elif type(effect) is ReturnBundles:
-                    admission.bundles_returned(effect.group.id, effect.indexes)
-                elif type(effect) is ClaimRoom:
-                    admission.room_claimed(effect.group.id, effect.bundles)
-                elif type(effect) is DropClaim:
-                    admission.claim_dropped(effect.group.id)
+                elif type(effect) is Follow:
+                    self._head.tell(m.FollowGroup(TaskId(effect.group)))
                 else:
-                    self._warn(effect.group)
+                    assert type(effect) is AskAgain
+                    self._head.tell(effect.request)
+            return bool(effects)
+        directory = self.directory
+        self._look_at_nodes()
+        if directory.waiting:
+            directory.node_updated(self._me, self._bundles.free())
+        acted = False
+        while decided := directory.decide():
+            acted = True
+            for each in decided:
+                if isinstance(each, TellGroup):
+                    self._tell(each)
+                elif isinstance(each, WarnGroup):
+                    self._warn(each.group)
+                elif each.node == self._me:
+                    self._bundles.obey(each, self._prepared_here)
+                else:
+                    self._post(manager_of(each.node), as_message(each))
         return acted
 
+    def _look_at_nodes(self) -> None:
+        """Nodes that have joined are the directory's, too."""
+        roster = self._head.roster
+        if roster.version == self._version:
+            return
+        self._version = roster.version
+        for row in roster.living():
+            available = self._reported.pop(row.node, None)
+            if available is not None:
+                total = {name: units for name, units in row.total.items() if parse(name) is None}
+                store = "object_store_memory"
+                self.directory.node_joined(
+                    NodeView(row.node, total, {**available, store: total.get(store, 0)}, row.labels)
+                )
+
+    def _prepared_here(self, group: bytes, attempt: int, taken: bool, free: dict[str, int]) -> None:
+        self.directory.prepared(self._me, group, attempt, taken, free, monotonic())
+
     def _tell(self, effect: TellGroup) -> None:
+        name = effect.group.hex()
         if effect.state == REMOVED:
-            self._admission.group_ended(effect.group)  # also of a group that was never placed
+            self._bundles.end(effect.group)  # also of a group that was never placed
+            self.hooks.scheduling.group_ended(name)
+        else:
+            self.hooks.scheduling.group_changed(name)
         notice = m.GroupState(TaskId(effect.group), effect.state)
         for watcher in effect.watchers:
-            if self._lives(watcher):
-                self._post(watcher, notice)
+            if watcher == manager_of(watcher) and watcher != self._manager:
+                self._post(watcher, self._stands(effect))
+            else:
+                self._post_if_it_lives(watcher, notice)
+
+    def _stands(self, effect: TellGroup) -> m.GroupStands:
+        group = self.directory.groups.get(effect.group)
+        if group is None:
+            return m.GroupStands(TaskId(effect.group), REMOVED, [], [])
+        bundles = [bundle.units() for bundle in group.spec.bundles]
+        return m.GroupStands(TaskId(group.id), effect.state, bundles, list(group.nodes))
 
     def _warn(self, group: Group) -> None:
+        living = self._head.roster.living()
+        if not all(self.directory.knows(row.node) for row in living):
+            return  # it is looked at again once they have reported
         bundles = ", ".join(str(bundle) for bundle in group.spec.bundles)
-        total = self._admission.resources.total_dict()
+        total = ResourceSet(self._bundles.resources.units()[0])
+        others = len(living) - 1
+        has = f"this node has {total} in all"
+        if others:
+            has = f"the head has {total} in all, and {others} other nodes are in the cluster (skate.nodes() lists them)"
         text = (
             f"There is no room for the placement group {group.spec.name or group.id.hex()} ({group.spec.strategy}: "
-            f"{bundles}), even without tasks and other groups: this node has {total} in all. "
+            f"{bundles}), even without tasks and other groups: {has}. "
             "It waits until a node joins that can; ask for less, or init() with more resources."
         )
-        if self._lives(group.owner):
+        if node_of(group.owner) != self._me or self.hooks.lives(group.owner):
             self._post(group.owner, m.Infeasible(0, text))
 
-    # --------------------------------------------------------------------------------------------------- reports
+    # ------------------------------------------------------------------------------------------------------ reports
 
-    def table(self) -> dict[str, Any]:
+    def query(self, process: ProcessId, token: int, what: str) -> bool:
+        """Answers a process that asks about groups; False where it asks about something else."""
+        answer = self._answers(what)
+        if answer is None:
+            return False
+        if self._head.is_here:
+            self._post(process, m.StateReply(token, answer()))
+        else:
+            self._head.ask(
+                lambda number: m.StateQuery(number, what),
+                lambda value: self._post_if_it_lives(process, m.StateReply(token, value)),
+            )
+        return True
+
+    def _answers(self, what: str) -> Callable[[], Any] | None:
+        if what.startswith("group "):
+            return lambda: self._one(what.removeprefix("group "))
+        return {"groups": self._table, "pending groups": self._pending}.get(what)
+
+    def _table(self) -> dict[str, Any]:
         """Id in hexadecimal -> how the group stands, in Ray's words; with those that were removed lately."""
         self.act()  # a group's maker is told how it stands before anybody can read that here
         groups = {**self.directory.removed_groups, **self.directory.groups}
         return {group_id.hex(): _described(group) for group_id, group in groups.items()}
 
-    def one(self, group: str) -> dict[str, Any] | None:
-        """As in `table`, of one group; None of one that is not known."""
+    def _one(self, group: str) -> dict[str, Any] | None:
+        """As in the table, of one group; None of one that is not known."""
         self.act()
-        found = self.directory.find(bytes.fromhex(group))
-        return found and _described(found)
+        try:
+            found = self.directory.find(bytes.fromhex(group))
+        except ValueError:
+            return None
+        return None if found is None else _described(found)
 
-    def pending(self) -> list[tuple[list[dict[str, float]], str, bool]]:
+    def _pending(self) -> list[tuple[list[dict[str, float]], str, bool]]:
         """(bundles, strategy, feasible) of each group that waits to be placed."""
         return [
             ([bundle.to_dict() for bundle in group.spec.bundles], group.spec.strategy, not group.infeasible)
             for group in self.directory.groups.values()
             if group.state != CREATED
         ]
+
+
+def _id_of_actor(claimed: Any) -> bytes | None:
+    """What a process says in which detached actor it is."""
+    return claimed if isinstance(claimed, bytes) and len(claimed) == TASK_ID_BYTES else None
 
 
 def _described(group: Group) -> dict[str, Any]:

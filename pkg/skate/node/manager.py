@@ -27,10 +27,8 @@ from skate._c.resources import to_units
 from skate.core.admission import Admission
 from skate.core.leases import (
     Effect,
-    EvictActor,
     FailRequest,
     Grant,
-    GroupGone,
     KillWorker,
     Reclaim,
     ResumeWorker,
@@ -46,9 +44,12 @@ from skate.ids import NodeId, ProcessId, manager_of, node_of, owner_of, process_
 from skate.net.exchange import Place
 from skate.net.node_mailbox import NodeMailbox
 from skate.node.actors import NodeActors
+from skate.node.bundles import NodeBundles
 from skate.node.cluster import JOIN_SECONDS, TURNED_AWAY_SECONDS, CannotJoin, Hooks, NodeCluster
 from skate.node.door import Door, Refused
+from skate.node.groups import Hooks as GroupHooks
 from skate.node.groups import NodeGroups
+from skate.node.head import HeadLink
 from skate.node.logs import LineReader
 from skate.node.names import NAMES
 from skate.node.processes import Job, Process, environment_of
@@ -140,17 +141,18 @@ class NodeManager:
             m.Leave.code: self._leave,  # type: ignore[attr-defined]
         }
         lives, labels = self._processes.__contains__, session["labels"]
-        self._groups = NodeGroups(node, labels, admission, self._post, lives, self._lifetime)
+        self._head = HeadLink(node, self._post)
+        self._groups = NodeGroups(node, labels, NodeBundles(admission, self._head), self._head, self._post)
         self._scheduling = NodeScheduling(node, labels, admission)
         self._actors = NodeActors(
-            node,
+            self._head,
             self._scheduling,
             self._post,
             self._kill_id,
             self._may_live,
             self._environment,
             self._groups.is_gone,
-            self._groups.directory.ended,
+            self._groups.life_ended,
         )
         self._handlers |= self._actors.handlers | self._groups.handlers | puller.from_owners
         actors = self._actors.handlers
@@ -166,6 +168,7 @@ class NodeManager:
                 m.ActorPlaced.code: self._actors.placed_elsewhere,  # type: ignore[attr-defined]
             }
             | self._scheduling.handlers
+            | self._head.handlers
             | self._actors.names.handlers
             | puller.from_owners,
             self._stranger_gone,
@@ -178,14 +181,14 @@ class NodeManager:
             node_died=self._node_died,
             end=self._end,
             measure=self._measure,
-            total=lambda: self._admission.resources.all_units()[0],
+            reported=self._groups.node_reported,
         )
         try:
             self.cluster = NodeCluster(row, cluster, self._mailbox, hooks)
         except BaseException:
             self._mailbox.close()
             raise
-        self._scheduling.roster = self._actors.names.roster = self.cluster.roster
+        self._scheduling.roster = self._head.roster = self.cluster.roster
         self._scheduling.hooks = SchedulingHooks(
             post=self._post,
             facts=lambda job: self._jobs[job].facts,
@@ -193,15 +196,17 @@ class NodeManager:
             acquaint=self.cluster.acquaint,
             introduce=self._strangers.introduce,
             refused=self._refused,
+            group_gone=self._actors.group_gone,
+            offered=self._groups.offered,
         )
-        rows = self.cluster.rows
-        self._state = NodeState(admission, store, spiller, self._groups, labels, self._workers, rows)
+        self._groups.hooks = GroupHooks(lives, self.cluster.is_member, self._scheduling)
+        self._state = NodeState(admission, store, spiller, labels, self._workers, self.cluster.rows)
         self._mailbox.watch(zygote.fileno(), self._zygote_speaks)
         self._door = Door(folder, self._mailbox, self._answer_visitor)
         if starter is not None:
             self._mailbox.watch(os.pidfd_open(starter), lambda: self._end("who started it is gone"))
         spiller.join(self._mailbox, self.warn_drivers)
-        self.cluster.handle(puller.from_managers)
+        self.cluster.handle(puller.from_managers | self._groups.from_managers)
         puller.join(self._post, in_cluster=cluster is not None)
 
     # ----------------------------------------------------------------------------------------------------- loop
@@ -236,9 +241,9 @@ class NodeManager:
     def _turn(self, until: float | None = None) -> None:
         """Does what is to be done, and sleeps until something comes, or the clock says `until`."""
         now = monotonic()
+        self._head.act()
         self._actors.act()
         self._groups.act()  # first: what has become free is theirs before it is granted
-        self._actors.names.act()
         self._scheduling.act()
         due = self._admission.tick(now)
         self._undecided = False
@@ -256,7 +261,7 @@ class NodeManager:
             self.cluster.step(now),
             self._unlink_who_left(now),
         )
-        if self._scheduling.act():
+        if self._scheduling.act() or self._groups.undecided:
             return  # the table of nodes has changed
         times = [time for time in looks if time is not None]
         self._mailbox.flush()
@@ -310,7 +315,7 @@ class NodeManager:
 
     def _job_left(self, job: Job) -> None:
         job.left = True
-        self._groups.directory.ended(job.id)
+        self._groups.life_ended(job.driver)
         self._admission.job_left(job.id)
 
     def _adopt_job(self, facts: dict[str, Any]) -> None:
@@ -421,15 +426,15 @@ class NodeManager:
     def _state_query(self, process: Process, token: int, what: str) -> None:
         if what == NAMES:
             self._actors.list_names(process.id, token)
-        else:
+        elif not self._groups.query(process.id, token, what):
             self._post(process.id, m.StateReply(token, self._state.answer(what)))
 
-    def _measure(self) -> tuple[dict[str, int], list[Any]]:
-        """(units that are free, what waits) on this node."""
-        available = self._admission.resources.all_units()[1]
+    def _measure(self) -> tuple[dict[str, int], dict[str, int], list[Any]]:
+        """(units that there are, those that are free, what waits) on this node."""
+        total, available = self._admission.resources.all_units()
         used = to_units(self._store.usage()["used"], "object_store_memory")
         available["object_store_memory"] = max(0, available.get("object_store_memory", 0) - used)
-        return available, self._admission.demands()[:DEMANDS]
+        return total, available, self._admission.demands()[:DEMANDS]
 
     def _leave(self, process: Process, reason: str) -> None:
         if self._starter is None:
@@ -464,14 +469,7 @@ class NodeManager:
         elif type(effect) is KillWorker:
             self._kill_id(effect.worker, effect.why)
         elif type(effect) is RoomForBundles:
-            self._groups.directory.room_made(self.node)
-        elif type(effect) is EvictActor:
-            self._actors.evicted(effect.actor)
-        elif type(effect) is GroupGone and effect.request.for_actor:
-            self._actors.group_gone(effect.request)
-        elif type(effect) is GroupGone:
-            text = group_removed(effect.request.demand)
-            self._post(effect.request.owner, m.Unschedulable(effect.request.class_id, True, text))
+            self._groups.room_made()
         elif type(effect) is FailRequest and effect.request.for_actor:
             if self._scheduling.is_foreign(effect.request.owner):
                 self._scheduling.actor_failed(effect.request, self._last_failure)
@@ -555,11 +553,6 @@ class NodeManager:
     def _environment(self, maker: ProcessId, variables: Any) -> Any:
         """The environment of an actor that this process makes."""
         return environment_of(self._processes[maker].job.id, variables)
-
-    def _lifetime(self, maker: ProcessId) -> Any:
-        """With what a placement group of this process ends: a detached actor, or the job."""
-        actor = self._actors.directory.detached_in(maker)
-        return self._processes[maker].job.id if actor is None else actor.id
 
     def _workers(self) -> list[tuple[ProcessId, int, str, bool]]:
         """(id, pid, kind, ready) of each process of the node."""
@@ -686,7 +679,7 @@ class NodeManager:
         self._spiller.process_left(process.id, owners)
         self._puller.process_left(process.id)
         self._scheduling.owner_left(process.id)
-        self._groups.directory.process_left(process.id)
+        self._groups.process_left(process.id)
         self._tell_all(notice)
         self.cluster.tell_of_death(notice)
         self._actors.process_left(process.id, notice.cause)
@@ -715,6 +708,7 @@ class NodeManager:
         self._puller.owner_died(notice.process, "its owner is dead.")
         self._drop_objects(notice.process)
         self._strangers.on_process_died(notice.process, notice.cause)
+        self._groups.process_left(notice.process)
         self._actors.process_left(notice.process, notice.cause)
         self._strangers_left(notice.process)
 
@@ -725,6 +719,7 @@ class NodeManager:
         self._drop_objects(notice.node)
         self._strangers.on_node_died(notice.node, notice.cause)
         self._scheduling.node_died(notice.node)
+        self._groups.node_died(notice.node)
         self._actors.node_left(notice.node, notice.cause)
         self._actors.names.table.node_died(notice.node)
         self._strangers_left(notice.node)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from skate.config import scheduler_knobs
@@ -22,7 +22,7 @@ from skate.core.roster import Roster, Row
 from skate.core.shares import Ask, Refuse, Shares, Split
 from skate.ids import PROCESS_ID_BYTES, ActorId, NodeId, ProcessId, manager_of, node_of
 from skate.node.processes import environment_of
-from skate.node.verdicts import granted_allocation
+from skate.node.verdicts import granted_allocation, group_removed
 from skate.wire import messages as m
 
 log = logging.getLogger("skate.node")
@@ -52,6 +52,10 @@ class Hooks(NamedTuple):
     introduce: Callable[[ProcessId], None]
     #: (owner, class, why): a request can never be met
     refused: Callable[[ProcessId, int, str, bool], None]
+    #: (actor, what it asked for): the placement group in which it lives, or was to live, is removed
+    group_gone: Callable[[ProcessId, ResourceSet], None]
+    #: what a placement group gives the nodes on which it is, by its names
+    offered: Callable[[str], Mapping[NodeId, Mapping[str, int]]]
 
 
 class NodeScheduling:
@@ -90,22 +94,7 @@ class NodeScheduling:
         *,
         for_actor: bool = False,
     ) -> None:
-        if demand.group is None:
-            self.shares.wanted(owner, class_id, demand, where, wanted, details, for_actor=for_actor)
-            return
-        # Placement groups have bundles on this node alone. At once: the group may be removed by the next message.
-        allowed = True
-        if where is not None and where.chooses:
-            here = NodeView(self._me, *self._resources.all_units(), self._labels)
-            choice = self._chooser.choose(
-                [here], demand, where, local=self._me, chance=random.random(), for_actor=for_actor
-            )
-            if choice.never:
-                self.hooks.refused(owner, class_id, choice.never, for_actor)
-                return
-            allowed = choice.node is not None
-        wanted = max(0, wanted - self._standing(owner, class_id)[1])
-        self._ask_here(owner, class_id, demand, wanted, details, for_actor, allowed=allowed)
+        self.shares.wanted(owner, class_id, demand, where, wanted, details, for_actor=for_actor)
 
     def owner_left(self, owner: ProcessId) -> None:
         """A process of this node is gone, or an actor that was made here: what was asked for it is taken back."""
@@ -113,6 +102,26 @@ class NodeScheduling:
         for node in self.shares.owner_left(owner):
             if node != self._me and len(owner) > PROCESS_ID_BYTES and not self.roster.is_dead(node):
                 self.hooks.post(manager_of(node), m.OwnerLeft(owner))  # (of a process nodes hear anyway)
+
+    def group_changed(self, group: str) -> None:
+        """A placement group has come to be elsewhere."""
+        self.shares.group_changed(group)
+
+    def group_ended(self, group: str) -> None:
+        """A placement group is removed: what was to run in it is not asked for any more, and its owner is told."""
+        for split in self.shares.group_ended(group):
+            for node, share in split.shares.items():
+                if node == self._me or self.roster.is_dead(node):
+                    continue
+                if split.for_actor:
+                    self.hooks.post(manager_of(node), m.OwnerLeft(split.owner))
+                elif share.waiting:
+                    self._ask(Ask(node, split, 0, share.number, True))
+            if split.for_actor:
+                self.hooks.group_gone(split.owner, split.demand)
+            else:
+                notice = m.Unschedulable(split.class_id, True, group_removed(split.demand))
+                self.hooks.post(split.owner, notice)
 
     def node_died(self, node: NodeId) -> None:
         self._views.pop(node, None)
@@ -153,7 +162,21 @@ class NodeScheduling:
             return {}
         views = {self._me: NodeView(self._me, *self._resources.all_units(), self._labels)}
         views |= {row.node: self._views[row.node][1] for row in rows if row.node != self._me}
+        if len(views) > 1:
+            self._add_groups(views)
         return views
+
+    def _add_groups(self, views: Mapping[NodeId, NodeView]) -> None:
+        """What nodes have for groups is known before they report it: nobody has used it then."""
+        for group in set(self.shares.groups_to_split()):
+            for node, names in self.hooks.offered(group).items():
+                view = views.get(node)
+                if view is not None and node != self._me:
+                    for name, units in names.items():
+                        if view.total.get(name) != units:
+                            more = units - view.total.get(name, 0)
+                            view.available[name] = max(0, view.available.get(name, 0) + more)
+                            view.total[name] = units
 
     def _stand_here(self, split: Split) -> tuple[int, int]:
         return self._standing(split.owner, split.class_id)
@@ -207,6 +230,8 @@ class NodeScheduling:
         allowed: bool,
     ) -> None:
         """`wanted`: those without resources, which admission is told of with those that have theirs."""
+        if not wanted and (owner, class_id) not in self._admission.requests:
+            return  # it was dropped with its placement group
         if for_actor and wanted:
             self._admission.actor_placed(
                 owner,
@@ -287,6 +312,10 @@ class NodeScheduling:
                 self.hooks.post(manager_of(owner), m.LeasesStand(owner, class_id, number, *stands))
             elif stands == (0, 0):
                 del self._foreign[owner, class_id]  # (the next request is told of again)
+
+    def actor_placed(self, actor: ActorId) -> None:
+        """Another node has a worker for an actor that was made here."""
+        self.shares.actor_placed(ProcessId(actor))
 
     def actor_granted(self, lease: NodeLease) -> None:
         """An actor that was made on another node has its worker."""

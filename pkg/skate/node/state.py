@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from skate.core.admission import Admission
-from skate.node.groups import NodeGroups
 from skate.node.spiller import Spiller
 from skate.store.local import LocalStore
 
@@ -19,33 +18,26 @@ class NodeState:
         admission: Admission,
         store: LocalStore,
         spiller: Spiller,
-        groups: NodeGroups,
         labels: dict[str, str],
         workers: Callable[[], Any],
         nodes: Callable[[], Any],
     ) -> None:
         self._store = store
-        self._groups = groups
         resources = admission.resources
         self._answers: dict[str, Callable[[], Any]] = {
             "total": resources.total_dict,
             "available": lambda: self._without_store(resources.available_dict()),
-            "reserved": resources.reserved,
             "demands": admission.demands,
             "labels": lambda: labels,
             "store": store.usage,
             "spilled": spiller.machine.stats,
             "spilled objects": spiller.listing,
-            "groups": groups.table,
-            "pending groups": groups.pending,
             "workers": workers,
             "nodes": nodes,
         }
 
     def answer(self, what: str) -> Any:
-        """The answer to one question, plain values; None to one that is not known. "group ID" asks for one group."""
-        if what.startswith("group "):
-            return self._groups.one(what.removeprefix("group "))
+        """The answer to one question, plain values; None to one that is not known."""
         known = self._answers.get(what)
         return None if known is None else known()
 

@@ -164,6 +164,7 @@ def placement_group(
         "detached": lifetime == "detached",
         "selectors": _checked_selectors(bundle_label_selector, len(sets)),
         "target": _checked_target(_soft_target_node_id, strategy),
+        "actor": _detached_actor(),
     }
     group, other = runtime.groups.create(spec, name)
     if other is not None:
@@ -223,6 +224,14 @@ def _checked_target(target: str | None, strategy: str) -> bytes | None:
         return bytes.fromhex(target)
     except (ValueError, TypeError):
         raise ValueError(f"_soft_target_node_id must be a node's id in hexadecimal, got {target!r}") from None
+
+
+def _detached_actor() -> bytes | None:
+    """The detached actor that this process is: what it makes ends with it."""
+    executor = None if current.facts is None else current.facts.executor
+    if executor is None or executor.actor is None or not executor.actor.spec["detached"]:
+        return None
+    return bytes(executor.actor.id)
 
 
 def remove_placement_group(placement_group: PlacementGroup) -> None:

@@ -23,6 +23,10 @@ Who says what:
     owner -> any node    CopyAt, DropCopy
     node -> process      NodeDied
     node -> node         RequestLeasesFor, LeasesStand, ActorPlaced, EndWorker, OwnerLeft
+    node -> head         MakeGroup, FollowGroup, RemoveGroup, FindGroup, StateQuery, LifeEnded, BundlesPrepared,
+                         RoomMade
+    head -> node         PrepareBundles, CommitBundles, ReturnBundles, EndGroup, ClaimRoom, DropClaim, GroupStands,
+                         StateReply
     process -> any node  WatchProcess
 
 An owner of tasks that calls an actor's methods pushes them to the actor's process as it pushes tasks to workers.
@@ -513,6 +517,102 @@ class Unschedulable(NamedTuple):
     text: str
 
 
+@_message(76)
+class PrepareBundles(NamedTuple):
+    """The head to a node: take what these bundles need, all of it, or nothing."""
+
+    group: TaskId
+    attempt: int
+    bundles: Plain  # {index: {resource name: units}}
+
+
+@_message(77)
+class BundlesPrepared(NamedTuple):
+    """The answer."""
+
+    group: TaskId
+    attempt: int
+    taken: bool
+    available: Plain  # what the node has free after that: resource name -> units
+
+
+@_message(78)
+class CommitBundles(NamedTuple):
+    """The head to a node: what it has taken may be used."""
+
+    group: TaskId
+    indexes: Plain
+
+
+@_message(79)
+class ReturnBundles(NamedTuple):
+    """The head to a node: what it has taken, or is about to, is not wanted."""
+
+    group: TaskId
+    indexes: Plain
+
+
+@_message(98)
+class EndGroup(NamedTuple):
+    """The head to a node: the group is removed, what runs in it ends, its bundles are free."""
+
+    group: TaskId
+
+
+@_message(99)
+class ClaimRoom(NamedTuple):
+    """The head to a node: clear room for these bundles; replaces an older claim."""
+
+    group: TaskId
+    bundles: Plain  # [{resource name: units}, …]
+
+
+@_message(100)
+class DropClaim(NamedTuple):
+    group: TaskId
+
+
+@_message(101)
+class RoomMade(NamedTuple):
+    """A node to the head: there is room for a claim."""
+
+    available: Plain
+
+
+@_message(102)
+class MakeGroup(NamedTuple):
+    """CreateGroup in the name of a process of the sender's node. Whoever sends it hears how the group stands."""
+
+    token: int
+    group: TaskId
+    spec: Plain
+    lives_with: bytes  # the driver or detached actor with which it ends
+
+
+@_message(103)
+class FollowGroup(NamedTuple):
+    """The sending manager wants to hear how the group stands, now and whenever that changes."""
+
+    group: TaskId
+
+
+@_message(104)
+class GroupStands(NamedTuple):
+    """The head to who follows a group."""
+
+    group: TaskId
+    state: int
+    bundles: Plain  # [{resource name: units}, …]
+    nodes: Plain  # where each bundle is: [node or None, …]
+
+
+@_message(105)
+class LifeEnded(NamedTuple):
+    """A detached actor of the sender's node is dead, with which groups end."""
+
+    lives_with: bytes
+
+
 # ----------------------------------------------------------------------------------------------------------- nodes
 
 
@@ -540,9 +640,10 @@ class NodesChanged(NamedTuple):
 
 @_message(83)
 class NodeReport(NamedTuple):
-    """A node to the head: what it has free, and what waits there."""
+    """A node to the head: what it has, what of it is free, and what waits there."""
 
-    available: Plain  # resource name -> units
+    total: Plain  # resource name -> units; those of placement groups among them
+    available: Plain
     demands: Plain  # [({resource name: amount}, how many, feasible), …]
 
 

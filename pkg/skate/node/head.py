@@ -1,0 +1,97 @@
+"""What a node asks the head, and tells it: of names, of placement groups.
+
+State: what was asked and is not answered. On the head itself, and on a node that is in no cluster, whoever would ask
+has the answer (`is_here`). Managers ask the head with the messages with which processes ask their managers. When the
+head is dead, another one is told, by who is in `on_new_head`, what it has to know, and asked what was not answered.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from skate.core.roster import Roster
+from skate.ids import NodeId, ProcessId, manager_of
+from skate.wire import messages as m
+
+Answer = Callable[[Any], None]
+
+
+class Question(NamedTuple):
+    """What the head was asked."""
+
+    message: Any
+    answer: Answer
+
+
+class HeadLink:
+    """`post` sends a message. `roster` is set once the node has one."""
+
+    roster: Roster
+
+    def __init__(self, node: NodeId, post: Callable[[ProcessId, Any], None]) -> None:
+        self._me = node
+        self._post = post
+        self._tokens = itertools.count(1)
+        self._asked: dict[int, Question] = {}
+        #: the head that was asked
+        self._head: NodeId | None = None
+        self.on_new_head: list[Callable[[], None]] = []
+        #: question -> what gives the answer to it; or nothing, where it is none of its questions
+        self.answers: list[Callable[[str], Callable[[], Any] | None]] = []
+        #: from other node managers
+        self.handlers: Final[dict[int, Callable[..., None]]] = {
+            m.StateQuery.code: self._query,  # type: ignore[attr-defined]
+            m.StateReply.code: self._answered,  # type: ignore[attr-defined]
+        }
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this node is the head."""
+        return not self.roster.in_cluster or self.roster.head == self._me
+
+    def ask(self, make: Callable[[int], Any], answer: Answer) -> None:
+        """Asks the head with the message that `make` makes of a token; another one, if it dies before it answers."""
+        token = next(self._tokens)
+        question = self._asked[token] = Question(make(token), answer)
+        self.tell(question.message)
+
+    def tell(self, message: Any) -> None:
+        """Says it to the head, if there is one; another is told of everything when it comes."""
+        head = self.roster.head
+        if head is not None and head == self._head and not self.roster.is_dead(head):
+            self._post(manager_of(head), message)
+
+    def act(self) -> None:
+        """Another head has come: it knows nothing yet."""
+        head = self.roster.head
+        if head == self._head or head is None or self.is_here:
+            return
+        self._head = head
+        for tell in self.on_new_head:
+            tell()
+        for question in self._asked.values():
+            self._post(manager_of(head), question.message)
+
+    def check_is_head(self, node: NodeId) -> None:
+        """ValueError where the node is not the head."""
+        if node != self.roster.head:
+            raise ValueError("only the head decides on placement groups")
+
+    def _answered(self, head: Any, token: int, value: Any) -> None:
+        if head.id == manager_of(self.roster.head or b""):
+            question = self._asked.pop(token, None)
+            if question is not None:
+                question.answer(value)
+
+    def _query(self, asker: Any, token: int, what: str) -> None:
+        for answers in self.answers:
+            answer = answers(what)
+            if answer is not None and self.is_here:
+                self.reply(asker.id, token, answer())
+
+    def reply(self, to: ProcessId, token: int, value: Any) -> None:
+        """Answers a manager that has asked."""
+        if token:
+            self._post(to, m.StateReply(token, value))
