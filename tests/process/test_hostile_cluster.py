@@ -6,6 +6,7 @@ import random
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import skate
@@ -13,7 +14,7 @@ import zmq
 from api.rendezvous import eventually
 from skate._c import frames
 from skate.cluster_utils import Cluster, ClusterNode
-from skate.ids import NodeId, process_id
+from skate.ids import NodeId, TaskId, process_id
 from skate.net.cluster_key import Keys, keys_of, make_key, read_key
 from skate.wire import messages as m
 from skate.wire.cluster import (
@@ -194,11 +195,13 @@ def test_whole_messages_that_make_no_sense(peer: Peer, nodes: list[ClusterNode])
         worker = process_id(NodeId(to[:4]), 4_000_000)
         records = [m.NodesChanged([dead]), m.NodesChanged([dead | {"node": head.node_id}])]
         records += [m.NodesChanged(value) for value in odd]
-        records += [m.NodeReport(value, value) for value in odd]
-        records += [m.NodeReport({"CPU": 10**12}, []), m.Goodbye("all of us"), m.WatchProcess(worker)]
+        records += [m.NodeReport(value, value, value) for value in odd]
+        records += [m.NodeReport({}, {"CPU": 10**12}, []), m.Goodbye("all of us"), m.WatchProcess(worker)]
         records += [m.ProcessDied(to, "{}", b"", 0), m.ProcessDied(stranger, "no json", b"x", -1)]
         records += [m.NodeDied(NodeId(to[:4]), "{}"), m.Register("driver", 1, None), m.ReturnLease(1)]
         records += [m.KillActor(bytes(to) + bytes(8), True, ""), m.WatchActor(bytes(to) + bytes(8), True)]  # type: ignore[arg-type]
+        records += about_groups(odd, TaskId(me + bytes(8)), me)
+        records += about_groups([{"bundles": [{"CPU": 1}]}], TaskId(to + bytes(8)), to)
         link = peer.link(node.address)
         link.send_multipart(pack_envelope(Envelope(GREETING, me, to, 0, 0), peer.address.encode()))
         number = 0
@@ -227,6 +230,34 @@ def test_whole_messages_that_make_no_sense(peer: Peer, nodes: list[ClusterNode])
         wait_for_log(node, "of another node")
         wait_for_log(node, "never sent")
         assert {head.node_id, other.node_id} <= living(node)
+
+
+def about_groups(values: list[Any], group: TaskId, lives_with: bytes) -> list[Any]:
+    """What managers say of placement groups, to the head and from it."""
+    said: list[Any] = [
+        m.FollowGroup(group),
+        m.RemoveGroup(group),
+        m.FindGroup(1, "name", "space"),
+        m.LifeEnded(lives_with),
+        m.LifeEnded(b""),
+        m.EndGroup(group),
+        m.DropClaim(group),
+        m.StateQuery(1, "groups"),
+        m.StateQuery(1, "group no hex"),
+        m.StateReply(1, None),
+    ]
+    for value in values:
+        said += [
+            m.MakeGroup(1, group, value, lives_with),
+            m.BundlesPrepared(group, 1, True, value),
+            m.RoomMade(value),
+            m.PrepareBundles(group, 1, value),
+            m.CommitBundles(group, value),
+            m.ReturnBundles(group, value),
+            m.ClaimRoom(group, value),
+            m.GroupStands(group, 1, value, value),
+        ]
+    return said
 
 
 def test_hellos_that_make_no_sense(peer: Peer, nodes: list[ClusterNode]) -> None:
