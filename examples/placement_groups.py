@@ -38,7 +38,7 @@ def main() -> None:
 
     # More than there is waits, and holds nothing meanwhile.
     too_large = placement_group([{"CPU": 1}, {"CPU": 2}])
-    print("ready within a tenth of a second:", too_large.wait(0.1))
+    print("ready within half a second:", too_large.wait(0.5))
     print(skate.util.state.resource_report())
 
     # What uses a group ends with it; what waited for its CPUs goes on.

@@ -116,7 +116,7 @@ PRINTED = {
         r"a task runs in the group",
         r"another runs outside",
         r"the actor's helper runs in the group",
-        r"ready within a tenth of a second: False",
+        r"ready within half a second: False",
         r"1\.0/3\.0 CPU \(1\.0 used of 2\.0 reserved in placement groups\)",
         r"\{'CPU': 1\.0\} \* 1, \{'CPU': 2\.0\} \* 1 \(PACK\): 1\+ pending placement groups",
         r"the actor: It ended because its placement group was removed",
