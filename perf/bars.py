@@ -92,7 +92,9 @@ BARS: list[Bar] = [
     Below("store.get_large", 20, "µs"),
     Ahead("store.spill", "store.file_write", 0.5),
     Ahead("store.restore", "store.file_read", 0.5),
-    Ahead("nodes.transfer", "nodes.socket_copy", 0.6),
+    # The socket's bytes are not encrypted, those between nodes are, unless --insecure says otherwise.
+    Ahead("nodes.between_namespaces", "nodes.socket_between_namespaces", 0.6),
+    Ahead("nodes.between_namespaces_open", "nodes.socket_between_namespaces", 0.6),
     # One copy for all of them, and what ten processes need themselves.
     Below("store.readers_memory", 1.3, "GB"),
     Below("session.first_result", 0.5),

@@ -16,6 +16,7 @@ An adapter says in `can` what it is able to do; a measurement says in `needs` wh
     pool          pool
     streams       stream
     groups        placement groups
+    cluster       cluster: nodes that stand for machines
     parts         skate's own modules: what a call is made of
     session       start and stop, nothing else
     machine       none of these: the limits of the machine
@@ -135,6 +136,10 @@ class Contender:
 
     def remove_groups(self, groups: list[Any]) -> None:
         self._lacks("placement groups")
+
+    def cluster(self, **head_node_args: Any) -> Any:
+        """A `cluster_utils.Cluster` with its head, to which this process is connected."""
+        self._lacks("clusters")
 
     def _lacks(self, what: str) -> NoReturn:
         raise NotImplementedError(f"{self.name} has no {what}")

@@ -14,7 +14,7 @@ _NEEDED = ("init", "shutdown", "remote", "get", "put", "wait")
 
 class RayLike(Contender):
     can = frozenset(
-        {"session", "tasks", "refs", "objects", "wait", "nesting", "nested refs", "groups"}
+        {"session", "tasks", "refs", "objects", "wait", "nesting", "nested refs", "groups", "cluster"}
         | {"actors", "async actors", "threads", "handles", "queue", "pool", "streams"}
     )
 
@@ -95,6 +95,12 @@ class RayLike(Contender):
         remove = self._util_function("remove_placement_group")
         for group in groups:
             remove(group)
+
+    def cluster(self, **head_node_args: Any) -> Any:
+        module = importlib.import_module(f"{self.import_name}.cluster_utils")
+        cluster = module.Cluster(initialize_head=True, head_node_args=head_node_args)
+        cluster.connect()
+        return cluster
 
     def _util(self, name: str) -> ModuleType:
         try:

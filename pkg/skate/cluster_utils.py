@@ -105,8 +105,12 @@ class Cluster:
         connect: bool = False,
         head_node_args: dict[str, Any] | None = None,
         shutdown_at_exit: bool = True,
+        insecure: bool = False,
     ) -> None:
-        """Starts the head with `head_node_args` if `initialize_head`; with `connect`, this process comes to it."""
+        """Starts the head with `head_node_args` if `initialize_head`; with `connect`, this process comes to it.
+
+        `insecure`: as `skate start --insecure`, without a key and without encryption.
+        """
         if connect and not initialize_head:
             raise RuntimeError(
                 "Cluster(connect=True) needs initialize_head=True: there is nothing to connect to yet"
@@ -116,7 +120,9 @@ class Cluster:
         self.connected = False
         self._folder = tempfile.TemporaryDirectory(prefix="skate-cluster-")
         self._key_file = os.path.join(self._folder.name, "cluster.key")
-        write_key(self._key_file, make_key())
+        self._insecure = insecure
+        if not insecure:
+            write_key(self._key_file, make_key())
         if shutdown_at_exit:
             atexit.register(self.shutdown)
         if initialize_head:
@@ -154,7 +160,8 @@ class Cluster:
             head=self.address,
             node_ip=arguments.pop("node_ip_address", "127.0.0.1"),
             port=arguments.pop("port", 0),
-            key_file=self._key_file,
+            key_file=None if self._insecure else self._key_file,
+            insecure=self._insecure,
         )
         process = nodes.spawn(node_config(**arguments, cluster=cluster, lives_with="starter"))
         node = ClusterNode(process, nodes.read_facts(process))
