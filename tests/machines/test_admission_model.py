@@ -17,6 +17,7 @@ from skate.core.bundles import BundledResources
 from skate.core.group_names import asked_of_group
 from skate.core.leases import (
     FailRequest,
+    FetchArguments,
     Grant,
     KillWorker,
     NodeLease,
@@ -25,10 +26,11 @@ from skate.core.leases import (
     RetireWorker,
     RoomForBundles,
     StartWorker,
+    StopFetching,
     WarnInfeasible,
 )
 from skate.core.resources import ResourceSet
-from skate.ids import NodeId, ProcessId, process_id
+from skate.ids import NodeId, ObjectId, ProcessId, process_id
 
 OWNERS = [process_id(NodeId(b"node"), number) for number in (1, 2, 3)]
 CAPACITY = {"CPU": 2 * ONE, "GPU": ONE, "x": 3 * ONE}
@@ -65,6 +67,10 @@ DEMANDS = [
     *IN_GROUPS,
 ]
 PLAIN = ("job", ())
+#: classes from here on are of tasks with large arguments
+BRIEF = 1000
+FETCH_BYTES = 100
+ARGUMENT = ObjectId(b"argument" + bytes(12))
 ENVIRONMENTS = (PLAIN, ("job", (("MODE", "1"),)), ("other job", ()))
 JOBS = ("job", "other job")
 
@@ -74,7 +80,12 @@ class Node:
 
     def __init__(self, *, keep_idle: int = 2, start_at_once: int = 4) -> None:
         resources = BundledResources(CAPACITY, ["GPU-0"])
-        self.admission = Admission(resources, keep_idle=keep_idle, start_at_once=start_at_once)
+        self.admission = Admission(
+            resources, keep_idle=keep_idle, start_at_once=start_at_once, fetch_bytes=FETCH_BYTES
+        )
+        #: of requests with large arguments: those that lack some, and those whose arguments are on their way
+        self.lacking: set[tuple[ProcessId, int]] = set()
+        self.fetching: set[tuple[ProcessId, int]] = set()
         self.now = 0.0
         self.serial = 100
         #: (owner, class) -> what was asked for and not granted
@@ -107,6 +118,7 @@ class Node:
         for effect in effects:
             getattr(self, f"do_{type(effect).__name__}")(effect)
         self.admission.check()
+        self.check_fetching()
         serving = {lease.worker.id for lease in self.granted.values() if lease.worker}
         for worker in self.workers.keys() - serving - self.retiring:
             assert self.workers[worker][0] not in self.left_jobs, "nobody has a use for it any more"
@@ -121,6 +133,7 @@ class Node:
         assert lease.id not in self.granted, "granted twice"
         assert lease.worker is not None
         assert lease.worker.id in self.workers, "granted a worker that is gone"
+        assert key not in self.lacking, "granted before its arguments are here"
         assert lease.worker.id not in self.retiring
         assert self.workers[lease.worker.id] == lease.request.environment
         assert lease.worker.id not in {other.worker.id for other in self.granted.values() if other.worker}
@@ -157,6 +170,31 @@ class Node:
     def do_RoomForBundles(self, effect: RoomForBundles) -> None:
         assert effect.group in self.claims
         self.has_room.append(effect.group)
+
+    def do_FetchArguments(self, effect: FetchArguments) -> None:
+        key = (effect.request.owner, effect.request.class_id)
+        assert key in self.lacking
+        assert key not in self.fetching, "fetched twice"
+        self.fetching.add(key)
+
+    def do_StopFetching(self, effect: StopFetching) -> None:
+        self.fetching.remove((effect.request.owner, effect.request.class_id))
+
+    def check_fetching(self) -> None:
+        """What could run but for its arguments waits for nothing else."""
+        admission = self.admission
+        wanted = {key: admission.requests[key] for key in self.lacking if admission.requests[key].feasible}
+        assert self.fetching <= wanted.keys(), "fetched for nobody"
+        if self.resuming:
+            return
+        fit = [request for request in wanted.values() if self.fits(request.demand)]
+        assert not fit or self.fetching, f"{fit} could run"
+
+    def fits(self, demand: ResourceSet) -> bool:
+        allocation = self.admission.resources.allocate(demand)
+        if allocation is not None:
+            self.admission.resources.release(allocation)
+        return allocation is not None
 
     # -- placement groups
 
@@ -206,14 +244,43 @@ class Node:
         wanted: int,
         depth: int = 0,
         environment: Any = PLAIN,
+        lacks: Any = None,
     ) -> None:
+        """`lacks`: its tasks have large arguments, of which those are not on this node."""
         key = (owner, class_id)
+        known = self.admission.requests.get(key)
+        waited = known is not None and known.wanted > 0
         self.wanted[key] = wanted
         self.demand[key] = units
-        self.admission.leases_requested(owner, class_id, ResourceSet(units), depth, wanted, environment)
+        self.admission.leases_requested(
+            owner, class_id, ResourceSet(units), depth, wanted, environment, lacks=lacks
+        )
+        waits = key in self.admission.requests and self.admission.requests[key].wanted > 0
+        if lacks and waits and not waited:
+            self.lacking.add(key)
+        elif not lacks or not waits:
+            self.lacking.discard(key)
+        self.forget_those_over()
+
+    def forget_those_over(self) -> None:
+        """Requests for tasks with large arguments go when nothing is wanted, and held, for them."""
+        for key in [key for key in self.wanted if key[1] >= BRIEF and key not in self.admission.requests]:
+            held = [each for each in self.granted.values() if each.request.owner == key[0]]
+            assert not self.wanted[key], "it is forgotten, and wants leases"
+            assert not any(lease.request.class_id == key[1] for lease in held)
+            self.forget(key)
+
+    def fetched(self, key: tuple[ProcessId, int]) -> None:
+        """Arguments are here, or cannot be had. Perhaps nobody wants them any more, and does not know it yet."""
+        self.fetching.discard(key)
+        request = self.admission.requests.get(key)
+        if request is not None and request.fetching:
+            self.lacking.remove(key)
+        self.admission.arguments_fetched(*key)
 
     def forget(self, key: tuple[ProcessId, int]) -> None:
         self.wanted.pop(key, None)
+        self.lacking.discard(key)
         if key in self.warned:
             self.warned.remove(key)
 
@@ -226,6 +293,7 @@ class Node:
         return worker
 
     def start_fails(self, environment: Any) -> None:
+        self.forget_those_over()
         self.starting.remove(environment)
         self.admission.worker_start_failed(environment)
         for key in [key for key in self.wanted if key not in self.admission.requests]:
@@ -275,6 +343,7 @@ class Node:
 
     def check(self) -> None:
         self.admission.check()
+        self.forget_those_over()
         for name, capacity in CAPACITY.items():
             assert self.used(name) <= capacity, f"{name}: {self.used(name)} of {capacity} are in use"
         for group, indexes in self.committed.items():
@@ -299,6 +368,8 @@ class Node:
         """Workers start, tasks end, leases go back; until nobody wants anything (in a placement group)."""
         for _ in range(200):
             self.decide()
+            for key in list(self.fetching):
+                self.fetched(key)
             for environment in list(self.starting):
                 self.ready(environment)
             self.decide()
@@ -344,6 +415,25 @@ class AdmissionModel(RuleBasedStateMachine):
     def request(self, owner: ProcessId, demand: int, environment: Any, wanted: int, depth: int) -> None:
         class_id = 1 + demand * len(ENVIRONMENTS) + ENVIRONMENTS.index(environment)
         self.node.request(owner, class_id, DEMANDS[demand], wanted, depth, environment)
+
+    @rule(
+        owner=st.sampled_from(OWNERS),
+        demand=st.integers(0, len(DEMANDS) - len(IN_GROUPS) - 1),
+        wanted=st.integers(0, 5),
+        depth=st.integers(0, 2),
+        nbytes=st.sampled_from([0, 1, FETCH_BYTES // 2, 2 * FETCH_BYTES]),
+    )
+    def request_with_arguments(
+        self, owner: ProcessId, demand: int, wanted: int, depth: int, nbytes: int
+    ) -> None:
+        lacks = ((ARGUMENT, nbytes),) if nbytes else ()
+        self.node.request(owner, BRIEF + demand, DEMANDS[demand], wanted, depth, lacks=lacks)
+
+    @rule(pick=picks)
+    def arguments_fetched(self, pick: int) -> None:
+        keys = sorted(self.node.fetching)
+        if keys:
+            self.node.fetched(keys[pick % len(keys)])
 
     @rule()
     def decide(self) -> None:
@@ -528,6 +618,66 @@ def node_with_workers(number: int) -> Node:
 
 def owners_of(effects: list[Any]) -> list[ProcessId]:
     return [effect.lease.request.owner for effect in effects if isinstance(effect, Grant)]
+
+
+def lacks(nbytes: int) -> Any:
+    return ((ARGUMENT, nbytes),)
+
+
+def test_what_lacks_arguments_is_passed_over_and_keeps_its_place() -> None:
+    node = node_with_workers(2)
+    node.request(FIRST, BRIEF, {"CPU": 2 * ONE}, 1, lacks=lacks(10))
+    node.request(SECOND, 1, CPU, 1)
+    assert owners_of(node.decide()) == [SECOND]
+    assert node.fetching == {(FIRST, BRIEF)}
+    node.request(THIRD, 1, {"CPU": 2 * ONE}, 1)
+    node.fetched((FIRST, BRIEF))
+    assert owners_of(node.decide()) == []
+    node.give_back(1)
+    assert owners_of(node.decide()) == [FIRST]
+
+
+def test_arguments_are_fetched_ahead_up_to_a_bound() -> None:
+    node = node_with_workers(2)
+    node.request(FIRST, 1, {"CPU": 2 * ONE}, 1)
+    node.decide()
+    for number in range(4):
+        node.request(SECOND, BRIEF + number, CPU, 1, lacks=lacks(FETCH_BYTES * 2 // 5))
+    node.decide()
+    assert node.fetching == {(SECOND, BRIEF), (SECOND, BRIEF + 1)}
+    for key in list(node.fetching):
+        node.fetched(key)
+    node.decide()
+    assert not node.fetching, "those that are here count until they run"
+    node.give_back(1)
+    assert owners_of(node.decide()) == [SECOND, SECOND]
+    assert node.fetching == {(SECOND, BRIEF + 2), (SECOND, BRIEF + 3)}
+
+
+def test_what_could_run_is_fetched_whatever_waits_before_it() -> None:
+    """All of the bound is taken by what waits for the GPU, which may wait for what needs a CPU alone."""
+    node = node_with_workers(3)
+    node.request(FIRST, 1, {"GPU": ONE}, 1)
+    node.decide()
+    node.request(SECOND, BRIEF, {"GPU": ONE}, 1, lacks=lacks(FETCH_BYTES))
+    node.decide()
+    node.fetched((SECOND, BRIEF))
+    node.request(THIRD, BRIEF, CPU, 1, lacks=lacks(FETCH_BYTES))
+    node.decide()
+    assert node.fetching == {(THIRD, BRIEF)}
+
+
+def test_who_wants_nothing_any_more_has_nothing_fetched_and_is_forgotten() -> None:
+    node = node_with_workers(2)
+    node.request(FIRST, BRIEF, CPU, 3, lacks=lacks(10))
+    node.request(SECOND, BRIEF, CPU, 3, lacks=lacks(10))
+    node.decide()
+    assert len(node.fetching) == 2
+    node.request(FIRST, BRIEF, CPU, 0, lacks=lacks(10))
+    node.leaves(SECOND)
+    node.decide()
+    assert not node.fetching
+    assert not node.admission.requests
 
 
 def test_the_more_deeply_nested_go_first() -> None:

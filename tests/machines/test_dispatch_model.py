@@ -71,6 +71,8 @@ class Owner:
     def __init__(self) -> None:
         self.dispatcher = Dispatcher()
         self.queues = [self.dispatcher.queue_of(ResourceSet({"CPU": 10_000 * n})) for n in (1, 2)]
+        #: every queue there was; those of tasks with large arguments go with these
+        self.known = list(self.queues)
         self.functions = [Function(bytes([n]) * 16, f"f{n}", b"") for n in range(len(SECONDS))]
         self.next_task_id = TaskIds(OWNER)
         self.now = 0.0
@@ -108,7 +110,12 @@ class Owner:
 
     # -- what happens
 
-    def submit(self, function: int, queue: Queue) -> OwnedTask:
+    def submit(self, function: int, queue: Queue, arguments: tuple[bytes, ...] = ()) -> OwnedTask:
+        if arguments:
+            queue = self.dispatcher.queue_with(queue, arguments)
+            if queue not in self.wanted:
+                self.known.append(queue)
+                self.wanted[queue] = 0
         task = OwnedTask(self.next_task_id(), self.functions[function], queue, OPTIONS, b"", None, (), [])
         self.tasks[task.id] = task
         self.runs[task.id] = 0
@@ -146,7 +153,13 @@ class Owner:
     def owner_hears_node(self) -> None:
         kind, *content = self.from_node.popleft()
         if kind == "granted":
-            self.dispatcher.lease_granted(*content, self.now)
+            queue, lease, process = content
+            known = self.dispatcher.queue_numbered(queue.class_id)
+            if known is None:
+                assert queue.arguments
+                self.to_node.append(GiveBack(HeldLease(lease, queue, process, self.now)))
+            else:
+                self.dispatcher.lease_granted(known, lease, process, self.now)
         elif kind == "reclaim":
             self.dispatcher.lease_reclaimed(*content)
         else:
@@ -254,10 +267,11 @@ class DispatchModel(RuleBasedStateMachine):
         function=st.integers(0, len(SECONDS) - 1),
         queue=st.integers(0, 1),
         count=st.sampled_from([1, 1, 1, 3, 20]),
+        arguments=st.sampled_from([(), (), (b"one",), (b"one", b"two")]),
     )
-    def submit(self, function: int, queue: int, count: int) -> None:
+    def submit(self, function: int, queue: int, count: int, arguments: tuple[bytes, ...]) -> None:
         for _ in range(count):
-            self.owner.submit(function, self.owner.queues[queue])
+            self.owner.submit(function, self.owner.queues[queue], arguments)
 
     @precondition(lambda self: self.owner.to_node)
     @rule()
@@ -340,9 +354,9 @@ class DispatchModel(RuleBasedStateMachine):
     def nothing_waits_beside_an_idle_lease(self) -> None:
         dispatcher = self.owner.dispatcher
         dispatcher.check()
-        for queue in self.owner.queues:
+        for queue in self.owner.known:
             assert not (queue.tasks and any(not lease.in_flight for lease in queue.leases))
-        places = [task.id for queue in self.owner.queues for task in queue.tasks]
+        places = [task.id for queue in dispatcher.queues.values() for task in queue.tasks]
         places += [task_id for lease in dispatcher.leases.values() for task_id in lease.in_flight]
         assert sorted(places) == sorted(self.owner.tasks)
         assert all(len(lease.in_flight) <= MAX_IN_FLIGHT for lease in dispatcher.leases.values())
@@ -354,7 +368,8 @@ class DispatchModel(RuleBasedStateMachine):
         assert not owner.dispatcher.leases
         while owner.to_node:
             owner.node_hears()
-        for queue in owner.queues:
+        assert list(owner.dispatcher.queues.values()) == owner.queues
+        for queue in owner.known:
             assert queue.told == 0, "nothing waits, and the dispatcher thinks that the node was asked"
             assert owner.wanted[queue] == 0, "nothing waits, and the node goes on granting"
         assert all(worker.lease is None for worker in owner.workers.values())

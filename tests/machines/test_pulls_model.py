@@ -208,6 +208,15 @@ class Cluster(RuleBasedStateMachine):
             self.nodes[node].pulls.on_process_left(who)
             self.act_all()
 
+    @rule(node=st.sampled_from(NODES), data=st.data())
+    def gives_up(self, node: NodeId, data: st.DataObject) -> None:
+        """Somebody does not wait any longer; others may."""
+        if node in self.nodes and self.nodes[node].questions:
+            token = data.draw(st.sampled_from(sorted(self.nodes[node].questions)))
+            who, which = self.nodes[node].questions.pop(token)
+            self.nodes[node].pulls.on_unwanted(which, who, token)
+            self.act_all()
+
     @rule(node=st.sampled_from(NODES))
     def node_dies(self, node: NodeId) -> None:
         if node in self.nodes:

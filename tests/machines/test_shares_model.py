@@ -212,6 +212,34 @@ def test_this_node_first_then_others_the_rest_waits_here() -> None:
     assert split_of(shares, views) == {ME: 5, OTHER: 4}
 
 
+def wants_near(shares: Shares, wanted: int, near: dict[NodeId, int]) -> None:
+    shares.wanted(OWNERS[0], 9, ResourceSet({"CPU": ONE}), None, wanted, None, near=near)
+
+
+def test_where_most_bytes_are_first_and_what_has_no_room_waits_there() -> None:
+    shares = Shares(ME, NodeChooser())
+    third = NodeId(b"\0\0\0\3")
+    wants_near(shares, 9, {OTHER: 10, third: 5})
+    views = [NodeView(node, {"CPU": 2 * ONE}) for node in (ME, OTHER, third)]
+    assert split_of(shares, views) == {OTHER: 5, third: 2, ME: 2}
+    shares.check()
+
+
+def test_a_split_of_tasks_with_large_arguments_goes_when_nothing_is_wanted() -> None:
+    shares = Shares(ME, NodeChooser())
+    wants_near(shares, 1, {OTHER: 10})
+    views = [NodeView(node, {"CPU": ONE}) for node in (ME, OTHER)]
+    (ask,) = shares.decide({view.id: view for view in views}, lambda: 0.0, lambda _: (0, 0))
+    assert isinstance(ask, Ask)
+    shares.stands(OTHER, OWNERS[0], 9, ask.number, 0, 1)
+    assert shares.splits
+    shares.stands(OTHER, OWNERS[0], 9, ask.number, 0, 0)
+    assert not shares.splits
+    wants_near(shares, 0, {OTHER: 10})
+    assert split_of(shares, views) == {}
+    assert not shares.splits
+
+
 def test_what_can_never_be_is_refused_and_forgotten() -> None:
     shares = Shares(ME, Fixed())
     shares.wanted(OWNERS[0], 1, DEMANDS[0], Where("NODE", "ff"), 1, None)

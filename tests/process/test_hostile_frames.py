@@ -174,8 +174,8 @@ def whole_messages(runtime: Any) -> list[bytes]:
     for value in odd:
         found += [
             m.Registered(value),
-            m.RequestLeases(1, value, -5, -5, value, value),
-            m.RequestLeases(2, {"CPU": 10_000}, 0, 1, None, value),
+            m.RequestLeases(1, value, -5, -5, value, value, value),
+            m.RequestLeases(2, {"CPU": 10_000}, 0, 1, None, value, None),
             m.CreateGroup(-1, task, value),
             m.CreateGroup(0, TaskId(bytes(stranger) + bytes(8)), value),
             m.LeaseGranted(99, 99, stranger, value),

@@ -15,6 +15,7 @@ Rules:
   kept for it; only owners that are blocked themselves, and so may hold what it waits for, still go first; and nested
   ones of other nodes, of which this one does not know whether they are blocked. Nothing is kept for what cannot be met
   while actors and placement groups hold what they hold: that may be for ever.
+* What is asked for tasks with large arguments is granted only once these are here: see core.fetching.
 * A worker blocked in `get` or `wait` lends its CPUs, not its GPUs.
 * A lease for an actor is never reclaimed; one that only had to find a free CPU (`lends`) gives it back at once. Actors
   get workers after tasks do, whose leases wait before theirs.
@@ -26,7 +27,7 @@ Rules:
   as soon as they are idle.
 
 Invariants (`check`): what the live allocations hold is what the leases say; a worker has one lease at most; a lease has
-a worker, or waits for one in `_waiting`.
+a worker, or waits for one in `_waiting`; what lacks arguments wants a lease.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Final
 
+from skate.core import fetching
 from skate.core.bundles import BundledResources
 from skate.core.leases import (
     PATIENCE_SECONDS,
@@ -43,6 +45,7 @@ from skate.core.leases import (
     FailRequest,
     Grant,
     KillWorker,
+    Lacks,
     LeaseRequest,
     NodeLease,
     PoolWorker,
@@ -71,10 +74,20 @@ class Admission:
     """The scheduler of one node."""
 
     def __init__(
-        self, resources: BundledResources, *, keep_idle: int, start_at_once: int, first_lease: int = 1
+        self,
+        resources: BundledResources,
+        *,
+        keep_idle: int,
+        start_at_once: int,
+        first_lease: int = 1,
+        fetch_bytes: int = 0,
     ) -> None:
-        """`first_lease`: the number of the first lease. No two nodes may count in the same range."""
+        """`first_lease`: the number of the first lease. No two nodes may count in the same range.
+
+        `fetch_bytes`: of arguments, for what has no room yet.
+        """
         self.resources = resources
+        self.fetch_bytes = fetch_bytes
         #: idle workers that are kept warm
         self.keep_idle = keep_idle
         #: workers that may be starting at the same time
@@ -112,13 +125,17 @@ class Admission:
         *,
         allowed: bool = True,
         captures: bool = False,
+        lacks: Lacks | None = None,
     ) -> None:
         """How many leases of the class the owner could use now, beyond those that it knows of.
 
-        `allowed`: it may run on this node. `captures`: see LeaseRequest.
+        `allowed`: it may run on this node. `captures`: see LeaseRequest. `lacks`: its tasks have large arguments, and
+        those of them are not here.
         """
         request = self.requests.get((owner, class_id))
         if request is None:
+            if lacks is not None and not wanted:
+                return
             feasible = allowed and self.resources.feasible(demand)
             request = LeaseRequest(owner, class_id, demand, depth, environment, feasible, allowed)
             request.captures = captures
@@ -132,9 +149,31 @@ class Admission:
         if wanted and not request.wanted:
             self._turn += 1
             request.turn = self._turn
-        self._table.want(request, max(0, wanted - request.reserved))
+        wanted = max(0, wanted - request.reserved)
+        if lacks is not None:
+            self._effects += fetching.note_lacks(request, lacks, wanted)
+        self._table.want(request, wanted)
         if not request.wanted:
             request.waits_since = 0.0
+            self._forget_if_over(request)
+
+    def arguments_fetched(self, owner: ProcessId, class_id: int) -> None:
+        """What the request lacked is here, or cannot be had."""
+        request = self.requests.get((owner, class_id))
+        if request is not None:
+            fetching.note_fetched(request)
+
+    def _forget_if_over(self, request: LeaseRequest) -> None:
+        """A request for tasks with large arguments goes when nothing is wanted or held for them."""
+        if not request.brief or request.wanted or request.reserved or request.held:
+            return
+        if self.requests.get((request.owner, request.class_id)) is request:
+            self._table.drop((request.owner, request.class_id))
+            self._effects = [
+                effect
+                for effect in self._effects
+                if not isinstance(effect, WarnInfeasible) or effect.request is not request
+            ]
 
     def actor_placed(
         self,
@@ -181,10 +220,11 @@ class Admission:
             return
         del self._failures[environment]
         for lease in list(self._waiting.get(environment, ())):
-            self._end(lease)
             self._table.want(lease.request, lease.request.wanted + 1)
+            self._end(lease)
         for key, request in list(self._table.open.items()):
             if request.environment == environment:
+                self._effects += fetching.stop_fetching(request)
                 self._table.drop(key)
                 self._effects.append(FailRequest(request))
 
@@ -211,6 +251,10 @@ class Admission:
 
     def process_left(self, process: ProcessId) -> None:
         """An owner is gone: its requests end, and workers that run its tasks are of no use any more."""
+        leaving = self._table.owners.get(process)
+        if leaving is not None:
+            for request in leaving.requests.values():
+                self._effects += fetching.stop_fetching(request)
         owner = self._table.owner_left(process)
         if owner is None:
             return
@@ -384,6 +428,7 @@ class Admission:
         for request in self._table.open.values():
             request.waits_since = request.waits_since or now
         short: set[ResourceSet] = set()
+        lacking: list[LeaseRequest] = []
         waiting: list[LeaseRequest] = []
         #: names of resources that are kept for a request that was passed over too often
         kept: set[str] = set()
@@ -397,6 +442,9 @@ class Admission:
         queue = deque(order)
         while queue:
             request = queue.popleft()
+            if request.lacks:
+                lacking.append(request)
+                continue
             if request.demand in short:
                 continue
             first = self._may_be_blocked(request, blocked)
@@ -435,7 +483,10 @@ class Admission:
                 # equals take turns: behind the others of the same depth
                 at = next((i for i, other in enumerate(queue) if other.depth < request.depth), len(queue))
                 queue.insert(at, request)
-        return [request for request in order if request.wanted]
+        if lacking:
+            ahead = sum(request.fetched for request in order if request.wanted and not request.lacks)
+            self._effects += fetching.start_fetching(lacking, ahead, self.fetch_bytes, self.resources)
+        return [request for request in order if request.wanted and not request.lacks]
 
     def _look_for_room(
         self, claim: LeaseRequest, waiting: list[LeaseRequest], kept: set[str], room_for: list[ResourceSet]
@@ -528,6 +579,7 @@ class Admission:
             while waiting and idle:
                 lease = waiting.popleft()
                 lease.request.reserved -= 1
+                lease.request.held += 1
                 worker = idle.pop()  # the one that was busy last: its caches are warm
                 worker.lease = lease
                 lease.worker = worker
@@ -573,6 +625,10 @@ class Admission:
         if lease.worker is None:
             lease.request.reserved -= 1
             self._waiting[lease.request.environment].remove(lease)
+        else:
+            lease.request.held -= 1
+        if lease.request.brief:
+            self._forget_if_over(lease.request)
 
     # --------------------------------------------------------------------------------------------------- reports
 
@@ -619,8 +675,9 @@ class Admission:
             if kept != there:
                 raise AssertionError(f"{table}: {kept}, and there are {there}")
         for request in requests.values():
-            reserved = sum(
-                1 for lease in leases.values() if lease.request is request and lease.worker is None
-            )
-            if request.reserved != reserved:
-                raise AssertionError(f"{reserved} leases wait for workers, {request.reserved} were counted")
+            fetching.check(request)
+            waits = [lease.worker is None for lease in leases.values() if lease.request is request]
+            if (request.reserved, request.held) != (sum(waits), len(waits) - sum(waits)):
+                raise AssertionError(
+                    f"{sum(waits)} of {len(waits)} leases wait for workers, {request.reserved} were counted"
+                )

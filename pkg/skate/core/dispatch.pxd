@@ -6,7 +6,8 @@ from skate.core.machine cimport Machine
 from skate.core.tasks cimport OwnedTask
 
 cdef class Queue:
-    cdef public object class_id, demand, environment, where, tasks, seconds
+    cdef public object class_id, key, demand, environment, where, tasks, seconds
+    cdef public tuple arguments
     cdef public list leases
     cdef public Py_ssize_t told
 
@@ -23,7 +24,8 @@ cdef class PushTasks:
     cdef public list tasks
 
 cdef class Dispatcher(Machine):
-    cdef public dict queues, leases
+    cdef public dict queues, leases, _by_class
+    cdef public Py_ssize_t _classes, _brief
     cdef public object _late
     @cython.locals(queue=Queue, waiting=Py_ssize_t)
     cpdef task_queued(self, OwnedTask task, double now)

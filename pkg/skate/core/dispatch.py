@@ -1,8 +1,8 @@
 """Which task goes to which leased worker, and how many leases the owner asks for.
 
-Pure. State: a Queue for each scheduling class (tasks that need the same resources and environment), and the leases
-held for it. Events: task_queued, task_done, tasks_returned, lease_granted, leases_failed,
-lease_reclaimed, worker_lost, tick. Effects out through `take_effects`.
+Pure. State: a Queue for each scheduling class (tasks that need the same resources and environment, and in a cluster the
+same large arguments), and the leases held for it. Events: task_queued, task_done, tasks_returned, lease_granted,
+leases_failed, lease_reclaimed, worker_lost, tick. Effects out through `take_effects`.
 
 Rules:
 
@@ -11,6 +11,9 @@ Rules:
 * No task waits behind a long one: when the first task of a pipeline overruns, the rest is recalled.
 * The owner asks for more leases than it has only for what does not fit into the pipelines of those.
 * A lease without work is kept for `LINGER` seconds, and given back at once when others wait for it.
+* Tasks with the same large arguments have a queue of their own, so that their leases can be asked for where these are,
+  and granted once these have been brought there. It goes with its last task and lease; its idle leases go back before
+  others are asked for, which may be wanted where they are.
 
 Invariants (`check`): a task is in one queue or in flight on one lease; what a lease's `load` says is the sum of what
 its tasks were expected to take; an idle lease and a waiting task of the same queue never exist at once.
@@ -86,12 +89,33 @@ Effect = PushTasks | AskLeases | GiveBack | Recall | LoseTasks
 class Queue:
     """Tasks of one scheduling class that wait for a worker, and the leases held for them."""
 
-    __slots__ = ("class_id", "demand", "environment", "leases", "seconds", "tasks", "told", "where")
+    __slots__ = (
+        "arguments",
+        "class_id",
+        "demand",
+        "environment",
+        "key",
+        "leases",
+        "seconds",
+        "tasks",
+        "told",
+        "where",
+    )
 
     def __init__(
-        self, class_id: int, demand: ResourceSet, environment: Any = None, where: Any = None
+        self,
+        class_id: int,
+        key: Any,
+        demand: ResourceSet,
+        environment: Any = None,
+        where: Any = None,
+        arguments: tuple[bytes, ...] = (),
     ) -> None:
         self.class_id = class_id
+        #: by what the dispatcher finds it
+        self.key = key
+        #: ids of the large arguments of each of its tasks
+        self.arguments = arguments
         self.demand = demand
         self.environment = environment
         #: on which nodes its tasks may run; None: on any (core.policies.Where, opaque here)
@@ -155,6 +179,11 @@ class Dispatcher(Machine):
     def __init__(self, effects: list[Any] | None = None) -> None:
         super().__init__(effects)
         self.queues: dict[Any, Queue] = {}
+        self._by_class: dict[int, Queue] = {}
+        #: the number of the latest class
+        self._classes = 0
+        #: queues of tasks with large arguments
+        self._brief = 0
         self.leases: dict[int, HeldLease] = {}
         #: (when to stop waiting, lease of a dead worker whose answers may still come)
         self._late: deque[tuple[float, HeldLease]] = deque()
@@ -164,8 +193,30 @@ class Dispatcher(Machine):
         key = demand if environment is None and where is None else (demand, environment, where)
         queue = self.queues.get(key)
         if queue is None:
-            queue = self.queues[key] = Queue(len(self.queues) + 1, demand, environment, where)
+            queue = self._new_queue(key, demand, environment, where)
         return queue
+
+    def queue_with(self, queue: Queue, arguments: tuple[bytes, ...]) -> Queue:
+        """The queue of those tasks of a class that have these large arguments."""
+        key = (queue.class_id, arguments)
+        known = self.queues.get(key)
+        if known is None:
+            known = self._new_queue(key, queue.demand, queue.environment, queue.where, arguments)
+            known.seconds = queue.seconds
+        return known
+
+    def _new_queue(
+        self, key: Any, demand: ResourceSet, environment: Any, where: Any, arguments: tuple[bytes, ...] = ()
+    ) -> Queue:
+        self._classes += 1
+        self._brief += bool(arguments)
+        queue = Queue(self._classes, key, demand, environment, where, arguments)
+        self.queues[key] = self._by_class[queue.class_id] = queue
+        return queue
+
+    def queue_numbered(self, class_id: int) -> Queue | None:
+        """The queue of this class; None where it is gone."""
+        return self._by_class.get(class_id)
 
     # --------------------------------------------------------------------------------------------------- events
 
@@ -173,6 +224,12 @@ class Dispatcher(Machine):
         """A task has its arguments and wants a worker."""
         task.state = QUEUED
         queue: Queue = task.queue  # type: ignore[assignment] # calls of actors are not queued here
+        if queue.arguments:  # it is tried again, and its queue may have gone meanwhile
+            known = self.queues.get(queue.key)
+            if known is None:
+                known = self.queues[queue.key] = self._by_class[queue.class_id] = queue
+                self._brief += 1
+            queue = task.queue = known
         queue.tasks.append(task)
         waiting = len(queue.tasks)
         if waiting == 1 or not queue.told:
@@ -225,6 +282,7 @@ class Dispatcher(Machine):
             return []  # what it has goes on, with the workers that there are
         tasks = list(queue.tasks)
         queue.tasks.clear()
+        self._forget_if_over(queue)
         return tasks
 
     def unschedulable(self, queue: Queue) -> list[OwnedTask]:
@@ -232,6 +290,7 @@ class Dispatcher(Machine):
         queue.told = 0
         tasks = list(queue.tasks)
         queue.tasks.clear()
+        self._forget_if_over(queue)
         return tasks
 
     def lease_reclaimed(self, lease_id: int) -> None:
@@ -242,6 +301,7 @@ class Dispatcher(Machine):
         lease.reclaimed = True
         if not lease.in_flight:
             self._give_back(lease)
+            self._forget_if_over(lease.queue)
 
     def worker_lost(self, lease: HeldLease, running: bytes, answered: int, now: float) -> list[OwnedTask]:
         """The worker died. Tasks that it had not begun are queued again; gives the one that it was in, if any.
@@ -283,6 +343,7 @@ class Dispatcher(Machine):
             if not lease.in_flight:
                 if now >= lease.idle_since + LINGER:
                     self._give_back(lease)
+                    self._forget_if_over(lease.queue)
             elif len(lease.in_flight) > 1 and not lease.recalling and now >= self._overrun_at(lease):
                 lease.recalling = lease.stalled = True
                 self._effects.append(Recall(lease))
@@ -333,6 +394,15 @@ class Dispatcher(Machine):
                 if lease.reclaimed and not lease.in_flight:
                     self._give_back(lease)
         self._ask(queue)
+        if queue.arguments:
+            self._forget_if_over(queue)
+
+    def _forget_if_over(self, queue: Queue) -> None:
+        """A queue of tasks with large arguments ends when there are none, and no leases for them."""
+        if queue.arguments and not (queue.tasks or queue.leases or queue.told):
+            if self.queues.pop(queue.key, None) is not None:
+                self._brief -= 1
+            self._by_class.pop(queue.class_id, None)
 
     def _roomiest(self, queue: Queue, task: OwnedTask) -> HeldLease | None:
         """The lease with the least to do whose pipeline has room for one more task."""
@@ -361,7 +431,16 @@ class Dispatcher(Machine):
             wanted = min(waiting, ceil(waiting * queue.seconds / BUDGET))
         if wanted > queue.told or (queue.told and not waiting):
             queue.told = wanted
+            if self._brief and wanted:
+                self._give_back_idle(queue)
             self._effects.append(AskLeases(queue, wanted))
+
+    def _give_back_idle(self, asking: Queue) -> None:
+        """Gives back leases that tasks with large arguments do not need any more, but those of the queue that asks."""
+        for lease in list(self.leases.values()):
+            if lease.queue.arguments and lease.queue is not asking and not lease.in_flight:
+                self._give_back(lease)
+                self._forget_if_over(lease.queue)
 
     def _take_out(self, lease: HeldLease, task: OwnedTask, now: float) -> None:
         del lease.in_flight[task.id]
@@ -389,7 +468,13 @@ class Dispatcher(Machine):
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""
         seen: set[bytes] = set()
+        if self._by_class != {queue.class_id: queue for queue in self.queues.values()}:
+            raise AssertionError("the queues by key and by class differ")
+        if self._brief != sum(bool(queue.arguments) for queue in self.queues.values()):
+            raise AssertionError(f"{self._brief} queues are counted as of tasks with large arguments")
         for queue in self.queues.values():
+            if queue.arguments and not (queue.tasks or queue.leases or queue.told):
+                raise AssertionError(f"the queue of class {queue.class_id} is over")
             for task in queue.tasks:
                 if task.state != QUEUED or task.id in seen:
                     raise AssertionError(f"{task} stands in a queue")

@@ -9,10 +9,13 @@ from collections.abc import Hashable
 from typing import Final, NamedTuple
 
 from skate.core.resources import Allocation, ResourceSet
-from skate.ids import ProcessId
+from skate.ids import ObjectId, ProcessId
 
 #: (job, variables): what tells workers apart, and of a worker which program it is of
 Environment = tuple[Hashable, Hashable]
+
+#: (object id, bytes) of objects that are not here
+Lacks = tuple[tuple[ObjectId, int], ...]
 
 #: seconds after which a request that was granted nothing goes first once, however shallow its owner is
 PATIENCE_SECONDS: Final = 0.2
@@ -73,6 +76,18 @@ class RoomForBundles(NamedTuple):
     group: bytes
 
 
+class FetchArguments(NamedTuple):
+    """Effect: bring what the request lacks to this node's store; `arguments_fetched` follows."""
+
+    request: LeaseRequest
+
+
+class StopFetching(NamedTuple):
+    """Effect: what the request lacks is not wanted here any more."""
+
+    request: LeaseRequest
+
+
 Effect = (
     FailRequest
     | StartWorker
@@ -83,6 +98,8 @@ Effect = (
     | RetireWorker
     | WarnInfeasible
     | RoomForBundles
+    | FetchArguments
+    | StopFetching
 )
 
 
@@ -91,6 +108,7 @@ class LeaseRequest:
 
     __slots__ = (
         "allowed",
+        "brief",
         "captures",
         "claims",
         "class_id",
@@ -98,7 +116,11 @@ class LeaseRequest:
         "depth",
         "environment",
         "feasible",
+        "fetched",
+        "fetching",
         "for_actor",
+        "held",
+        "lacks",
         "lends",
         "owner",
         "passed",
@@ -137,9 +159,18 @@ class LeaseRequest:
         self.for_actor = False
         #: it holds no CPU once it is granted
         self.lends = False
+        #: it is for tasks with large arguments, and goes when they are done
+        self.brief = False
+        #: those of the arguments that are to be brought to this node first: (object id, bytes)
+        self.lacks: Lacks = ()
+        self.fetching = False
+        #: bytes that were brought here for it
+        self.fetched = 0
         self.wanted = 0
         #: leases that have their resources, and no worker yet
         self.reserved = 0
+        #: leases that have their workers
+        self.held = 0
         #: when it was granted something last, or came up
         self.waits_since = 0.0
         #: requests with the lowest number go first among equally deep ones

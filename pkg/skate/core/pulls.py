@@ -2,7 +2,7 @@
 
 Pure. State: the pulls under way: who waits for each, where its bytes come from, which chunks are asked for. Events:
 on_wanted, on_source, on_allocated, on_no_room, on_present, on_chunk, on_missing, on_node_died, on_owner_died, on_freed,
-on_process_left. What is to be done comes out through `take_effects`.
+on_process_left, on_unwanted. What is to be done comes out through `take_effects`.
 
 A pull's life, from the first process that wants the object to the answer that all of them get:
 
@@ -32,10 +32,10 @@ from skate.core.spilling import FAILED, GONE, THERE, Answer
 from skate.ids import NodeId, ObjectId, ProcessId
 
 #: bytes of one chunk
-CHUNK_BYTES: Final = 256 << 10
+CHUNK_BYTES: Final = 1 << 20
 #: bytes that are asked of one node, and of all, and have not come
-SOURCE_BYTES: Final = 8 << 20
-ALL_BYTES: Final = 32 << 20
+SOURCE_BYTES: Final = 32 << 20
+ALL_BYTES: Final = 64 << 20
 
 ASKING: Final = "ASKING"
 MAKING_ROOM: Final = "MAKING_ROOM"
@@ -307,9 +307,18 @@ class Pulls(Machine):
     def on_process_left(self, process: ProcessId) -> None:
         """It waits for nothing any more."""
         for pull in list(self.pulls.values()):
-            pull.waiters = [waiter for waiter in pull.waiters if waiter[0] != process]
-            if not pull.waiters:
-                self._end(pull, (GONE,))
+            self._take_off(pull, [waiter for waiter in pull.waiters if waiter[0] == process])
+
+    def on_unwanted(self, object_id: bytes, process: ProcessId, token: int) -> None:
+        """A process does not wait for the object any more, and hears no answer."""
+        pull = self._by_object.get(object_id)
+        if pull is not None:
+            self._take_off(pull, [(process, token)])
+
+    def _take_off(self, pull: Pull, waiters: list[tuple[ProcessId, int]]) -> None:
+        pull.waiters = [waiter for waiter in pull.waiters if waiter not in waiters]
+        if not pull.waiters:
+            self._end(pull, (GONE,))
 
     def _end(self, pull: Pull, answer: tuple[Any, ...], tell: bool = True) -> None:
         """It is over; `tell` the owner, who has told us a source and would wait for the copy."""

@@ -13,8 +13,11 @@ Rules:
   there at all; what is new waits on this node if it can run here, else on a node that it can run on. It is looked at
   again when the nodes have changed.
 * What can run nowhere waits on this node, whose admission warns of it, until a node joins.
-* A node says how what it was asked for stands: how many leases wait for resources, and how many have theirs and wait
-  for a worker. The latter stay. What it says of an older request is not heard.
+* A node says how what it was asked for stands: how many leases wait for resources, how many have theirs and wait for a
+  worker, and whether any have workers. Those that have resources stay. What it says of an older request is not heard.
+  Once there is none of a class, what was taken from the node's free amounts for it is given back.
+* Where tasks have large arguments, the node with room that has most bytes of them is taken; what has room nowhere waits
+  where most are. Such a split goes when nothing is wanted of it.
 * An actor that waits on another node is asked for elsewhere only when that node has said that it let go of it: else it
   might have two workers.
 * What is to run in a placement group waits on this node while that is nowhere; else on a node that has a bundle of it.
@@ -64,7 +67,7 @@ Effect = Ask | Refuse
 class Share:
     """What one node was asked for."""
 
-    __slots__ = ("allowed", "number", "reserved", "waiting")
+    __slots__ = ("allowed", "held", "number", "reserved", "waiting")
 
     def __init__(self) -> None:
         self.number = 0
@@ -74,6 +77,8 @@ class Share:
         self.waiting = 0
         #: leases that have theirs, and no worker yet
         self.reserved = 0
+        #: some have workers
+        self.held = False
 
 
 class Split:
@@ -86,8 +91,10 @@ class Split:
         "for_actor",
         "leaves",
         "lost",
+        "near",
         "owner",
         "shares",
+        "taken",
         "wanted",
         "where",
     )
@@ -100,9 +107,13 @@ class Split:
         self.demand = demand
         self.where = where
         self.for_actor = for_actor
+        #: node -> bytes that it has of its tasks' large arguments; None: they have none
+        self.near: Mapping[NodeId, int] | None = None
         #: what else the nodes need to know; opaque here
         self.details: Any = None
         self.shares: dict[NodeId, Share] = {}
+        #: node -> its view, and for how many leases that was told that they take from it
+        self.taken: dict[NodeId, tuple[NodeView, int]] = {}
         #: what the owner has just said that it wants, those on their way among it; None: it is split already
         self.wanted: int | None = None
         #: what nodes were asked for that have died since
@@ -142,8 +153,12 @@ class Shares:
         details: Any,
         *,
         for_actor: bool = False,
+        near: Mapping[NodeId, int] | None = None,
     ) -> None:
-        """How many leases of the class the owner could use, beyond those that it knows of. Replaces what it said."""
+        """How many leases of the class the owner could use, beyond those that it knows of. Replaces what it said.
+
+        `near`: see Split.
+        """
         key = owner, class_id
         split = self.splits.get(key)
         if split is None:
@@ -152,28 +167,52 @@ class Shares:
                 self._in_group.setdefault(demand.group, {})[key] = split
         split.details = details
         split.leaves = None
+        split.near = near
         split.wanted = wanted
         self._to_split[key] = split
 
     def stands(
-        self, node: NodeId, owner: ProcessId, class_id: int, number: int, waiting: int, reserved: int
+        self,
+        node: NodeId,
+        owner: ProcessId,
+        class_id: int,
+        number: int,
+        waiting: int,
+        reserved: int,
+        held: bool = False,
     ) -> None:
         """How what a node was asked for stands there."""
         split = self.splits.get((owner, class_id))
         share = None if split is None else split.shares.get(node)
         if split is not None and share is not None and share.number == number:
-            share.waiting, share.reserved = waiting, reserved
+            share.waiting, share.reserved, share.held = waiting, reserved, held
+            if not (waiting or reserved or held) and node in split.taken:
+                view, taken = split.taken.pop(node)
+                for name, units in split.demand.items():
+                    view.available[name] += units * taken
             if split.leaves == node:
                 split.leaves = None
                 if not waiting and not reserved:
                     split.lost += 1
                     self._to_split[owner, class_id] = split
+            self._forget_if_over(split)
 
     def actor_placed(self, actor: ProcessId) -> None:
         """A node has a worker for the actor."""
         split = self.splits.get((actor, 0))
         if split is not None:
             split.leaves = None
+
+    def _forget_if_over(self, split: Split) -> None:
+        """A split of tasks with large arguments is over when nothing of it waits anywhere."""
+        key = split.owner, split.class_id
+        if split.near is None or key in self._to_split or split.lost or self.splits.get(key) is not split:
+            return
+        if not any(
+            share.waiting or ((share.reserved or share.held) and node != self._me)
+            for node, share in split.shares.items()
+        ):
+            self._drop(key)
 
     def owner_left(self, owner: ProcessId) -> list[NodeId]:
         """An owner is gone, or an actor; gives the nodes that were asked for anything in its name."""
@@ -291,6 +330,8 @@ class Shares:
             effects.append(Ask(node, split, wanted, self._number, allowed))
         if refusal and not split.reserved():
             self._drop(key)
+        else:
+            self._forget_if_over(split)
 
     def _may_move(
         self,
@@ -337,6 +378,9 @@ class Shares:
                     view.available[name] -= units
             if number:
                 target[node] = target.get(node, 0) + number
+                before = split.taken.get(node)
+                more = before[1] if before is not None and before[0] is view else 0
+                split.taken[node] = (view, number + more)
             return number
 
         for node, share in split.shares.items():
@@ -359,14 +403,23 @@ class Shares:
                 left -= stays
         if left:
             waits = self._me
-            if choice is not None and choice.node is not None and not self._may_run(split, self._me, views):
+            fits = [node for node in split.near or () if self._may_run(split, node, views)]
+            if split.near and fits:
+                waits = max(fits, key=split.near.__getitem__)
+            elif choice is not None and choice.node is not None and not self._may_run(split, self._me, views):
                 waits = choice.node
             target[waits] = target.get(waits, 0) + left
         return ""
 
     def _choose(self, nodes: list[NodeView], split: Split, chance: float) -> Choice:
         return self._chooser.choose(
-            nodes, split.demand, split.where, local=self._me, chance=chance, for_actor=split.for_actor
+            nodes,
+            split.demand,
+            split.where,
+            local=self._me,
+            chance=chance,
+            local_bytes=split.near,
+            for_actor=split.for_actor,
         )
 
     def _may_run(self, split: Split, node: NodeId, views: Mapping[NodeId, NodeView]) -> bool:

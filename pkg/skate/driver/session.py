@@ -77,7 +77,7 @@ class Session:
         self._pidfd = os.pidfd_open(self.facts["pid"])
         self._ending = False
         runtime = self.runtime
-        runtime.handle(m.Registered, lambda *_: None)
+        runtime.in_cluster = "address" in self.facts
         runtime.handle(m.Log, self._print)
         runtime.handle(m.Left, self._node_left)
         runtime.handle(m.StoreWarning, lambda _, text: runtime.later(lambda: log.warning("%s", text)))

@@ -31,12 +31,14 @@ from skate.net.mailbox import LINGER_MS, READ_FRAMES
 from skate.net.node_mailbox import NodeMailbox
 from skate.wire.cluster import (
     ACK,
+    BULK,
     DATA,
     GREETING,
     LETTER_BYTES,
     LETTERS,
     Envelope,
     WireError,
+    is_bulk,
     join_address,
     pack_envelope,
     pack_letter,
@@ -61,6 +63,9 @@ LETTER_SECONDS: Final = 5.0
 KNOCK_SECONDS: Final = 60.0
 KNOCKERS: Final = 1000
 
+#: bytes of an object
+Buffer = memoryview
+
 _ZAP = "inproc://zeromq.zap.01"
 _FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -77,8 +82,11 @@ class Receiver(Protocol):
     def on_letter(self, kind: bytes, sender: ProcessId, content: dict[str, Any]) -> None:
         """A letter has come; `content` is not checked."""
 
-    def on_frame(self, sender: ProcessId, to: ProcessId, frame: bytes) -> None:
-        """A frame for a process of this node. It is of the node that it claims to be of, once and in order."""
+    def on_frame(self, sender: ProcessId, to: ProcessId, frame: bytes, bulk: Buffer | None) -> None:
+        """A frame for a process of this node. It is of the node that it claims to be of, once and in order.
+
+        `bulk`: the bytes of an object that came with it.
+        """
 
     def on_introduced(self, node: NodeId, address: str) -> None:
         """A node has said where it is reached."""
@@ -97,7 +105,7 @@ class Conversation:
     """What one other node and this one say to each other."""
 
     def __init__(self) -> None:
-        self.outgoing: Outgoing[tuple[ProcessId, ProcessId, bytes]] = Outgoing()
+        self.outgoing: Outgoing[tuple[ProcessId, ProcessId, bytes, Buffer | None]] = Outgoing()
         self.incoming = Incoming()
 
 
@@ -339,12 +347,17 @@ class ClusterSockets:
 
     # --------------------------------------------------------------------------------------------------- sending
 
-    def put(self, sender: ProcessId, to: ProcessId, frame: bytes, address: str) -> None:
-        """Has a frame go to a process of the node that is at this address. Leaves with the next `step`."""
+    def put(self, sender: ProcessId, to: ProcessId, frame: bytes, bulk: Buffer | None, address: str) -> None:
+        """Has a frame go to a process of the node that is at this address. Leaves with the next `step`.
+
+        `bulk`: bytes of an object to go with it. They are not copied: they must stay, and as they are, until the other
+        node has acknowledged them.
+        """
         node = node_of(to)
         if node not in self._by_node:
             self.know(address, node)
-        self._conversation(node).outgoing.put((sender, to, frame), len(frame))
+        size = len(frame) + (0 if bulk is None else memoryview(bulk).nbytes)
+        self._conversation(node).outgoing.put((sender, to, frame, bulk), size)
         self._busy.add(node)
 
     def step(self, now: float) -> float | None:
@@ -371,8 +384,10 @@ class ClusterSockets:
             return None
         outgoing, incoming = conversation.outgoing, conversation.incoming
         while (sent := outgoing.next()) is not None:
-            sender, to, frame = sent.what
-            if not self._send(link, Envelope(DATA, sender, to, sent.number, incoming.acknowledge()), frame):
+            sender, to, frame, bulk = sent.what
+            kind = DATA if bulk is None else BULK
+            envelope = Envelope(kind, sender, to, sent.number, incoming.acknowledge())
+            if not self._send(link, envelope, frame, bulk):
                 outgoing.unsend()
                 return now + RETRY_MS / 1000
         due = incoming.due(now)
@@ -384,11 +399,14 @@ class ClusterSockets:
         return due
 
     @staticmethod
-    def _send(link: NodeLink, envelope: Envelope, frame: bytes = b"") -> bool:
+    def _send(link: NodeLink, envelope: Envelope, frame: bytes = b"", bulk: Buffer | None = None) -> bool:
+        more = 0 if bulk is None else zmq.SNDMORE
         try:
-            link.socket.send_multipart(pack_envelope(envelope, frame), zmq.NOBLOCK)
+            link.socket.send_multipart(pack_envelope(envelope, frame), zmq.NOBLOCK | more)
         except zmq.Again:
             return False
+        if bulk is not None:  # (whoever has sent the first part can send the others)
+            link.socket.send(bulk, copy=False)
         return True
 
     def _conversation(self, node: NodeId) -> Conversation:
@@ -407,18 +425,21 @@ class ClusterSockets:
         """Takes in what has come; where that is much, the rest after others had a turn."""
         for _ in range(READ_FRAMES):
             try:
-                message = self._door.recv_multipart(zmq.NOBLOCK)
+                message = self._door.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
+            name = message[0].bytes
             try:
-                self._receive(message[0], message[1:])
+                self._receive(name, message[1:])
             except WireError as error:
-                log.warning("refused a message from %s: %s", _name_of(message[0]), error)
+                log.warning("refused a message from %s: %s", _name_of(name), error)
             except Exception:
-                log.exception("a message from %s could not be handled", _name_of(message[0]))
+                log.exception("a message from %s could not be handled", _name_of(name))
         os.eventfd_write(self._more, 1)
 
-    def _receive(self, name: bytes, parts: Sequence[bytes]) -> None:
+    def _receive(self, name: bytes, came: Sequence[zmq.Frame]) -> None:
+        bulk = came[2].buffer if len(came) == 3 and is_bulk(came[0].buffer) else None
+        parts = [part.bytes for part in (came if bulk is None else came[:2])]
         if len(name) != len(self._me) or name != manager_of(name) or not parts:
             raise WireError("it comes from no node manager")
         peer = ProcessId(name)
@@ -439,8 +460,12 @@ class ClusterSockets:
         self._busy.add(node)
         if envelope.kind == GREETING:
             self._greeted(node, frame)
-        elif envelope.kind == DATA and conversation.incoming.take(envelope.number, len(frame), monotonic()):
-            self._receiver.on_frame(envelope.sender, envelope.to, frame)
+        elif envelope.kind in (DATA, BULK):
+            size = len(frame) if bulk is None else len(frame) + bulk.nbytes
+            if conversation.incoming.take(envelope.number, size, monotonic()):
+                self._receiver.on_frame(envelope.sender, envelope.to, frame, bulk)
+                if bulk is not None:
+                    self._advance(node, monotonic())  # more is asked for while the rest is taken in
 
     def _greeted(self, node: NodeId, frame: bytes) -> None:
         try:

@@ -18,20 +18,24 @@ from skate._c.lanes import Lane
 from skate.ids import ProcessId
 from skate.net.mailbox import FRAME_RECORDS, Link, Mailbox, Relay
 
-Forward = Callable[[ProcessId, ProcessId, bytes], None]
+Forward = Callable[[ProcessId, ProcessId, bytes, "memoryview | None"], None]
 
 
 class NodeMailbox(Mailbox):
     """The mailbox of a node manager: it passes frames on, between its own processes and those of other nodes."""
 
-    #: what to do with a frame (sender, receiver, frame) for a process of another node
+    #: what to do with a frame (sender, receiver, frame, bytes of an object) for a process of another node
     pass_on: Forward
 
     def post(self, to: ProcessId, record: bytes) -> bool:
         if self.is_elsewhere(to):
-            self.pass_on(self.me, to, frames.frame([record]))
+            self.pass_on(self.me, to, frames.frame([record]), None)
             return False
         return super().post(to, record)
+
+    def post_bulk(self, to: ProcessId, record: bytes, bulk: memoryview) -> None:
+        """Queues a record for the manager of another node, and bytes of an object, which stay as they are, with it."""
+        self.pass_on(self.me, to, frames.frame([record]), bulk)
 
     def forward(self, to: ProcessId, sender: ProcessId, frame: bytes) -> None:
         """Gives a frame of another node's process to one of this node, after all that was posted to it before."""
@@ -43,12 +47,12 @@ class NodeMailbox(Mailbox):
         """What a process of this node had for a manager, this one or another, when it ended: as if it came now."""
         frame = frames.frame([record])
         if to != self.me:
-            self.pass_on(sender, to, frame)
+            self.pass_on(sender, to, frame, None)
         elif (records := self._decode(sender, frame)) is not None:
             self._deliver(sender, records)
 
     def _relayed(self, by: ProcessId, sender: ProcessId, data: bytes) -> None:
-        self.pass_on(by, sender, data)  # from a process of this node it is the receiver that is named
+        self.pass_on(by, sender, data, None)  # from a process of this node it is the receiver that is named
 
     def _send_by_socket(self, link: Link) -> bool:
         waiting: list[Any] = link.records

@@ -38,6 +38,8 @@ log = logging.getLogger("skate.node")
 JOIN_SECONDS: Final = 10.0
 #: and for how long a node goes on knocking that was turned away
 TURNED_AWAY_SECONDS: Final = 2.0
+#: seconds between two looks at how full the store is, where nothing else wakes the node
+STORE_SECONDS: Final = 1.0
 #: frames that are kept for one node that nobody knows yet
 HELD_FRAMES: Final = 10_000
 #: bytes of rows of the table of nodes in one answer at the door
@@ -85,7 +87,7 @@ class NodeCluster:
         self._hooks = hooks
         self._identity = identity()
         self._acquaintances = Acquaintances()
-        self._held: dict[NodeId, list[tuple[ProcessId, ProcessId, bytes]]] = {}
+        self._held: dict[NodeId, list[tuple[ProcessId, ProcessId, bytes, memoryview | None]]] = {}
         #: when to look next at what is free here, and what the head was told of it
         self._look_at = 0.0
         self._told: tuple[dict[str, int], dict[str, int], list[Any]] | None = None
@@ -161,8 +163,8 @@ class NodeCluster:
 
     # ------------------------------------------------------------------------------------------------ passing on
 
-    def pass_on(self, sender: ProcessId, to: ProcessId, frame: bytes) -> None:
-        """A process of this node says something to one of another."""
+    def pass_on(self, sender: ProcessId, to: ProcessId, frame: bytes, bulk: memoryview | None) -> None:
+        """A process of this node says something to one of another, perhaps with bytes of an object."""
         node = node_of(to)
         if node == node_of(self.me) or node_of(sender) != node_of(self.me):
             log.warning("process %s had a message passed on to process %s: refused", sender.hex(), to.hex())
@@ -171,21 +173,23 @@ class NodeCluster:
                 self._acquaintances.met(sender, node)
             address = self.roster.address(node)
             if address is None:
-                self._hold(node, sender, to, frame)
+                self._hold(node, (sender, to, frame, bulk))
             else:
                 assert self._sockets is not None
-                self._sockets.put(sender, to, frame, address)
+                self._sockets.put(sender, to, frame, bulk, address)
 
-    def _hold(self, node: NodeId, sender: ProcessId, to: ProcessId, frame: bytes) -> None:
+    def _hold(self, node: NodeId, what: tuple[ProcessId, ProcessId, bytes, memoryview | None]) -> None:
         held = self._held.setdefault(node, [])
         if len(held) < HELD_FRAMES:
-            held.append((sender, to, frame))
+            held.append(what)
         else:
             log.error("too much is for node %s, which nobody knows: a message was dropped", node.hex())
         self.roster.on_unknown(node, monotonic())
 
-    def on_frame(self, sender: ProcessId, to: ProcessId, frame: bytes) -> None:
-        """Something for a process of this node, from one of another."""
+    def on_frame(
+        self, sender: ProcessId, to: ProcessId, frame: bytes, bulk: memoryview | None = None
+    ) -> None:
+        """Something for a process of this node, from one of another, perhaps with bytes of an object."""
         if to == self.me:
             try:
                 records = frames.decode(frame, SCHEMAS)
@@ -193,7 +197,7 @@ class NodeCluster:
                 log.warning("refused %d bytes from process %s: %s", len(frame), sender.hex(), error)
                 return
             if sender == manager_of(sender):
-                self._deliver(sender, records)
+                self._deliver(sender, records, bulk)
             else:
                 self._hooks.deliver(sender, records)
         elif self._hooks.lives(to):
@@ -224,11 +228,15 @@ class NodeCluster:
 
     # --------------------------------------------------------------------------------- from other node managers
 
-    def _deliver(self, sender: ProcessId, records: list[tuple[int, tuple[Any, ...]]]) -> None:
+    def _deliver(
+        self, sender: ProcessId, records: list[tuple[int, tuple[Any, ...]]], bulk: memoryview | None
+    ) -> None:
         for code, fields in records:
             handler = self._handlers.get(code)
             try:
-                if handler is not None:
+                if bulk is not None and handler is not None:
+                    handler(node_of(sender), *fields, bulk)
+                elif handler is not None:
                     handler(node_of(sender), *fields)
                 else:
                     self._hooks.deliver(sender, [(code, fields)])
@@ -361,15 +369,17 @@ class NodeCluster:
             return None
         self._look_at = now + SHARE_SECONDS
         total, available, demands = measured = self._hooks.measure()
+        # What processes put into the store wakes nobody here.
+        again = now + STORE_SECONDS if len(self.roster.living()) > 1 else None
         if measured == self._told:
-            return None
+            return again
         self._told = measured
         self.roster.on_self_changed(*measured)
         if self.register is not None:
             self.register.on_report(self.roster.me, available, demands, total)
         elif not self.roster.is_dead(self.roster.head):
             self._mailbox.post(manager_of(self.roster.head), encode(m.NodeReport(*measured)))
-        return None
+        return again
 
     def _lead(self, effect: membership.Effect, now: float) -> None:
         """Does what the register has decided."""
@@ -402,8 +412,8 @@ class NodeCluster:
         if type(effect) is Leave:
             self._hooks.end(effect.why)
         elif type(effect) is SendHeld:
-            for sender, to, frame in self._held.pop(effect.node, ()):
-                self.pass_on(sender, to, frame)
+            for what in self._held.pop(effect.node, ()):
+                self.pass_on(*what)
         else:
             assert type(effect) is BuryNode
             self._bury(effect.node, effect.cause)

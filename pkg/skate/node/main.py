@@ -7,6 +7,7 @@ JSON: how the driver reaches it, or what went wrong.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -17,6 +18,9 @@ import time
 import traceback
 import warnings
 from typing import Any
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 
 
 def main() -> None:
@@ -59,7 +63,7 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
     from skate.node.cluster import CannotJoin
     from skate.node.detect import default_resources, detect_cpus
     from skate.node.manager import NodeManager
-    from skate.node.puller import Puller
+    from skate.node.puller import FETCH_SHARE, Puller
     from skate.node.spiller import Spiller
     from skate.node.zygote import adopt_orphans, end_children, fork_zygote, remove_session
     from skate.store.local import LocalStore
@@ -98,6 +102,8 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
         zygote_pid, channel = fork_zygote(
             worker_config, [fd for fd in (out, terminal, segment.fd, lanes_fd) if fd >= 0]
         )
+        if cluster is not None:
+            _keep_freed_memory()
         arena = Arena.create(segment.fd, store_bytes)
         facts = {
             "session": session.name,
@@ -119,6 +125,7 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             BundledResources(units, gpu_ids),
             keep_idle=max(1, cpus),
             start_at_once=max(4, 2 * (os.cpu_count() or 1)),
+            fetch_bytes=store_bytes // FETCH_SHARE,
             first_lease=(int.from_bytes(node, "big") << 31) + 1,  # leases of all nodes differ
         )
         store = LocalStore(arena)
@@ -175,6 +182,17 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
     finally:
         end_children()
         remove_session(session.folder, segment.path if segment else None)
+
+
+def _keep_freed_memory() -> None:
+    """Has malloc use again the buffers in which chunks of objects come, instead of mapping fresh pages for each: those
+    cost as much as all the rest of a transfer."""
+    from skate.core.pulls import ALL_BYTES, CHUNK_BYTES
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc's
+        mallopt(_M_MMAP_THRESHOLD, 8 * CHUNK_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 2 * ALL_BYTES)
 
 
 def _write_log_to(path: str) -> None:

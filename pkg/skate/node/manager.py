@@ -28,6 +28,7 @@ from skate.core.admission import Admission
 from skate.core.leases import (
     Effect,
     FailRequest,
+    FetchArguments,
     Grant,
     KillWorker,
     Reclaim,
@@ -35,6 +36,7 @@ from skate.core.leases import (
     RetireWorker,
     RoomForBundles,
     StartWorker,
+    StopFetching,
     WarnInfeasible,
 )
 from skate.core.policies import where_from
@@ -54,12 +56,12 @@ from skate.node.logs import LineReader
 from skate.node.names import NAMES
 from skate.node.processes import Job, Process, environment_of
 from skate.node.puller import Puller
-from skate.node.scheduling import Details, NodeScheduling
+from skate.node.scheduling import Details, NodeScheduling, arguments_from
 from skate.node.scheduling import Hooks as SchedulingHooks
 from skate.node.spiller import Spiller
 from skate.node.state import NodeState
 from skate.node.strangers import Stranger, Strangers
-from skate.node.verdicts import granted_allocation, group_removed
+from skate.node.verdicts import granted_allocation, group_removed, none_can
 from skate.node.zygote import end_children, receive, receive_now, send
 from skate.store.local import LocalStore
 from skate.wire import messages as m
@@ -195,6 +197,7 @@ class NodeManager:
             adopt=self._adopt_job,
             acquaint=self.cluster.acquaint,
             introduce=self._strangers.introduce,
+            lacks=puller.lacks,
             refused=self._refused,
             group_gone=self._actors.group_gone,
             offered=self._groups.offered,
@@ -207,7 +210,8 @@ class NodeManager:
             self._mailbox.watch(os.pidfd_open(starter), lambda: self._end("who started it is gone"))
         spiller.join(self._mailbox, self.warn_drivers)
         self.cluster.handle(puller.from_managers | self._groups.from_managers)
-        puller.join(self._post, in_cluster=cluster is not None)
+        post_bulk = self._mailbox.post_bulk
+        puller.join(self._post, post_bulk, self._arguments_fetched, in_cluster=cluster is not None)
 
     # ----------------------------------------------------------------------------------------------------- loop
 
@@ -394,6 +398,7 @@ class NodeManager:
         wanted: int,
         environment: Any,
         where: Any,
+        arguments: Any,
     ) -> None:
         asked = ResourceSet(demand)
         if asked.group is not None and self._groups.is_gone(asked.group):
@@ -401,8 +406,14 @@ class NodeManager:
             return
         place = None if where is None else where_from(where)
         captures = place is not None and place.captures
-        details = Details(environment_of(process.job.id, environment), depth, captures)
-        self._scheduling.wants(process.id, class_id, asked, place, wanted, details)
+        lacks, near = arguments_from(arguments)
+        workers = environment_of(process.job.id, environment)
+        details = Details(workers, depth, captures, arguments=lacks)
+        self._scheduling.wants(process.id, class_id, asked, place, wanted, details, near=near)
+
+    def _arguments_fetched(self, owner: ProcessId, class_id: int) -> None:
+        self._admission.arguments_fetched(owner, class_id)
+        self._undecided = True
 
     def _refused(self, owner: ProcessId, class_id: int, why: str, for_actor: bool) -> None:
         """What was asked for can run nowhere, ever."""
@@ -464,6 +475,10 @@ class NodeManager:
         elif type(effect) is ResumeWorker:
             assert effect.lease.worker is not None
             self._post(effect.lease.worker.id, m.Resume(effect.lease.id))
+        elif type(effect) is FetchArguments:
+            self._puller.fetch(effect.request)
+        elif type(effect) is StopFetching:
+            self._puller.stop(effect.request)
         elif type(effect) is RetireWorker:
             self._post(effect.worker, m.ExitIfUnused("idle"))
         elif type(effect) is KillWorker:
@@ -480,18 +495,8 @@ class NodeManager:
         else:
             assert type(effect) is WarnInfeasible
             request = effect.request
-            has = f"{self._admission.resources.total_dict()} in all"
-            others = len(self.cluster.roster.living()) - 1
-            if not request.allowed:
-                has += f", and the labels {self._session['labels']}, which are not what was asked for"
-            if others:
-                has += (
-                    f", and of the cluster's {others} other nodes none has enough (skate.nodes() lists them)"
-                )
-            text = (
-                f"No node can run what asks for {request.demand}: this node has {has}. "
-                "It waits until a node joins that can; ask for less, or init() with more resources."
-            )
+            total, others = self._admission.resources.total_dict(), len(self.cluster.roster.living()) - 1
+            text = none_can(request, total, self._session["labels"], others)
             # An actor's request is told to the process that made the actor: its id begins the actor's.
             self._post(owner_of(request.owner), m.Infeasible(request.class_id, text))
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from skate._c.arena import Arena, ArenaFull, NotMaking, ObjectExists, Writable
+from skate.core.leases import Lacks, LeaseRequest
 from skate.core.pulls import (
     CHUNK_BYTES,
     Abort,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("skate.node")
 
+#: the part of a store that arguments may take which are fetched for tasks that have no room to run in yet
+FETCH_SHARE = 4
+
 
 class Puller:
     """Brings objects here, for the processes of this node; and gives chunks of those that are here."""
@@ -44,12 +48,16 @@ class Puller:
         self._arena = arena
         self._spiller = spiller
         self._post: Callable[[ProcessId, Any], None]
+        self._post_bulk: Callable[[ProcessId, bytes, memoryview], None]
         self.machine = Pulls()
         #: number of a pull -> its place
         self._places: dict[int, Writable] = {}
         #: question for room -> (number of the pull, how often it was told that there is room)
         self._rooms: dict[int, tuple[int, int]] = {}
         self._next_token = itertools.count(1).__next__
+        #: (owner, class) of a request -> what is brought here for its tasks: token -> object
+        self._fetches: dict[tuple[ProcessId, int], dict[int, ObjectId]] = {}
+        self._fetched: Callable[[ProcessId, int], None]
         #: what owners say, processes of this node or of others
         self.from_owners: dict[int, Callable[..., None]] = {
             m.CopyAt.code: self._copy_at,  # type: ignore[attr-defined]
@@ -62,9 +70,22 @@ class Puller:
             m.ChunkMissing.code: self._chunk_missing,  # type: ignore[attr-defined]
         }
 
-    def join(self, post: Callable[[ProcessId, Any], None], in_cluster: bool) -> None:
-        """What is said leaves by `post`. A node that is in no cluster never asks for anything."""
+    def join(
+        self,
+        post: Callable[[ProcessId, Any], None],
+        post_bulk: Callable[[ProcessId, bytes, memoryview], None],
+        fetched: Callable[[ProcessId, int], None],
+        in_cluster: bool,
+    ) -> None:
+        """What is said leaves by `post`, and bytes of objects, with a record before them, by `post_bulk`.
+
+        A node that is in no cluster never asks for anything.
+
+        `fetched(owner, class)`: what a request lacked is here, or cannot be had.
+        """
         self._post = post
+        self._post_bulk = post_bulk
+        self._fetched = fetched
         if in_cluster:
             self._spiller.ask_others(self._want, self._room_answered)
 
@@ -74,6 +95,34 @@ class Puller:
         """A process wants an object that is neither in the store nor on disk."""
         self.machine.on_wanted(object_id, process, token)
         self._act()
+
+    def lacks(self, arguments: Lacks) -> Lacks:
+        """Those of the objects that are neither in the store nor on disk."""
+        on_disk = self._spiller.machine.objects
+        return tuple(
+            [each for each in arguments if not (self._arena.contains(each[0]) or each[0] in on_disk)]
+        )
+
+    def fetch(self, request: LeaseRequest) -> None:
+        """Brings here what the request lacks; `fetched` is called once that is over."""
+        key = request.owner, request.class_id
+        wanted = self._fetches[key] = {self._next_token(): name for name, _ in request.lacks}
+        for token, object_id in wanted.items():
+            self.machine.on_wanted(object_id, self._me, token)
+        self._act()
+
+    def stop(self, request: LeaseRequest) -> None:
+        """Nobody needs it any more; `fetched` is not called."""
+        for token, object_id in self._fetches.pop((request.owner, request.class_id), {}).items():
+            self.machine.on_unwanted(object_id, self._me, token)
+        self._act()
+
+    def _answered(self, token: int) -> None:
+        key, wanted = next(item for item in self._fetches.items() if token in item[1])
+        del wanted[token]
+        if not wanted:
+            del self._fetches[key]
+            self._fetched(*key)
 
     def _copy_at(self, owner: Any, pull: int, size: int, source: NodeId, why: str) -> None:
         known = self.machine.pulls.get(pull)
@@ -112,7 +161,7 @@ class Puller:
 
     # ----------------------------------------------------------------------------------------------- chunks come
 
-    def _chunk(self, node: NodeId, pull: int, offset: int, data: bytes) -> None:
+    def _chunk(self, node: NodeId, pull: int, offset: int, data: memoryview) -> None:
         if not self.machine.expects(pull, node, offset, len(data)):
             return  # of a pull that is over, or from a node that was given up
         with memoryview(self._places[pull]) as room:
@@ -127,29 +176,32 @@ class Puller:
     # ------------------------------------------------------------------------------------------------- chunks go
 
     def _fetch_chunk(self, node: NodeId, object_id: ObjectId, pull: int, offset: int, size: int) -> None:
-        answer: Any
         try:
-            answer = m.Chunk(pull, offset, self._bytes_of(object_id, offset, size))
+            data = self._bytes_of(object_id, offset, size)
         except (OSError, LookupError, ValueError) as error:
-            answer = m.ChunkMissing(pull, str(error))
-        self._post(manager_of(node), answer)
+            self._post(manager_of(node), m.ChunkMissing(pull, str(error)))
+        else:
+            self._post_bulk(manager_of(node), m.encode(m.Chunk(pull, offset)), data)
 
-    def _bytes_of(self, object_id: ObjectId, offset: int, size: int) -> bytes:
-        """Some bytes of an object. LookupError where it is not here, OSError where its file cannot be read."""
+    def _bytes_of(self, object_id: ObjectId, offset: int, size: int) -> memoryview:
+        """Some bytes of an object, which is pinned for as long as they are looked at.
+
+        LookupError where it is not here, OSError where its file cannot be read.
+        """
         if not 0 < size <= CHUNK_BYTES or offset < 0:
             raise ValueError(f"{size} bytes from {offset} are no chunk")
         pinned = self._arena.get(object_id)
         if pinned is not None:
             if offset + size > pinned.nbytes:
                 raise ValueError(f"it has {pinned.nbytes} bytes, not {offset + size}")
-            with memoryview(pinned) as view:
-                return bytes(view[offset : offset + size])
+            return memoryview(pinned)[offset : offset + size]
         spilled = self._spiller.machine.objects.get(object_id)
         if spilled is None:
             raise LookupError("it is not there any more")
         if offset + size > spilled.span.size:
             raise ValueError(f"it has {spilled.span.size} bytes, not {offset + size}")
-        return read_bytes(self._folder, spilled.file.number, spilled.span.offset + offset, size)
+        data = read_bytes(self._folder, spilled.file.number, spilled.span.offset + offset, size)
+        return memoryview(data)
 
     # ----------------------------------------------------------------------------------------------------- ends
 
@@ -205,7 +257,10 @@ class Puller:
             self._post(owner_of(effect.object), m.PullEnded(effect.object))
         else:
             assert type(effect) is Answer
-            self._post(effect.process, m.StoreReply(effect.token, effect.value))
+            if effect.process == self._me:
+                self._answered(effect.token)
+            else:
+                self._post(effect.process, m.StoreReply(effect.token, effect.value))
 
     def _seal(self, effect: Seal) -> None:
         try:

@@ -15,12 +15,21 @@ from typing import Any, Final, NamedTuple
 from skate.config import scheduler_knobs
 from skate.core.admission import Admission
 from skate.core.bundles import BundledResources
-from skate.core.leases import LeaseRequest, NodeLease
+from skate.core.leases import Lacks, LeaseRequest, NodeLease
 from skate.core.policies import Knobs, NodeChooser, NodeView, Where
 from skate.core.resources import ResourceSet
 from skate.core.roster import Roster, Row
 from skate.core.shares import Ask, Refuse, Shares, Split
-from skate.ids import PROCESS_ID_BYTES, ActorId, NodeId, ProcessId, manager_of, node_of
+from skate.ids import (
+    OBJECT_ID_BYTES,
+    PROCESS_ID_BYTES,
+    ActorId,
+    NodeId,
+    ObjectId,
+    ProcessId,
+    manager_of,
+    node_of,
+)
 from skate.node.processes import environment_of
 from skate.node.verdicts import granted_allocation, group_removed
 from skate.wire import messages as m
@@ -36,6 +45,8 @@ class Details(NamedTuple):
     captures: bool
     #: of an actor, which holds no CPU once it is there
     lends: bool = False
+    #: of each of its tasks the large arguments; None: they have none
+    arguments: Lacks | None = None
 
 
 class Hooks(NamedTuple):
@@ -50,12 +61,34 @@ class Hooks(NamedTuple):
     acquaint: Callable[[ProcessId, NodeId], None]
     #: an owner of another node, whose death matters here
     introduce: Callable[[ProcessId], None]
+    #: which of these objects are not on this node
+    lacks: Callable[[Lacks], Lacks]
     #: (owner, class, why): a request can never be met
     refused: Callable[[ProcessId, int, str, bool], None]
     #: (actor, what it asked for): the placement group in which it lives, or was to live, is removed
     group_gone: Callable[[ProcessId, ResourceSet], None]
     #: what a placement group gives the nodes on which it is, by its names
     offered: Callable[[str], Mapping[NodeId, Mapping[str, int]]]
+
+
+def arguments_from(fields: Any) -> tuple[Lacks | None, dict[NodeId, int] | None]:
+    """(large arguments, node -> bytes of them) as RequestLeases tells. ValueError where it tells something else."""
+    if fields is None:
+        return None, None
+    near: dict[NodeId, int] = {}
+    lacks = _checked([(item[0], item[1]) for item in fields])
+    for (_, size), (*_, nodes) in zip(lacks, fields, strict=True):
+        for node in nodes:
+            near[NodeId(node)] = near.get(NodeId(node), 0) + size
+    return lacks, near
+
+
+def _checked(arguments: Any) -> Lacks:
+    lacks = tuple([(ObjectId(name), size) for name, size in arguments])
+    for name, size in lacks:
+        if type(name) is not bytes or len(name) != OBJECT_ID_BYTES or type(size) is not int or size < 0:
+            raise ValueError(f"an argument is no ({name!r:.40}, {size!r:.40})")
+    return lacks
 
 
 class NodeScheduling:
@@ -73,8 +106,8 @@ class NodeScheduling:
         self.shares = Shares(node, self._chooser)
         #: node -> its row and what is made of it, less what it was asked for since
         self._views: dict[NodeId, tuple[Row, NodeView]] = {}
-        #: (owner, class) -> (number of the latest request, what its node was told: waiting, reserved)
-        self._foreign: dict[tuple[ProcessId, int], tuple[int, int, int]] = {}
+        #: (owner, class) -> (number of the latest request, what its node was told: see `_standing`)
+        self._foreign: dict[tuple[ProcessId, int], tuple[int, int, int, bool]] = {}
         self.handlers: Final[dict[int, Callable[..., None]]] = {
             m.RequestLeasesFor.code: self._asked,  # type: ignore[attr-defined]
             m.LeasesStand.code: self._stands,  # type: ignore[attr-defined]
@@ -93,8 +126,9 @@ class NodeScheduling:
         details: Details,
         *,
         for_actor: bool = False,
+        near: dict[NodeId, int] | None = None,
     ) -> None:
-        self.shares.wanted(owner, class_id, demand, where, wanted, details, for_actor=for_actor)
+        self.shares.wanted(owner, class_id, demand, where, wanted, details, for_actor=for_actor, near=near)
 
     def owner_left(self, owner: ProcessId) -> None:
         """A process of this node is gone, or an actor that was made here: what was asked for it is taken back."""
@@ -179,11 +213,12 @@ class NodeScheduling:
                             view.total[name] = units
 
     def _stand_here(self, split: Split) -> tuple[int, int]:
-        return self._standing(split.owner, split.class_id)
+        return self._standing(split.owner, split.class_id)[:2]
 
-    def _standing(self, owner: ProcessId, class_id: int) -> tuple[int, int]:
+    def _standing(self, owner: ProcessId, class_id: int) -> tuple[int, int, bool]:
+        """(leases that wait for resources, and for workers, whether any have both)."""
         request = self._admission.requests.get((owner, class_id))
-        return (0, 0) if request is None else (request.wanted, request.reserved)
+        return (0, 0, False) if request is None else (request.wanted, request.reserved, request.held > 0)
 
     def _ask(self, effect: Ask) -> None:
         split, details = effect.split, effect.split.details
@@ -214,6 +249,7 @@ class NodeScheduling:
                 details.captures,
                 split.for_actor,
                 details.lends,
+                details.arguments,
                 self.hooks.facts(job),
             ),
         )
@@ -253,6 +289,7 @@ class NodeScheduling:
             details.environment,
             allowed=allowed,
             captures=details.captures,
+            lacks=None if details.arguments is None else self.hooks.lacks(details.arguments),
         )
 
     # ------------------------------------------------------------------------------------- of other nodes' owners
@@ -274,6 +311,7 @@ class NodeScheduling:
         captures: bool,
         for_actor: bool,
         lends: bool,
+        arguments: Any,
         job: Any,
     ) -> None:
         """Another node asks in the name of an owner of its own."""
@@ -283,15 +321,16 @@ class NodeScheduling:
         asks_for = ProcessId(owner)
         self.hooks.adopt(job)
         self.hooks.introduce(asks_for)
-        details = Details(environment_of(job["id"], variables), depth, captures, lends)
+        needs = None if arguments is None else _checked(arguments)
+        details = Details(environment_of(job["id"], variables), depth, captures, lends, needs)
         self._ask_here(asks_for, class_id, ResourceSet(demand), wanted, details, for_actor, allowed=True)
-        self._foreign[asks_for, class_id] = (number, wanted, -1)
+        self._foreign[asks_for, class_id] = (number, wanted, -1, False)
 
     def _stands(
-        self, node: Any, owner: bytes, class_id: int, number: int, waiting: int, reserved: int
+        self, node: Any, owner: bytes, class_id: int, number: int, waiting: int, reserved: int, held: bool
     ) -> None:
         """A node that was asked says how that stands."""
-        self.shares.stands(node_of(node.id), ProcessId(owner), class_id, number, waiting, reserved)
+        self.shares.stands(node_of(node.id), ProcessId(owner), class_id, number, waiting, reserved, held)
 
     def _owner_left_there(self, asker: Any, owner: bytes) -> None:
         if manager_of(owner) == asker.id:
@@ -310,7 +349,7 @@ class NodeScheduling:
             if stands != tuple(told):
                 self._foreign[owner, class_id] = (number, *stands)
                 self.hooks.post(manager_of(owner), m.LeasesStand(owner, class_id, number, *stands))
-            elif stands == (0, 0):
+            elif stands == (0, 0, False):
                 del self._foreign[owner, class_id]  # (the next request is told of again)
 
     def actor_placed(self, actor: ActorId) -> None:

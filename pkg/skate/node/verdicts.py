@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from skate.core.leases import NodeLease
+from skate.core.leases import LeaseRequest, NodeLease
 from skate.core.resources import ResourceSet
 
 
@@ -15,6 +15,19 @@ def granted_allocation(lease: NodeLease) -> dict[str, Any]:
     if demand.group is not None:
         allocation["group"] = (demand.group, lease.request.captures)
     return allocation
+
+
+def none_can(request: LeaseRequest, total: dict[str, float], labels: dict[str, str], others: int) -> str:
+    """Why no node can run what is asked for: this one has so much and these labels, and there are so many others."""
+    has = f"{total} in all"
+    if not request.allowed:
+        has += f", and the labels {labels}, which are not what was asked for"
+    if others:
+        has += f", and of the cluster's {others} other nodes none has enough (skate.nodes() lists them)"
+    return (
+        f"No node can run what asks for {request.demand}: this node has {has}. "
+        "It waits until a node joins that can; ask for less, or init() with more resources."
+    )
 
 
 def group_removed(demand: ResourceSet) -> str:

@@ -6,12 +6,13 @@ State: core.copies's machine. Everything here is called under the runtime's lock
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from skate._c.refs import FAILED, PENDING, STORED
 from skate.core.copies import Copies, TellCopy
 from skate.exceptions import ObjectLostError
-from skate.ids import NodeId, ObjectId, ProcessId, manager_of, node_of
+from skate.ids import NodeId, ObjectId, ProcessId, manager_of, node_of, owner_of
 from skate.runtime.objects import pack_error
 from skate.wire import messages as m
 
@@ -53,6 +54,16 @@ class OwnedCopies:
         """A worker has died that may have made the object, and has not said so."""
         self.made_by(object_id, worker)
         self.free(object_id)
+
+    def whereabouts(self, object_ids: Iterable[bytes]) -> list[tuple[bytes, int, list[NodeId]]]:
+        """(object, bytes, nodes that have them) of stored objects. Of another process's: where it is made, perhaps."""
+        found = []
+        for object_id in object_ids:
+            entry = self._runtime.references.entries.get(object_id)
+            if entry is not None and entry.state == STORED:
+                nodes = self.machine.nodes_of(object_id) if entry.owned else (node_of(owner_of(object_id)),)
+                found.append((object_id, entry.value, list(nodes)))
+        return found
 
     def free(self, object_id: bytes) -> None:
         """Drops the object from all stores, and disks."""

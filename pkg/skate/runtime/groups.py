@@ -165,7 +165,9 @@ class Groups:
         submission = self._runtime.submission
         error = TaskPlacementGroupRemoved(text) if removed else TaskUnschedulableError(text)
         packed = pack_error(error)
-        for task in self._runtime.dispatcher.unschedulable(submission.queue(class_id)):
+        dispatcher = self._runtime.dispatcher
+        queue = dispatcher.queue_numbered(class_id)
+        for task in [] if queue is None else dispatcher.unschedulable(queue):
             submission.finish(task, FAILED, packed)
 
 

@@ -8,7 +8,7 @@ from skate.net.pump cimport Pump
 cdef class Runtime:
     cdef public bytes me, node
     cdef public object store, lock, next_task_id, broken, captured, objects, actors, streams, submission, groups, copies
-    cdef public bint closed, _interrupts_again
+    cdef public bint closed, in_cluster, _interrupts_again
     cdef public Py_ssize_t depth
     cdef public object _dropped, _next_token
     cdef public list _later, _handlers, effects

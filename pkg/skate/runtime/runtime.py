@@ -66,6 +66,8 @@ class Runtime:
         self.lock = threading.Lock()
         self.closed = False
         self.next_task_id = refs.TaskIds(me)
+        #: this node is one of a cluster: there are others, or may be
+        self.in_cluster = False
         #: how many tasks deep what runs here is nested; 0 in a driver
         self.depth = 0
         #: the placement group, in hexadecimal, that what runs here has its own tasks run in; None: in none
@@ -103,6 +105,7 @@ class Runtime:
         self._queries: dict[int, Any] = {}
         self._next_token = itertools.count(1).__next__
         store.keeper = NodeKeeper(self, folder)
+        self.handle(m.Registered, self._registered)
         self.handle(m.ProcessDied, self._process_died)
         self.handle(m.NodeDied, self._node_died)
         self.handle(m.StateReply, self._replied)
@@ -252,6 +255,9 @@ class Runtime:
 
     # ------------------------------------------------------------------------------------------------ the others
 
+    def _registered(self, _: ProcessId, session: Any) -> None:
+        self.in_cluster = "address" in session
+
     def _process_died(
         self, _: ProcessId, process: ProcessId, cause: str, running: bytes, answered: int
     ) -> None:
@@ -278,7 +284,7 @@ class Runtime:
         try:
             self.broken = error
             self.objects.fail_pending(error)
-            for waiter in self._queries.values():
+            for waiter in list(self._queries.values()):
                 if type(waiter) is refs.Waiter:
                     self.finish(waiter)
         finally:
@@ -317,6 +323,20 @@ class Runtime:
         if answer is waiter:
             raise self.broken or TimeoutError("the node manager did not answer")
         return answer
+
+    def ask_later(self, question: Callable[[int], Any], answered: Callable[[Any], None]) -> None:
+        """As `ask`, without blocking: calls `answered(answer)`, under the lock, or with None when the node is gone.
+
+        Under the lock.
+        """
+        token = self._next_token()
+
+        def finished(waiter: refs.Waiter) -> None:
+            answer = self._queries.pop(token)
+            answered(None if answer is waiter else answer)
+
+        self._queries[token] = refs.Waiter(finished)
+        self.post(self.node, question(token))
 
     def _replied(self, _: ProcessId, token: int, value: Any) -> None:
         waiter = self._queries.get(token)

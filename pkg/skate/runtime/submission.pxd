@@ -20,7 +20,7 @@ cdef class Submission:
     cdef public Mailbox _mailbox
     cdef public Objects _objects
     cdef public dict tasks, _exported, _obituaries
-    cdef public set _closed
+    cdef public set _closed, _warned
     @cython.locals(task=OwnedTask, function=Function)
     cpdef push(self, worker, tasks)
     @cython.locals(entry=ObjectEntry)

@@ -58,6 +58,8 @@ class Submission:
         self._closed: set[ProcessId] = set()
         #: lease whose worker died -> the node's report, while answers may still come
         self._obituaries: dict[int, str] = {}
+        #: classes of which it was warned that no node can run them
+        self._warned: set[int] = set()
         #: warns about requests that no node can meet; set by the api
         self.warn: Callable[[str], None] = log.warning
         runtime.handle(m.TaskDone, self._task_done)
@@ -163,6 +165,10 @@ class Submission:
         if type(task.queue) is ActorLine:
             self._calls.call_ready(task.queue, task)
         else:
+            if self._runtime.in_cluster and task.queue.demand.group is None:
+                large = tuple([entry.id for entry in task.dependencies or () if entry.state == STORED])
+                if large:
+                    task.queue = self._dispatcher.queue_with(task.queue, large)  # type: ignore[arg-type]
             self._dispatcher.task_queued(task, monotonic())
 
     # ----------------------------------------------------------------------------------------------- decisions
@@ -183,6 +189,7 @@ class Submission:
                     effect.wanted,
                     queue.environment,
                     queue.where,
+                    runtime.copies.whereabouts(queue.arguments) if queue.arguments else None,
                 ),
             )
         elif type(effect) is GiveBack:
@@ -339,18 +346,18 @@ class Submission:
     def _lease_granted(
         self, _: ProcessId, class_id: int, lease_id: int, worker: ProcessId, allocation: Any
     ) -> None:
-        queue = self.queue(class_id)
+        queue = self._dispatcher.queue_numbered(class_id)
+        if queue is None:  # what it was for has run elsewhere
+            self._runtime.post(manager_of(worker), m.ReturnLease(lease_id))
+            return
         self._exported.setdefault(worker, set())
         self._runtime.post(worker, m.StartLease(lease_id, self._runtime.depth + 1, allocation))
         self._dispatcher.lease_granted(queue, lease_id, worker, monotonic())
 
-    def queue(self, class_id: int) -> Queue:
-        """The scheduling class of this number."""
-        return next(queue for queue in self._dispatcher.queues.values() if queue.class_id == class_id)
-
     def _leases_failed(self, _: ProcessId, class_id: int, cause: str) -> None:
         report = json.loads(cause)
-        for task in self._dispatcher.leases_failed(self.queue(class_id)):
+        queue = self._dispatcher.queue_numbered(class_id)
+        for task in [] if queue is None else self._dispatcher.leases_failed(queue):
             crash = crash_of(f"no task yet (it was to run {task.display_name})", report)
             self.finish(task, FAILED, pack_error(crash))
 
@@ -358,7 +365,12 @@ class Submission:
         self._dispatcher.lease_reclaimed(lease_id)
 
     def _infeasible(self, _: ProcessId, class_id: int, text: str) -> None:
-        self._runtime.later(lambda: self.warn(text))
+        queue = self._dispatcher.queue_numbered(class_id)
+        if queue is not None and queue.arguments:
+            class_id = queue.key[0]  # that of all tasks that ask for the same, whatever their arguments
+        if class_id not in self._warned:
+            self._warned.add(class_id)
+            self._runtime.later(lambda: self.warn(text))
 
     # -------------------------------------------------------------------------------------------------- deaths
 

@@ -12,7 +12,8 @@ Everything else travels in envelopes, which belong to a protocol version as fram
     "sk"  version  kind  sender (8)  receiver (8)  number (8)  acknowledged (8)  | pieces of a frame
 
 DATA carries a frame from a process of the sending node to one of the receiving node, numbered from 1 (see
-core.delivery); ACK carries none; GREETING, the first on each link, carries the address at which the sender is reached.
+core.delivery); BULK does as well, in one piece, and bytes of an object after it, which are copied neither into the
+frame nor out of it; ACK carries none; GREETING, the first on each link, carries the address of the sender.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ LETTERS: Final = frozenset({HELLO, WELCOME, REFUSED})
 ACK: Final = 0
 DATA: Final = 1
 GREETING: Final = 2
+BULK: Final = 3
 
 #: bytes of the longest letter: a table of 10,000 nodes
 LETTER_BYTES: Final = 8 << 20
@@ -52,8 +54,8 @@ class Envelope(NamedTuple):
     kind: int
     sender: ProcessId
     to: ProcessId
-    number: int  #: DATA: its place in all that this node sends to that one
-    acknowledged: int  #: the number of the last DATA that came from there
+    number: int  #: DATA and BULK: its place in all that this node sends to that one
+    acknowledged: int  #: the number of the last one that came from there
 
 
 def pack_letter(kind: bytes, content: dict[str, Any]) -> list[bytes]:
@@ -83,8 +85,13 @@ def pack_envelope(envelope: Envelope, frame: bytes = b"") -> list[bytes | memory
     return [head, *(view[at : at + PIECE_BYTES] for at in range(0, len(frame), PIECE_BYTES))]
 
 
+def is_bulk(head: bytes | memoryview) -> bool:
+    """Whether this begins an envelope of kind BULK, whose third part is bytes of an object."""
+    return len(head) == _ENVELOPE.size and head[3] == BULK
+
+
 def unpack_envelope(parts: Sequence[bytes]) -> tuple[Envelope, bytes]:
-    """(envelope, frame). WireError for anything else, and for another protocol's."""
+    """(envelope, frame), without the bytes of an object. WireError for anything else, and for another protocol's."""
     if len(parts) < 2 or len(parts[0]) != _ENVELOPE.size:
         raise WireError(f"a message of {len(parts)} parts that is no envelope: {bytes(parts[0][:8])!r}")
     magic, version, kind, sender, to, number, acknowledged = _ENVELOPE.unpack(parts[0])
@@ -92,8 +99,10 @@ def unpack_envelope(parts: Sequence[bytes]) -> tuple[Envelope, bytes]:
         raise WireError(f"no envelope: it begins with {magic!r}")
     if version != frames.VERSION:
         raise WireError(f"the sender speaks protocol {version}, this node {frames.VERSION}")
-    if kind > GREETING:
+    if kind > BULK:
         raise WireError(f"an envelope of unknown kind {kind}")
+    if kind == BULK and len(parts) != 2:
+        raise WireError(f"bytes of an object beside a frame in {len(parts) - 1} pieces")
     frame = parts[1] if len(parts) == 2 else b"".join(parts[1:])
     return Envelope(kind, ProcessId(sender), ProcessId(to), number, acknowledged), frame
 

@@ -117,6 +117,9 @@ class RequestLeases(NamedTuple):
     wanted: int
     environment: Plain  # runtime environment of the workers: None, or variables to set
     where: Plain  # on which nodes: None for any, or core.policies.Where
+    arguments: (
+        Plain  # None, or the large ones of each of its tasks: [(object id, bytes, [node with a copy, …]), …]
+    )
 
 
 @_message(4)
@@ -668,18 +671,20 @@ class RequestLeasesFor(NamedTuple):
     captures: bool  # tasks of what runs there go to its placement group, too
     for_actor: bool
     lends: bool  # the actor holds no CPU
+    arguments: Plain  # None, or [(object id, bytes), …]: what each of the tasks needs there
     job: Plain  # what workers of the owner's program need to know
 
 
 @_message(86)
 class LeasesStand(NamedTuple):
-    """The answer, again and again: how many leases wait for resources there, and how many for a worker."""
+    """The answer, again and again: how many leases wait for resources, how many for a worker, whether any have both."""
 
     owner: bytes
     class_id: int
     number: int  # the request that this is about
     waiting: int
     reserved: int
+    held: bool
 
 
 @_message(87)
@@ -763,9 +768,10 @@ class FetchChunk(NamedTuple):
 
 @_message(96)
 class Chunk(NamedTuple):
+    """The answer: its bytes travel beside the frame, see wire.cluster."""
+
     pull: int
     offset: int
-    data: bytes
 
 
 @_message(97)

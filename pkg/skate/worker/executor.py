@@ -487,7 +487,12 @@ class Executor:
         guards.append(guard)
         refs.unpickling_under(guard)
         try:
-            return self._runtime.objects.stored(identifier) if state == STORED else from_bytes(value)
+            if state == STORED:
+                return self._runtime.objects.stored(identifier)
+            value = from_bytes(value)
+            if state == FAILED:  # it was lost after the task had been queued
+                raise value
+            return value
         finally:
             refs.unpickling_under(None)
 

@@ -44,7 +44,6 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
     store = LocalStore.attach(config["segment"])
     runtime = Runtime(me, manager, config["folder"], store, "skate-pump", lanes)
     executor = Executor(runtime, testament.Testament(memory), TaskOutput(), become_actor)
-    runtime.handle(m.Registered, lambda *_: None)
     current.set_runtime(
         runtime, current.Facts(node=node, job=job["id"], namespace=job["namespace"], executor=executor)
     )
