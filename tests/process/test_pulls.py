@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from api.rendezvous import eventually
 from skate.cluster_utils import Cluster, ClusterNode
 
-from .clusters import Program
+from .clusters import Program, rows
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -213,13 +214,13 @@ def test_the_only_copy_dies_with_its_node(cluster: Cluster, program: Callable) -
     owner = program(
         cluster.head_node,
         LOST + "maker = take('maker')\nrefs = [maker.make.remote(seed) for seed in range(2)]\n"
-        "skate.wait(refs, num_returns=2)\ngive('refs', refs)\ninput()\n"
+        "skate.wait(refs, num_returns=2, fetch_local=False)\ngive('refs', refs)\ninput()\n"
         "for ref in refs: say(read(ref))\ninput()",
     )
     reader = program(
         other,
-        LOST
-        + "refs = take('refs')\nskate.wait(refs, num_returns=2)\nfirst = skate.get(refs[0])\nsay('read')\n"
+        LOST + "refs = take('refs')\nskate.wait(refs, num_returns=2, fetch_local=False)\n"
+        "first = skate.get(refs[0])\nsay('read')\n"
         "input()\nfor ref in refs: say(read(ref))\ninput()",
     )
     assert reader.line() == "read"
@@ -249,7 +250,8 @@ def test_the_source_is_killed_in_the_middle(cluster: Cluster, program: Callable,
     third = cluster.add_node(object_store_memory=500 * MB)
     owner = program(
         cluster.head_node,
-        "ref = take('maker').make.remote()\nskate.wait([ref])\ngive('ref', ref)\nsay('made')\ninput()",
+        "ref = take('maker').make.remote()\nskate.wait([ref], fetch_local=False)\n"
+        "give('ref', ref)\nsay('made')\ninput()",
     )
     assert owner.line() == "made"
     if another:
@@ -257,7 +259,7 @@ def test_the_source_is_killed_in_the_middle(cluster: Cluster, program: Callable,
         assert helper.line() == "read"
     reader = program(
         other,
-        LOST + "import threading\nref = take('ref')\nskate.wait([ref])\n"
+        LOST + "import threading\nref = take('ref')\nskate.wait([ref], fetch_local=False)\n"
         "threading.Thread(target=lambda: say(read(ref))).start()\n"
         "while not used(): time.sleep(0.001)\n"
         "say('begun')\ninput()",
@@ -271,3 +273,47 @@ def test_the_source_is_killed_in_the_middle(cluster: Cluster, program: Callable,
     else:
         assert text.startswith("ObjectLostError: ")
         assert maker.node_id in text
+
+
+READS = """
+import signal
+from skate.exceptions import GetTimeoutError
+ref, source = take('ref')
+say(skate.wait([ref], fetch_local=False, timeout=5)[0] == [ref])
+os.kill(source, signal.SIGSTOP)
+say(skate.wait([ref], timeout=0.2)[0], skate.wait([ref], timeout=0)[0])
+try: skate.get(ref, timeout=0.2)
+except GetTimeoutError as error: say(str(error)[:11])
+small = skate.put(1)
+say(skate.wait([ref, small])[0] == [small])
+os.kill(source, signal.SIGCONT)
+say(skate.wait([ref, small], num_returns=2)[0] == [ref, small], current.runtime.store.contains(ref.binary()))
+say(skate.get(ref, timeout=0).nbytes)
+"""
+
+
+def test_waits_for_what_comes_from_elsewhere_are_bounded(cluster: Cluster, program: Callable) -> None:
+    """`wait` counts what is on another node once it is here, `get` raises when it does not come in time."""
+    source, other = cluster.add_node(), cluster.add_node()
+    owner = program(
+        source, f"ref = skate.put(data({20 * MB}))\ngive('ref', (ref, {source.pid}))\nsay('put')\ninput()"
+    )
+    assert owner.line() == "put"
+    reader = program(other, READS)
+    expected = ["True", "[] []", "get: object", "True", "True True", str(20 * MB)]
+    assert [reader.line() for _ in expected] == expected
+
+
+def test_the_head_hears_how_full_a_store_is(cluster: Cluster, program: Callable) -> None:
+    """A put says nothing to the node manager, and nothing else does."""
+    other = cluster.add_node()
+    owner = program(other, f"say('in')\ninput()\nref = skate.put(data({20 * MB}))\nsay('put')\ninput()")
+    assert owner.line() == "in"
+
+    def free() -> float:
+        return float(rows(cluster.head_node)[other.node_id]["available"]["object_store_memory"]) / 10_000
+
+    before = free()
+    owner.go_on()
+    assert owner.line() == "put"
+    eventually(lambda: free() <= before - 20 * MB)

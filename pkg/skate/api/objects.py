@@ -53,7 +53,8 @@ def wait(
     """(ready, not ready), each in the order given; at most `num_returns` are ready. Blocks until as many are.
 
     With `timeout` (seconds; 0 only looks) fewer may be ready. A ref whose task failed is ready; an ObjectRefGenerator
-    among the refs is ready when its next ref is. Raises TypeError for what is no list of refs, ValueError for refs
+    among the refs is ready when its next ref is. With `fetch_local`, a large value that lies on another node is ready
+    once it is on this one. Raises TypeError for what is no list of refs, ValueError for refs
     given twice and for num_returns below 1 or above the number of refs.
     """
     if type(refs) is ObjectRef:
@@ -62,7 +63,7 @@ def wait(
         wanted = _ref_list("wait", refs)
     except TypeError:
         if isinstance(refs, list) and any(type(ref) is ObjectRefGenerator for ref in refs):
-            return _wait_with_generators(refs, num_returns, timeout)
+            return _wait_with_generators(refs, num_returns, timeout, fetch_local)
         raise
     if timeout is not None and timeout < 0:
         raise ValueError(f"wait(): timeout must be 0 or more seconds, or None; got {timeout!r}")
@@ -76,15 +77,17 @@ def wait(
         raise ValueError(f"wait(): num_returns is {num_returns}, but there are {len(wanted)} refs")
     runtime = require_runtime()
     _check_session(runtime, wanted)
-    return runtime.objects.wait(wanted, num_returns, timeout)
+    return runtime.objects.wait(wanted, num_returns, timeout, fetch_local)
 
 
-def _wait_with_generators(items: list[Any], num_returns: int, timeout: float | None) -> Any:
+def _wait_with_generators(
+    items: list[Any], num_returns: int, timeout: float | None, fetch_local: bool
+) -> Any:
     """As `wait`, where a generator is ready when its next ref is."""
     if len(set(map(id, items))) != len(items):
         raise ValueError("wait() got the same generator more than once; each may stand in the list once")
     refs = [item.peek() if type(item) is ObjectRefGenerator else item for item in items]
-    ready, _ = wait(refs, num_returns=num_returns, timeout=timeout)
+    ready, _ = wait(refs, num_returns=num_returns, timeout=timeout, fetch_local=fetch_local)
     chosen = set(ready)
     return (
         [item for item, ref in zip(items, refs, strict=True) if ref in chosen],

@@ -6,6 +6,8 @@ runtime's inbox. Every question is answered, unless the node manager dies: then 
 
 from __future__ import annotations
 
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from skate.ids import ObjectId
@@ -27,9 +29,14 @@ class NodeKeeper:
         """(MADE,) when there should be room; (FULL, why) or (DISK, why) when none can be made."""
         return tuple(self._runtime.ask(lambda token: m.MakeRoom(token, nbytes, attempt)))
 
-    def bring_back(self, object_id: bytes, attempt: int) -> tuple[Any, ...]:
-        """(THERE,): look again; (IN_FILE, file, offset, size): there is no room for it; (GONE,); (FAILED, why)."""
-        return tuple(self._runtime.ask(lambda token: m.Restore(token, ObjectId(object_id), attempt)))
+    def bring_back(self, object_id: bytes, attempt: int, deadline: float | None) -> tuple[Any, ...]:
+        """(THERE,): look again; (IN_FILE, file, offset, size): there is no room for it; (GONE,); (FAILED, why).
+
+        TimeoutError when the clock passes the deadline; the object comes all the same.
+        """
+        timeout = None if deadline is None else max(0.0, deadline - monotonic())
+        question = partial(m.Restore, object=ObjectId(object_id), attempt=attempt)
+        return tuple(self._runtime.ask(question, timeout))
 
     def read_file(self, file: int, offset: int, size: int) -> memoryview | None:
         """A spilled object, in memory of this process; None where its file is gone."""

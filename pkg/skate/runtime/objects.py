@@ -29,6 +29,7 @@ from skate.exceptions import (
     TaskError,
 )
 from skate.ids import NodeId, ObjectId, ProcessId, manager_of, object_id, owner_of
+from skate.runtime.arrivals import Arrivals
 from skate.runtime.large_arguments import LargeArguments
 from skate.store.local import NotHere
 from skate.store.serialization import from_bytes, serialize
@@ -55,6 +56,7 @@ class Objects:
         self._runtime = runtime
         self._references = runtime.references
         self.large_arguments = LargeArguments(runtime, self)
+        self._arrivals = Arrivals(runtime)
         self._callbacks: dict[tuple[bytes, Any], Any] = {}
         #: id of an object of this process -> what to call, under the lock, when it is freed
         self.when_freed: dict[bytes, Callable[[], None]] = {}
@@ -108,6 +110,7 @@ class Objects:
         if self.before_blocking is not None:
             self.before_blocking("get")
         waiter = Waiter(eager=True)
+        deadline = None if timeout is None else monotonic() + timeout
         if not self._wait(wanted, waiter, len(wanted), timeout):
             missing = [ref for ref in wanted if ref.entry.state == PENDING]
             raise GetTimeoutError(
@@ -119,14 +122,19 @@ class Objects:
             for ref in wanted:
                 if ref.entry.state == FAILED:
                     self.raise_error(ref.entry)
-        return [self.value(ref.entry) for ref in wanted]
+        return [self.value(ref.entry, True, deadline) for ref in wanted]
 
     def wait(
-        self, wanted: list[ObjectRef], num_returns: int, timeout: float | None
+        self, wanted: list[ObjectRef], num_returns: int, timeout: float | None, fetch_local: bool = False
     ) -> tuple[list[ObjectRef], list[ObjectRef]]:
-        """(ready, rest), each in the order given. Blocks until `num_returns` are ready or `timeout` is over."""
+        """(ready, rest), each in the order given. Blocks until `num_returns` are ready or `timeout` is over.
+
+        With `fetch_local`, what lies on another node is ready once it is here.
+        """
         if self.before_blocking is not None:
             self.before_blocking("wait")
+        if fetch_local and self._runtime.in_cluster:
+            return self._arrivals.wait(wanted, num_returns, timeout)
         if refs.ready_count(wanted) < num_returns:
             self._wait(wanted, Waiter(), num_returns, timeout)
         return refs.split_ready(wanted, num_returns)  # type: ignore[no-any-return]
@@ -138,25 +146,28 @@ class Objects:
             pending = refs.watch(wanted, waiter, number)
             if waiter.done:
                 return True
-            self._ask_owners(pending)
+            self.ask_owners(pending)
             if runtime.broken is not None:
                 raise runtime.broken
         finally:
             runtime.release()
-        if timeout is not None and timeout <= 0:
-            runtime.before_sleep()
-            runtime.pump.glance(monotonic(), 0.0)
-            done = waiter.done
-        else:
-            try:
-                done = self.wait_for(waiter, None if timeout is None else monotonic() + timeout)
-            except BaseException:
-                self._give_up(pending, waiter)
-                raise
+        try:
+            done = self.block(waiter, timeout)
+        except BaseException:
+            self._give_up(pending, waiter)
+            raise
         missing = number - (len(wanted) - len(pending))
         if not done or waiter.failed or len(pending) > missing:  # it still stands on what it did not wait out
             self._give_up(pending, waiter)
         return done
+
+    def block(self, waiter: Waiter, timeout: float | None) -> bool:
+        """Blocks until the waiter is done (True) or `timeout` seconds are over; with 0 takes in what has come."""
+        if timeout is not None and timeout <= 0:
+            self._runtime.before_sleep()
+            self._runtime.pump.glance(monotonic(), 0.0)
+            return waiter.done
+        return self.wait_for(waiter, None if timeout is None else monotonic() + timeout)
 
     def wait_for(self, waiter: Waiter, deadline: float | None) -> bool:
         """Blocks until the waiter is done (True) or the clock passes `deadline`; a worker lends its CPUs meanwhile."""
@@ -173,33 +184,38 @@ class Objects:
         finally:
             self._runtime.release()
 
-    def value(self, entry: ObjectEntry, block: bool = True) -> Any:
+    def value(self, entry: ObjectEntry, block: bool = True, deadline: float | None = None) -> Any:
         """The value of an entry that is not PENDING; raises what it failed with.
 
-        Blocks while a spilled object is brought back; without `block`, raises NotHere where it would.
+        Blocks while an object is brought back from disk, or from another node, until the clock passes the deadline:
+        then raises GetTimeoutError, and the object comes all the same. Without `block`, raises NotHere where it would.
         """
         if entry.literal is not NOTHING:
             return entry.literal
         if entry.state == FAILED:
             self.raise_error(entry)
         if entry.owned:
-            return self._load(entry, block)
+            return self._load(entry, block, deadline)
         before = refs.unpickling_under(entry)
         try:
-            return self._load(entry, block)
+            return self._load(entry, block, deadline)
         finally:
             refs.unpickling_under(before)
 
-    def stored(self, identifier: bytes) -> Any:
+    def stored(self, identifier: bytes, deadline: float | None = None) -> Any:
         """A value out of the store, or back from disk. ObjectLostError where it is in neither."""
         try:
-            return self._runtime.store.get(identifier)
+            return self._runtime.store.get(identifier, deadline)
+        except TimeoutError:
+            raise GetTimeoutError(
+                f"get: object {identifier.hex()} is ready, but did not come to this node in time. It is on its way."
+            ) from None
         except KeyError:
             raise ObjectLostError(identifier, why="its bytes are not in the store any more.") from None
 
-    def _load(self, entry: ObjectEntry, block: bool) -> Any:
+    def _load(self, entry: ObjectEntry, block: bool, deadline: float | None) -> Any:
         if entry.state == STORED:
-            return self.stored(entry.id) if block else self._runtime.store.get_here(entry.id)
+            return self.stored(entry.id, deadline) if block else self._runtime.store.get_here(entry.id)
         value = unpack(entry.value)
         if type(value) in IMMUTABLE:
             entry.literal = value
@@ -238,7 +254,7 @@ class Objects:
         if not pending:
             return True
         refs.watch_entries(pending, Waiter(callback))
-        self._ask_owners(pending)
+        self.ask_owners(pending)
         return False
 
     def fail_pending(self, error: BaseException) -> None:
@@ -334,7 +350,7 @@ class Objects:
 
     # ------------------------------------------------------------------------------------- owners and borrowers
 
-    def _ask_owners(self, pending: Sequence[ObjectEntry]) -> None:
+    def ask_owners(self, pending: Sequence[ObjectEntry]) -> None:
         """Asks the owners of borrowed objects to tell their values, each once."""
         for entry in pending:
             if not entry.owned and not entry.asked:

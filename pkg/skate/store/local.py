@@ -31,7 +31,7 @@ class Keeper(Protocol):
 
     def make_room(self, nbytes: int, attempt: int) -> tuple[Any, ...]: ...
 
-    def bring_back(self, object_id: bytes, attempt: int) -> tuple[Any, ...]: ...
+    def bring_back(self, object_id: bytes, attempt: int, deadline: float | None) -> tuple[Any, ...]: ...
 
     def read_file(self, file: int, offset: int, size: int) -> memoryview | None: ...
 
@@ -86,8 +86,10 @@ class LocalStore:
                     raise self._no_room(word, why[0], size) from None
                 attempt += 1
 
-    def get(self, object_id: bytes) -> Any:
+    def get(self, object_id: bytes, deadline: float | None = None) -> Any:
         """The value, its arrays read-only views of the store that keep their block; brought back if it was spilled.
+
+        TimeoutError when that takes until the clock passes the deadline.
 
         KeyError where no copy is left, ObjectLostError where it cannot be read. Not under the runtime's lock, nor by
         the thread that reads the inbox.
@@ -97,7 +99,7 @@ class LocalStore:
         while block is None:
             if self.keeper is None:
                 raise NotHere(object_id)
-            word, *more = self.keeper.bring_back(object_id, attempt)
+            word, *more = self.keeper.bring_back(object_id, attempt, deadline)
             if word == GONE:
                 raise KeyError(object_id)
             if word == FAILED:
