@@ -248,6 +248,8 @@ class Dispatcher(Machine):
         lease.stalled = False
         if queue.tasks or queue.told:
             self._feed(queue, now)
+        elif queue.arguments:
+            self._forget_if_over(queue)
 
     def tasks_returned(self, lease: HeldLease, tasks: Iterable[OwnedTask], now: float) -> None:
         """The worker gives back tasks that it has not begun, because it was asked to or because it is blocked."""
