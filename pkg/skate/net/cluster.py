@@ -63,9 +63,6 @@ LETTER_SECONDS: Final = 5.0
 KNOCK_SECONDS: Final = 60.0
 KNOCKERS: Final = 1000
 
-#: bytes of an object
-Buffer = memoryview
-
 _ZAP = "inproc://zeromq.zap.01"
 _FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -82,7 +79,7 @@ class Receiver(Protocol):
     def on_letter(self, kind: bytes, sender: ProcessId, content: dict[str, Any]) -> None:
         """A letter has come; `content` is not checked."""
 
-    def on_frame(self, sender: ProcessId, to: ProcessId, frame: bytes, bulk: Buffer | None) -> None:
+    def on_frame(self, sender: ProcessId, to: ProcessId, frame: bytes, bulk: memoryview | None) -> None:
         """A frame for a process of this node. It is of the node that it claims to be of, once and in order.
 
         `bulk`: the bytes of an object that came with it.
@@ -105,7 +102,7 @@ class Conversation:
     """What one other node and this one say to each other."""
 
     def __init__(self) -> None:
-        self.outgoing: Outgoing[tuple[ProcessId, ProcessId, bytes, Buffer | None]] = Outgoing()
+        self.outgoing: Outgoing[tuple[ProcessId, ProcessId, bytes, memoryview | None]] = Outgoing()
         self.incoming = Incoming()
 
 
@@ -347,7 +344,9 @@ class ClusterSockets:
 
     # --------------------------------------------------------------------------------------------------- sending
 
-    def put(self, sender: ProcessId, to: ProcessId, frame: bytes, bulk: Buffer | None, address: str) -> None:
+    def put(
+        self, sender: ProcessId, to: ProcessId, frame: bytes, bulk: memoryview | None, address: str
+    ) -> None:
         """Has a frame go to a process of the node that is at this address. Leaves with the next `step`.
 
         `bulk`: bytes of an object to go with it. They are not copied: they must stay, and as they are, until the other
@@ -356,7 +355,7 @@ class ClusterSockets:
         node = node_of(to)
         if node not in self._by_node:
             self.know(address, node)
-        size = len(frame) + (0 if bulk is None else memoryview(bulk).nbytes)
+        size = len(frame) if bulk is None else len(frame) + bulk.nbytes
         self._conversation(node).outgoing.put((sender, to, frame, bulk), size)
         self._busy.add(node)
 
@@ -399,7 +398,7 @@ class ClusterSockets:
         return due
 
     @staticmethod
-    def _send(link: NodeLink, envelope: Envelope, frame: bytes = b"", bulk: Buffer | None = None) -> bool:
+    def _send(link: NodeLink, envelope: Envelope, frame: bytes = b"", bulk: memoryview | None = None) -> bool:
         more = 0 if bulk is None else zmq.SNDMORE
         try:
             link.socket.send_multipart(pack_envelope(envelope, frame), zmq.NOBLOCK | more)

@@ -56,13 +56,21 @@ class OwnedCopies:
         self.free(object_id)
 
     def whereabouts(self, object_ids: Iterable[bytes]) -> list[tuple[bytes, int, list[NodeId]]]:
-        """(object, bytes, nodes that have them) of stored objects. Of another process's: where it is made, perhaps."""
+        """(object, bytes, nodes that have them) of stored objects.
+
+        Of another process's only that one knows all: here, or else perhaps where its owner is.
+        """
         found = []
         for object_id in object_ids:
             entry = self._runtime.references.entries.get(object_id)
             if entry is not None and entry.state == STORED:
-                nodes = self.machine.nodes_of(object_id) if entry.owned else (node_of(owner_of(object_id)),)
-                found.append((object_id, entry.value, list(nodes)))
+                if entry.owned:
+                    nodes = list(self.machine.nodes_of(object_id))
+                elif self._runtime.store.contains(object_id):
+                    nodes = [self._home]
+                else:
+                    nodes = [node_of(owner_of(object_id))]
+                found.append((object_id, entry.value, nodes))
         return found
 
     def free(self, object_id: bytes) -> None:

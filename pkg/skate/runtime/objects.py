@@ -184,10 +184,10 @@ class Objects:
         finally:
             self._runtime.release()
 
-    def value(self, entry: ObjectEntry, block: bool = True, deadline: float | None = None) -> Any:
+    def value(self, entry: ObjectEntry, block: bool = True, deadline: Any = None) -> Any:
         """The value of an entry that is not PENDING; raises what it failed with.
 
-        Blocks while an object is brought back from disk, or from another node, until the clock passes the deadline:
+        Blocks while an object is brought back from disk or another node, until the clock passes the deadline (or None):
         then raises GetTimeoutError, and the object comes all the same. Without `block`, raises NotHere where it would.
         """
         if entry.literal is not NOTHING:
@@ -213,7 +213,7 @@ class Objects:
         except KeyError:
             raise ObjectLostError(identifier, why="its bytes are not in the store any more.") from None
 
-    def _load(self, entry: ObjectEntry, block: bool, deadline: float | None) -> Any:
+    def _load(self, entry: ObjectEntry, block: bool, deadline: Any) -> Any:
         if entry.state == STORED:
             return self.stored(entry.id, deadline) if block else self._runtime.store.get_here(entry.id)
         value = unpack(entry.value)
