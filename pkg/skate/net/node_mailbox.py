@@ -1,13 +1,14 @@
 """The mailbox of a node manager: what it says itself, and what it passes on between its processes and other nodes.
 
-State: that of its mailbox. A frame of another node's process waits in the same line as what the manager itself says to
-the receiver, so the two keep their order: where the receiver has a lane, the frame goes by the socket, and a mark in
-the lane says when it is its turn.
+State: that of its mailbox, and what is held back until something is written down (`hold`). A frame of another node's
+process waits in the same line as what the manager itself says to the receiver, so the two keep their order: where the
+receiver has a lane, the frame goes by the socket, and a mark in the lane says when it is its turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -26,8 +27,30 @@ class NodeMailbox(Mailbox):
 
     #: what to do with a frame (sender, receiver, frame, bytes of an object) for a process of another node
     pass_on: Forward
+    #: what is to be done before anything more is said; None: nothing
+    _before: Callable[[], None] | None = None
+    #: what says what was to be said since
+    _held: list[Callable[[], Any]]
+
+    def hold(self, before: Callable[[], None]) -> None:
+        """From here on nothing leaves until the next flush has called `before`."""
+        if self._before is None:
+            self._before = before
+            self._held = []
+
+    def flush(self) -> None:
+        while self._before is not None:
+            self._before()
+            held, self._before = self._held, None
+            for say in held:
+                say()
+            self.poke()  # what is for other nodes leaves in the next turn
+        super().flush()
 
     def post(self, to: ProcessId, record: bytes) -> bool:
+        if self._before is not None:
+            self._held.append(partial(self.post, to, record))
+            return False
         if self.is_elsewhere(to):
             self.pass_on(self.me, to, frames.frame([record]), None)
             return False
@@ -35,10 +58,16 @@ class NodeMailbox(Mailbox):
 
     def post_bulk(self, to: ProcessId, record: bytes, bulk: memoryview) -> None:
         """Queues a record for the manager of another node, and bytes of an object, which stay as they are, with it."""
+        if self._before is not None:
+            self._held.append(partial(self.post_bulk, to, record, bulk))
+            return
         self.pass_on(self.me, to, frames.frame([record]), bulk)
 
     def forward(self, to: ProcessId, sender: ProcessId, frame: bytes) -> None:
         """Gives a frame of another node's process to one of this node, after all that was posted to it before."""
+        if self._before is not None:
+            self._held.append(partial(self.forward, to, sender, frame))
+            return
         link = self._links.get(to) or self._open(to)
         link.records.append((sender, frame))  # type: ignore[arg-type]
         self._wait(link)
@@ -48,7 +77,12 @@ class NodeMailbox(Mailbox):
         frame = frames.frame([record])
         if to != self.me:
             self.pass_on(sender, to, frame, None)
-        elif (records := self._decode(sender, frame)) is not None:
+        else:
+            self.deliver_here(sender, frame)
+
+    def deliver_here(self, sender: ProcessId, frame: bytes) -> None:
+        """A frame that a process of this node had for a manager, and that is for this one."""
+        if (records := self._decode(sender, frame)) is not None:
             self._deliver(sender, records)
 
     def _relayed(self, by: ProcessId, sender: ProcessId, data: bytes) -> None:
