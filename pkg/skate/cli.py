@@ -17,6 +17,7 @@ from skate.driver import nodes
 from skate.driver.joining import cluster_config, node_in_cluster
 from skate.net.cluster_key import KEY_FILE_VARIABLE, KEY_VARIABLE
 from skate.node import sessions
+from skate.node.state_file import forget_crashed
 
 #: seconds that a node may take to end, before it is killed
 STOP_SECONDS = 10.0
@@ -84,13 +85,25 @@ def _add_start(commands: Any) -> None:
     start.add_argument(
         "--cluster-key-file",
         metavar="FILE",
-        help="the cluster's key, readable by its user alone. A head makes it, there if it is not there, else in its "
-        f"session's folder. Default: what {KEY_FILE_VARIABLE} names, or {KEY_VARIABLE} holds",
+        help="the cluster's key, readable by its user alone. A head makes it, there if it is not there, else "
+        f"beside its state file. Default: what {KEY_FILE_VARIABLE} names, or {KEY_VARIABLE} holds",
     )
     start.add_argument(
         "--insecure",
         action="store_true",
         help="no key: whoever can connect to the port can run programs as this user, on all nodes",
+    )
+    start.add_argument(
+        "--state-file",
+        metavar="FILE",
+        help="where the head writes down what it must know when it comes back after a crash: nodes, names, detached "
+        "actors. Started again with the same file, it takes up its cluster, also after `skate stop`. Default: one in "
+        "the folder of this user's sessions, which `skate stop` removes",
+    )
+    start.add_argument(
+        "--fresh",
+        action="store_true",
+        help="begin a new cluster, and drop what a head has left in its state file",
     )
     start.add_argument("--num-cpus", type=float, help="CPUs that tasks may use together; all by default")
     start.add_argument("--num-gpus", type=float, help="GPUs that tasks may use together; all by default")
@@ -122,6 +135,7 @@ def _start(chosen: argparse.Namespace) -> int:
             port=chosen.port,
             key_file=chosen.cluster_key_file,
             insecure=chosen.insecure,
+            state=_state(chosen),
         )
         config = node_config(
             num_cpus=chosen.num_cpus,
@@ -143,6 +157,10 @@ def _start(chosen: argparse.Namespace) -> int:
     )
     print(f"    skate.init(address={facts['folder']!r})")
     if chosen.head:
+        if facts["takes_up"]:
+            print(
+                f"It takes up the cluster of {facts['state_file']}, whose nodes find it again by themselves."
+            )
         print(_how_to_join(facts))
     else:
         print(f"It is in the cluster of {facts['head']}.")
@@ -152,6 +170,12 @@ def _start(chosen: argparse.Namespace) -> int:
         return process.wait()
     process.returncode = 0  # it goes on by itself: nobody waits for it
     return 0
+
+
+def _state(chosen: argparse.Namespace) -> dict[str, Any] | None:
+    if chosen.head or chosen.state_file or chosen.fresh:
+        return {"path": chosen.state_file, "fresh": chosen.fresh}
+    return None
 
 
 def _how_to_join(facts: dict[str, Any]) -> str:
@@ -172,6 +196,10 @@ def _stop(chosen: argparse.Namespace) -> int:
     running = sessions.standing()
     failed = [facts for facts in running if not _end(facts)]
     print(f"{len(running) - len(failed)} of {len(running)} nodes were ended.")
+    crashed = forget_crashed()
+    if crashed:
+        heads = "1 head that had crashed" if crashed == 1 else f"{crashed} heads that had crashed"
+        print(f"What {heads} had left to come back to was removed.")
     sessions.sweep()
     return 1 if failed else 0
 

@@ -146,7 +146,8 @@ class Cluster:
 
     def add_node(self, wait: bool = True, **node_args: Any) -> ClusterNode:
         """Starts a node: the head, if there is none. Arguments as `skate start` has them: num_cpus (1), num_gpus (0),
-        resources, labels, memory, object_store_memory (150 MiB), object_spilling_directory.
+        resources, labels, memory, object_store_memory (150 MiB), object_spilling_directory; of the head state_file,
+        with which another head comes back to its nodes.
 
         Blocks until it runs and, with `wait`, until the head lists it. RuntimeError where it does not start.
         """
@@ -156,8 +157,10 @@ class Cluster:
             "object_store_memory": DEFAULT_STORE_BYTES,
         }
         arguments |= {name: value for name, value in node_args.items() if name not in _IGNORED}
+        state_file = arguments.pop("state_file", None)
         cluster = cluster_config(
             head=self.address,
+            state=None if state_file is None else {"path": state_file, "fresh": False},
             node_ip=arguments.pop("node_ip_address", "127.0.0.1"),
             port=arguments.pop("port", 0),
             key_file=None if self._insecure else self._key_file,

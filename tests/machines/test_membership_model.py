@@ -16,6 +16,7 @@ from skate.core.membership import (
     GRACE_SECONDS,
     JOIN_SECONDS,
     JOINING,
+    RETURN_SECONDS,
     SHARE_SECONDS,
     DropNode,
     Identity,
@@ -81,11 +82,13 @@ class Cluster(RuleBasedStateMachine):
         self.serial = itertools.count(1)
         self.nodes: dict[NodeId, Node] = {}
         self.refused: set[NodeId] = set()
-        self.start_head()
+        self.start_head([], [])
 
-    def start_head(self) -> None:
+    def start_head(self, former: list[NodeId], remembered: list[Row]) -> None:
         me = row(next(self.serial), "10.0.0.0:7000", head=True)
+        self.former = former
         self.register = Register(me, IDENTITY)
+        self.register.on_recovered(remembered, self.now)
         self.head = Roster(me, in_cluster=True)
         self.head_dead: list[NodeId] = []
 
@@ -99,14 +102,14 @@ class Cluster(RuleBasedStateMachine):
             if type(effect) is Welcome:
                 node = self.nodes.get(effect.node)
                 if node is not None:
-                    node.inbox.append(("welcome", self.register.me, self.register.rows()))
+                    node.inbox.append((self.former, self.register.me, self.register.rows()))
             elif type(effect) is Refuse:
                 self.refused.add(NodeId(bytes.fromhex(effect.node)))
             elif type(effect) is Share:
                 self.head.on_rows(effect.rows)
                 for expected in self.register.expected():
                     if expected in self.nodes:
-                        self.nodes[expected].inbox.append(("rows", self.register.me, effect.rows))
+                        self.nodes[expected].inbox.append((None, self.register.me, effect.rows))
             else:
                 assert type(effect) is DropNode
         for buried in self.head.take_effects():
@@ -165,15 +168,18 @@ class Cluster(RuleBasedStateMachine):
             self.catch_up(node)
 
     def catch_up(self, node: Node) -> None:
-        for kind, head, rows in node.inbox:
-            if kind == "welcome":
-                node.roster.on_welcome(head, rows)
+        for former, head, rows in node.inbox:
+            if former is not None:
+                node.roster.on_welcome(head, rows, former, returns=True)
             elif head == node.roster.head:
                 node.roster.on_rows(rows)
         node.inbox.clear()
         for effect in node.roster.take_effects():
             if type(effect) is BuryNode:
                 node.heard_dead.append(effect.node)
+                assert not effect.returns or effect.node in node.roster.former, (
+                    "it is followed by who answers"
+                )
             elif type(effect) is Leave:
                 node.runs = False
 
@@ -207,9 +213,13 @@ class Cluster(RuleBasedStateMachine):
             lives = member is not None and member.state != DEAD
             assert lives is (deadline > self.now), "given up too early, or too late"
 
-    @rule()
-    def restart_head(self) -> None:
-        self.start_head()
+    @rule(remembers=st.booleans())
+    def restart_head(self, remembers: bool) -> None:
+        """As a new cluster's, or as the one that knows what the last one knew."""
+        members = [each for each in self.register.members.values() if each.state in (ALIVE, AWAY)]
+        rows = [each.row for each in members if each.row.node != self.register.me]
+        former = [*self.former, self.register.me]
+        self.start_head(*(former, rows) if remembers else ([], []))
         for node in self.nodes.values():
             node.connected = False
             node.inbox.clear()
@@ -253,12 +263,42 @@ class Cluster(RuleBasedStateMachine):
         for node in self.running():
             assert {each.node for each in node.roster.living()} == living
             assert node.roster.head == self.register.me
+            for head in self.former:
+                assert node.roster.home(process_id(head, 5)) == process_id(self.register.me, 0)
+            assert node.roster.home(process_id(node.me.node, 5)) == process_id(node.me.node, 0)
 
 
 TestCluster = Cluster.TestCase
 
 
 # ------------------------------------------------------------------------------------------------- single rules
+
+
+def test_a_head_that_comes_back_waits_for_those_it_remembers() -> None:
+    head = register()
+    head.on_recovered([row(2), row(3), row(4, row(3).address), row(5, row(1).address)], 0.0)
+    assert [each.node for each in head.rows()] == [node_id(1), node_id(2), node_id(3)]
+    assert head.expected() == [], "they are told of nothing until they take this one for their head"
+    head.on_hello(hello(row(2)), 0.0)
+    head.on_link_up(node_id(2))
+    assert head.expected() == [node_id(2)]
+    assert head.tick(RETURN_SECONDS - 1) == RETURN_SECONDS
+    head.tick(RETURN_SECONDS)
+    assert head.members[node_id(2)].state == ALIVE
+    assert head.members[node_id(3)].state == DEAD
+    assert "did not find this one" in head.members[node_id(3)].row.cause
+    head.check()
+
+
+@pytest.mark.parametrize("returns", [False, True])
+def test_a_head_that_ends_says_whether_it_comes_back(returns: bool) -> None:
+    mine = roster()
+    mine.on_head_goodbye("told to", returns=returns)
+    assert mine.take_effects() == [BuryNode(node_id(1), "it ended: told to", returns)]
+    assert mine.awaited == (node_id(1) if returns else None)
+    assert mine.home(process_id(node_id(1), 3)) == process_id(node_id(1), 0), "nobody follows it yet"
+    mine.on_welcome(node_id(9), [row(9, row(1).address, head=True), row(2)], [node_id(1)] if returns else [])
+    assert mine.home(process_id(node_id(1), 3)) == process_id(node_id(9 if returns else 1), 0)
 
 
 def register() -> Register:

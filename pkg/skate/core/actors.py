@@ -77,7 +77,13 @@ class Tell(NamedTuple):
     watchers: tuple[ProcessId, ...]
 
 
-Effect = Place | Unplace | Become | EndGently | KillProcess | Tell
+class Keep(NamedTuple):
+    """Effect: something has changed that is to be known of a detached actor when the node's directory comes back."""
+
+    actor: Actor
+
+
+Effect = Place | Unplace | Become | EndGently | KillProcess | Tell | Keep
 _OF_THE_LIVING: Final = (Place, Become, EndGently)
 
 
@@ -160,6 +166,7 @@ class ActorDirectory(Machine):
         self._add_watcher(actor, actor.owner)
         if name:
             self.names[namespace, name] = actor
+        self._keep(actor)
         return None
 
     def described(self, actor_id: ActorId, spec: Any, max_restarts: int) -> None:
@@ -169,6 +176,7 @@ class ActorDirectory(Machine):
             return  # it was killed meanwhile
         actor.spec = spec
         actor.restarts_left = max_restarts
+        self._keep(actor)
         self._effects.append(Place(actor))
 
     def undescribable(self, actor_id: ActorId, error: bytes) -> None:
@@ -191,6 +199,47 @@ class ActorDirectory(Machine):
         else:
             self._die(actor, actor.ending)
             self._forget(actor)
+
+    # ------------------------------------------------------------------------------------------- a head comes back
+
+    def recovered(
+        self,
+        actor_id: ActorId,
+        name: str,
+        namespace: str,
+        about: Any,
+        spec: Any,
+        state: int,
+        restarts: int,
+        restarts_left: int,
+        worker: ProcessId | None,
+    ) -> None:
+        """A detached actor as it stood when the last head died. `placed`, `process_left` or `resumed` follows."""
+        actor = self._actor(actor_id)
+        actor.detached = True
+        actor.name, actor.namespace, actor.about, actor.spec = name, namespace, about, spec
+        actor.state, actor.restarts, actor.restarts_left = state, restarts, restarts_left
+        actor.worker = worker
+        if name:
+            self.names[namespace, name] = actor
+        if worker is not None:
+            self._workers[worker] = actor
+
+    def unrecoverable(self, actor_id: ActorId, why: str) -> None:
+        """A detached actor of the last head that cannot be made any more."""
+        self._dead[actor_id] = {"kind": "crash", "text": why}
+
+    def confirmed(self, actor_id: ActorId) -> None:
+        """The actor's worker is there: it is told again what it is, in case it never was."""
+        actor = self.actors.get(actor_id)
+        if actor is not None and actor.worker is not None:
+            self._effects.append(Become(actor))
+
+    def resumed(self, actor_id: ActorId) -> None:
+        """It had no worker when the last head died, and none turned up that it was given since."""
+        actor = self.actors.get(actor_id)
+        if actor is not None and actor.state in (PENDING, RESTARTING) and actor.worker is None:
+            self._effects.append(Place(actor))
 
     # ----------------------------------------------------------------------------------------- what anybody says
 
@@ -240,6 +289,7 @@ class ActorDirectory(Machine):
             return
         actor.worker = worker
         self._workers[worker] = actor
+        self._keep(actor)
         self._effects.append(Become(actor))
 
     def unplaceable(self, actor_id: ActorId, why: str, kind: str = "crash") -> None:
@@ -267,6 +317,7 @@ class ActorDirectory(Machine):
             self._die(actor, {"kind": "init", "error": error})
             return
         actor.state = ALIVE
+        self._keep(actor)
         self._tell(actor)
 
     def leaves(self, worker: ProcessId, why: str) -> None:
@@ -300,6 +351,7 @@ class ActorDirectory(Machine):
             housed.restarts += 1
             housed.state = RESTARTING
             housed.cause = cause
+            self._keep(housed)
             self._tell(housed)
             self._effects.append(Place(housed))
         else:
@@ -320,6 +372,10 @@ class ActorDirectory(Machine):
         actor.watchers.add(process)
         self._watched.setdefault(process, {})[actor.id] = actor
 
+    def _keep(self, actor: Actor) -> None:
+        if actor.detached:
+            self._effects.append(Keep(actor))
+
     def _tell(self, actor: Actor) -> None:
         if actor.watchers:
             self._effects.append(Tell(actor, tuple(sorted(actor.watchers))))
@@ -330,6 +386,7 @@ class ActorDirectory(Machine):
         ]
         actor.state = DEAD
         actor.cause = cause
+        self._keep(actor)
         self._tell(actor)
         for watcher in actor.watchers:
             _remove(self._watched, watcher, actor)

@@ -94,6 +94,10 @@ class Outgoing(Generic[T]):
         self._under_way.clear()
         self._bytes = 0
 
+    def unacknowledged(self) -> list[T]:
+        """What may not have arrived, in order."""
+        return [sent.what for sent in (*self._under_way, *self._waiting)]
+
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""
         numbers = [sent.number for sent in (*self._under_way, *self._waiting)]

@@ -1,7 +1,7 @@
 """Which nodes a cluster has: the head's register of who has joined, who is away, who is dead.
 
-Pure. State: a Member a node. Events: on_hello, on_link_up, on_link_lost, on_goodbye, on_report, tick. What the nodes
-know of it is `core.roster`. A node's life in the register:
+Pure. State: a Member a node. Events: on_hello, on_recovered, on_link_up, on_link_lost, on_goodbye, on_report, tick.
+What the nodes know of it is `core.roster`. A node's life in the register:
 
     (hello) ──▶ JOINING ──its link is up──▶ ALIVE ◀──it is back──┐
                    │                          ├───link lost───▶ AWAY
@@ -16,7 +16,8 @@ Rules:
 * A node is listed once the head reaches it at the address that it named, so whoever is listed can be spoken to.
 * Two nodes cannot have one address: where a new node has it, the old one is dead.
 * The head that comes back (with a new id, since its processes died) asks those who say hello whom else they know. Who
-  is named and does not come back within GRACE_SECONDS is dead.
+  is named and does not come back within GRACE_SECONDS is dead; and so is who was written down by the last head
+  (`on_recovered`), after RETURN_SECONDS.
 * A node that has lost the head waits longer than the head waits for it, before it takes the head's node for dead. So
   where both live, the head decides. It never stops looking for a head at that address.
 * Changes of the table leave together, at most every SHARE_SECONDS.
@@ -24,7 +25,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from skate.core.roster import DEAD_SHOWN, Row
@@ -33,6 +34,8 @@ from skate.wire.cluster import parse_address
 
 #: seconds that a node whose link is lost has to come back
 GRACE_SECONDS: Final = 3.0
+#: seconds that the nodes which a head remembers have to find it again when it comes back
+RETURN_SECONDS: Final = 6.0
 #: seconds that a node has, from its hello, to be reached by the head
 JOIN_SECONDS: Final = 10.0
 #: seconds between two messages to all nodes, and between two reports of a node
@@ -104,13 +107,15 @@ Effect = Welcome | Refuse | Share | DropNode
 class Member:
     """A node as the register knows it."""
 
-    __slots__ = ("deadline", "row", "state")
+    __slots__ = ("deadline", "met", "row", "state")
 
-    def __init__(self, row: Row, state: str, deadline: float | None) -> None:
+    def __init__(self, row: Row, state: str, deadline: float | None, *, met: bool = True) -> None:
         self.row = row
         self.state = state
         #: when it is given up
         self.deadline = deadline
+        #: it has said hello to this head; until then it does not take this one for its head
+        self.met = met
 
     def __repr__(self) -> str:
         return f"<Member {self.row.node.hex()} {self.state}>"
@@ -133,7 +138,11 @@ class Register:
 
     def expected(self) -> list[NodeId]:
         """The other nodes that live, as far as is known, or are about to be listed: who is told of changes."""
-        return [node for node, member in self.members.items() if member.state != DEAD and node != self.me]
+        return [
+            node
+            for node, member in self.members.items()
+            if member.state != DEAD and member.met and node != self.me
+        ]
 
     def is_member(self, node: NodeId) -> bool:
         """Whether the node lives, as far as is known, or is about to be listed."""
@@ -143,6 +152,18 @@ class Register:
     def rows(self) -> list[Row]:
         """The table: all that were ever listed."""
         return [member.row for member in self.members.values() if member.state != JOINING]
+
+    def on_recovered(self, rows: Iterable[Row], now: float) -> None:
+        """These nodes lived when the last head died."""
+        taken = {member.row.address for member in self.members.values()}
+        for row in rows:
+            if row.node in self.members or row.address in taken:
+                continue
+            taken.add(row.address)
+            self.members[row.node] = Member(
+                row._replace(head=False, available={}, demands=[]), AWAY, now + RETURN_SECONDS, met=False
+            )
+            self._note(row.node)
 
     def on_hello(self, hello: Mapping[str, Any], now: float) -> None:
         """A node says who it is, for the first time or again. `hello` is what it sent, not yet checked."""
@@ -175,7 +196,7 @@ class Register:
         if member is None or member.state == JOINING:
             self.members[row.node] = Member(row, JOINING, now + JOIN_SECONDS)
         else:
-            member.row = row
+            member.row, member.met = row, True
             self._note(row.node)
         self._effects.append(Welcome(row.node))
 
@@ -191,7 +212,7 @@ class Register:
                     alive=False, cause=row.cause or f"another node came at its address {row.address}"
                 )
             self.members[row.node] = Member(
-                row, *((AWAY, now + GRACE_SECONDS) if row.alive else (DEAD, None))
+                row, *((AWAY, now + GRACE_SECONDS) if row.alive else (DEAD, None)), met=False
             )
             if row.alive:
                 taken.add(row.address)
@@ -244,9 +265,10 @@ class Register:
         """Time has passed; gives the time of the next look, or None."""
         for member in list(self.members.values()):
             if member.deadline is not None and member.deadline <= now:
-                self._give_up(
-                    member, f"its link was lost, and it did not come back within {GRACE_SECONDS:g} s"
-                )
+                cause = f"its link was lost, and it did not come back within {GRACE_SECONDS:g} s"
+                if not member.met:
+                    cause = "it lived when the last head died, and did not find this one in time"
+                self._give_up(member, cause)
         due = min(
             (each.deadline for each in self.members.values() if each.deadline is not None), default=None
         )

@@ -40,16 +40,20 @@ class NameTable:
     def find(self, name: str, namespace: str) -> Named | None:
         return self._names.get((namespace, name))
 
-    def ended(self, actor: ActorId) -> None:
-        """An actor is dead: its name is free, if it had one."""
+    def ended(self, actor: ActorId) -> tuple[str, str] | None:
+        """An actor is dead: its name is free, if it had one. Gives (namespace, name) then."""
         key = self._of.pop(actor, None)
         if key is not None:
             del self._names[key]
+        return key
 
-    def node_died(self, node: NodeId) -> None:
-        """A node is dead, and with it the directory of the actors that were made there."""
-        for actor in [actor for actor in self._of if node_of(actor) == node]:
-            self.ended(actor)
+    def node_died(self, node: NodeId) -> list[tuple[str, str]]:
+        """A node is dead, and with it the directory of the actors that were made there: gives what is free now."""
+        return [key for key in map(self.ended, self.of_node(node)) if key is not None]
+
+    def of_node(self, node: NodeId) -> list[ActorId]:
+        """Those that were made on the node, and so stand in its directory."""
+        return [actor for actor in self._of if node_of(actor) == node]
 
     def listing(self) -> list[tuple[str, str]]:
         """(namespace, name) of all."""

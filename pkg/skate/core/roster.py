@@ -4,6 +4,10 @@ Pure. State: a row a node, which node the head's is and how long it has been awa
 though nobody has told of them. Events: on_welcome, on_refused, on_rows, on_introduced, on_unknown, on_head_up,
 on_head_lost, on_head_goodbye, on_self_changed, tick. `core.membership` is the head's side, and says the rules.
 
+A head that comes back has another node id, since its processes died; but it says on which nodes the head was before
+(`former`), and what is for the manager of one of these is for its own (`home`). Where a head is to come back (it has
+said so, `head_returns`), those of its detached actors that live here are kept until another head has answered.
+
 A scheduler reads `living()`: what each node has, has free, what waits there, its labels. A node that is in no cluster
 has a table of itself.
 """
@@ -13,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from skate.ids import NODE_ID_BYTES, NodeId
+from skate.ids import NODE_ID_BYTES, NodeId, ProcessId, manager_of, node_of
 from skate.wire.cluster import parse_address
 
 #: seconds after which a node takes the head's node for dead
@@ -59,7 +63,7 @@ class Row(NamedTuple):
         for name, kind in _KINDS.items():
             if type(fields[name]) is not kind:
                 raise ValueError(f"{name} of a node must be {kind.__name__}, not {fields[name]!r:.40}")
-        fields["node"] = _node_id(fields["node"])
+        fields["node"] = node_id(fields["node"])
         if fields["address"]:
             parse_address(fields["address"])
         for name in ("total", "available"):
@@ -77,7 +81,8 @@ _KINDS: Final = {
 }  # fmt: skip
 
 
-def _node_id(text: str) -> NodeId:
+def node_id(text: str) -> NodeId:
+    """ValueError where the text is no node's id."""
     node = bytes.fromhex(text)
     if len(node) != NODE_ID_BYTES or not any(node):
         raise ValueError(f"{text!r:.40} is no node's id")
@@ -114,6 +119,8 @@ class BuryNode(NamedTuple):
 
     node: NodeId
     cause: str
+    #: the node was the head's, and the head may come back, on another one
+    returns: bool = False
 
 
 class SendHeld(NamedTuple):
@@ -144,6 +151,12 @@ class Roster:
         self.version = 0
         #: the node of the head; None until it has answered
         self.head: NodeId | None = me.node if me.head else None
+        #: the nodes on which it was before, the latest last
+        self.former: tuple[NodeId, ...] = ()
+        #: the head writes down what it must know when it comes back
+        self.head_returns = False
+        #: the node of a head that is dead and may come back
+        self.awaited: NodeId | None = None
         #: why the head did not let this node in
         self.refused = ""
         self._head_deadline: float | None = None
@@ -172,6 +185,12 @@ class Roster:
         row = self.rows.get(node)
         return row is not None and not row.alive
 
+    def home(self, identifier: bytes) -> ProcessId:
+        """The node manager that speaks for a process or actor: its node's; or the head's, where the head was there."""
+        if self.head is not None and node_of(identifier) in self.former:
+            return manager_of(self.head)
+        return manager_of(identifier)
+
     # ------------------------------------------------------------------------------------------------------- events
 
     def on_self_changed(
@@ -181,12 +200,15 @@ class Roster:
         row = self.rows[self.me]
         self.rows[self.me] = row._replace(total=total, available=available, demands=demands)
 
-    def on_welcome(self, head: NodeId, rows: Iterable[Row]) -> None:
-        """The head has let this node in, or back in."""
+    def on_welcome(
+        self, head: NodeId, rows: Iterable[Row], former: Iterable[NodeId] = (), *, returns: bool = False
+    ) -> None:
+        """The head has let this node in, or back in. `returns`: should it die, it may come back."""
         before, self.head = self.head, head
+        self.former, self.head_returns = tuple(former), returns
         self._head_deadline = None
         if before is not None and before != head:
-            self._bury(before, "the head was started again at its address")
+            self._bury(before, "the head was started again at its address", returns=before in self.former)
         self.on_rows(rows)
 
     def on_refused(self, why: str) -> None:
@@ -237,10 +259,10 @@ class Roster:
         if self.head is not None and self.head != self.me and self._head_deadline is None:
             self._head_deadline = now + HEAD_SECONDS
 
-    def on_head_goodbye(self, why: str) -> None:
+    def on_head_goodbye(self, why: str, *, returns: bool = False) -> None:
         """The head ends, and its node with it. Another may come at its address."""
         if self.head is not None and self.head != self.me:
-            self._bury(self.head, f"it ended: {why}")
+            self._bury(self.head, f"it ended: {why}", returns=returns)
 
     def tick(self, now: float) -> float | None:
         """Time has passed; gives the time of the next look, or None."""
@@ -250,6 +272,7 @@ class Roster:
             self._bury(
                 self.head,
                 f"the link to the head was lost, and it did not come back within {HEAD_SECONDS:g} s",
+                returns=self.head_returns,
             )
         for node, deadline in list(self._unknown.items()):
             if deadline <= now:
@@ -264,13 +287,15 @@ class Roster:
         if self._unknown.pop(node, None) is not None:
             self._effects.append(SendHeld(node))
 
-    def _bury(self, node: NodeId, cause: str, row: Row | None = None) -> None:
+    def _bury(self, node: NodeId, cause: str, row: Row | None = None, *, returns: bool = False) -> None:
         known = self.rows.get(node)
         if known is None or not known.alive or node == self.me:
             return
         self.rows[node] = (row or known)._replace(alive=False, cause=cause, available={}, demands=[])
         self._introduced.pop(node, None)
-        self._effects.append(BuryNode(node, cause))
+        if returns:
+            self.awaited = node
+        self._effects.append(BuryNode(node, cause, returns))
 
     def _forget_oldest(self) -> None:
         dead = [node for node, row in self.rows.items() if not row.alive]

@@ -21,8 +21,12 @@ def cluster_config(
     port: int = 0,
     key_file: str | None = None,
     insecure: bool = False,
+    state: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a node manager needs to know to be in a cluster: its head where `head` is None, else with the head there.
+
+    `state` says where a head writes down what it must know when it comes back: {"path": …, "fresh": …}, see
+    node.state_file; None: nowhere.
 
     The key is in `key_file`, else in SKATE_CLUSTER_KEY or SKATE_CLUSTER_KEY_FILE. Without them a head makes one (in the
     file, if one is named that is not there), and a node of the same user on the head's machine finds the head's.
@@ -32,24 +36,33 @@ def cluster_config(
         head = join_address(*parse_address(head))
     if not 0 <= port < 65536:
         raise ValueError(f"a port is 0 (any) to 65535, not {port}")
+    if state is not None and head is not None:
+        raise ValueError("--state-file and --fresh are for the head")
+    if state is not None and state["path"] is not None:
+        state = state | {"path": os.path.abspath(state["path"])}
     key_file = os.path.abspath(key_file) if key_file else None
-    key = None
+    key, key_is_new = None, False
     if insecure:
         if key_file:
             raise ValueError("--insecure and a key exclude each other")
     elif head is None:
         if key_file and not os.path.exists(key_file):
             cluster_key.write_key(key_file, cluster_key.make_key())
-        key = cluster_key.find_key(key_file) or cluster_key.make_key()
+        key = cluster_key.find_key(key_file)
+        key_is_new = key is None
+        key = key or cluster_key.make_key()
     else:
         key = cluster_key.find_key(key_file) or _key_of_local_head(head)
-    return {
+    config: dict[str, Any] = {
         "head": head,
         "host": node_ip or _own_address(parse_address(head)[0] if head else _ELSEWHERE),
         "port": port,
         "key": key,
         "key_file": key_file,
     }
+    if state is not None:
+        config["state"] = state | {"key_is_new": key_is_new, "host_is_given": node_ip is not None}
+    return config
 
 
 def _key_of_local_head(head: str) -> str:

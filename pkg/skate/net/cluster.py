@@ -238,14 +238,15 @@ class ClusterSockets:
         else:
             link.letters = [letter]  # an older one says nothing that this does not
 
-    def drop(self, node: NodeId) -> None:
-        """The node is dead, or no member: nothing is said to it any more."""
-        self._conversations.pop(node, None)
+    def drop(self, node: NodeId) -> list[tuple[ProcessId, ProcessId, bytes, memoryview | None]]:
+        """The node is dead, or no member: nothing is said to it any more. Gives what it may not have heard."""
+        conversation = self._conversations.pop(node, None)
         self._busy.discard(node)
         link = self._by_node.pop(node, None)
         if link is not None:
             self._links.pop(link.address, None)
             self._shut(link)
+        return [] if conversation is None else conversation.outgoing.unacknowledged()
 
     def is_up(self, node: NodeId) -> bool:
         """Whether there is a connection to the node."""

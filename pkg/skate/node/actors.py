@@ -17,6 +17,7 @@ from skate.core.actors import (
     ActorDirectory,
     Become,
     EndGently,
+    Keep,
     KillProcess,
     Place,
     Tell,
@@ -57,7 +58,7 @@ class NodeActors:
     ) -> None:
         self.directory = ActorDirectory()
         #: those of the whole cluster
-        self.names = NodeNames(head, self._named)
+        self.names = NodeNames(head, self.named)
         self._scheduling = scheduling
         self._post = post
         self._kill = kill
@@ -146,6 +147,10 @@ class NodeActors:
         self._leases[actor] = lease.id, granted_allocation(lease)
         self.directory.placed(actor, lease.worker.id)
 
+    def housed(self, actor: ActorId, lease: int, allocation: dict[str, Any]) -> None:
+        """The actor had this lease of a worker when the last head died."""
+        self._leases[actor] = lease, allocation
+
     def placed_elsewhere(
         self, node: Any, actor: ActorId, worker: bytes, lease: int, may: Any, why: str
     ) -> None:
@@ -182,7 +187,9 @@ class NodeActors:
         self.directory.process_left(process, json.loads(cause))
 
     def node_left(self, node: NodeId, cause: str) -> None:
-        """Another node is dead, with the workers in which actors were."""
+        """Another node is dead, with the workers in which actors were. Of the last head's, node.recovery tells."""
+        if self.names.ledger is not None and node in self._scheduling.roster.former:
+            return
         for worker in [worker for worker in self.directory.workers() if node_of(worker) == node]:
             self.process_left(worker, cause)
 
@@ -203,6 +210,11 @@ class NodeActors:
                 self._post(effect.actor.worker, m.EndActor(effect.actor.id))
             elif type(effect) is KillProcess:
                 self._kill(effect.worker, effect.why)
+            elif type(effect) is Keep:
+                if self.names.ledger is not None:
+                    self.names.ledger.actor_changed(
+                        effect.actor, *self._leases.get(effect.actor.id, (0, None))
+                    )
             else:
                 self._leases.pop(effect.actor.id, None)
                 self._scheduling.owner_left(ProcessId(effect.actor.id))
@@ -227,7 +239,9 @@ class NodeActors:
             self.directory.unplaceable(actor.id, group_removed(demand), "unschedulable")
             return
         where = where_from(spec["where"])
-        details = Details(spec["environment"], spec["depth"], where.captures, spec["lends"])
+        details = Details(
+            spec["environment"], spec["depth"], where.captures, spec["lends"], detached=actor.detached
+        )
         self._scheduling.wants(ProcessId(actor.id), 0, demand, where, 1, details, for_actor=True)
 
     def _become(self, actor: Actor) -> None:
@@ -247,7 +261,7 @@ class NodeActors:
         self.act()
         self.names.list(replying(self._post_if_it_lives, process, token))
 
-    def _named(self) -> list[tuple[ActorId, str, str, Any]]:
+    def named(self) -> list[tuple[ActorId, str, str, Any]]:
         return [
             (actor.id, actor.name, actor.namespace, actor.about) for actor in self.directory.names.values()
         ]

@@ -14,7 +14,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import zmq
 
@@ -23,7 +23,7 @@ from skate.config import VERSION
 from skate.core import membership, roster
 from skate.core.acquaintances import Acquaintances
 from skate.core.membership import SHARE_SECONDS, DropNode, Identity, Refuse, Register, Share, Welcome
-from skate.core.roster import BuryNode, Leave, Roster, Row, SendHeld, check_report
+from skate.core.roster import BuryNode, Leave, Roster, Row, SendHeld, check_report, node_id
 from skate.ids import NodeId, ProcessId, manager_of, node_of
 from skate.net.cluster import ClusterSockets
 from skate.net.cluster_key import keys_of
@@ -31,6 +31,10 @@ from skate.net.node_mailbox import NodeMailbox
 from skate.wire import messages as m
 from skate.wire.cluster import HELLO, REFUSED, WELCOME
 from skate.wire.messages import SCHEMAS, encode
+
+if TYPE_CHECKING:
+    from skate.node.ledger import NodeLedger
+    from skate.node.recovery import HeadRecovery, Survivors
 
 log = logging.getLogger("skate.node")
 
@@ -67,6 +71,10 @@ class Hooks(NamedTuple):
     measure: Callable[[], tuple[dict[str, int], dict[str, int], list[Any]]]
     #: (node, units): to the head, what another node has free
     reported: Callable[[NodeId, dict[str, int]], None]
+    #: tells all processes of this node
+    tell_all: Callable[[Any], None]
+    #: this node has a head, the first or another one
+    head_came: Callable[[], None]
 
 
 def identity() -> Identity:
@@ -75,7 +83,12 @@ def identity() -> Identity:
 
 
 class NodeCluster:
-    """The cluster, as one node manager has to do with it."""
+    """The cluster, as one node manager has to do with it. `survivors` is set once the node has them, and where it is
+    the head of a cluster that is to come back `recovery` and `ledger`."""
+
+    survivors: Survivors
+    recovery: HeadRecovery | None = None
+    ledger: NodeLedger | None = None
 
     def __init__(self, row: Row, config: dict[str, Any] | None, mailbox: NodeMailbox, hooks: Hooks) -> None:
         """`row` says what this node is; `config` is api.session's `cluster_config`, None for a node in no cluster.
@@ -106,6 +119,8 @@ class NodeCluster:
                 ) from None
             row = row._replace(address=self._sockets.address, head=self._head_address is None)
         self.roster = Roster(row, in_cluster=config is not None)
+        #: the head that this node has told what it has
+        self._head: NodeId | None = None
         self.register = Register(row, self._identity) if row.head else None
         #: what comes from other nodes' managers
         self._handlers: dict[int, Callable[..., None]] = {
@@ -120,6 +135,13 @@ class NodeCluster:
     def handle(self, handlers: Mapping[int, Callable[..., None]]) -> None:
         """More of what the managers of other nodes may say: code -> what to call with the node and the fields."""
         self._handlers.update(handlers)
+
+    def come_back(self, ledger: NodeLedger, recovery: HeadRecovery) -> None:
+        """This head takes up what the last one has left, before anybody is heard."""
+        assert self.register is not None
+        self.ledger, self.recovery = ledger, recovery
+        recovery.begin(self.roster, self.register.on_recovered)
+        self.handle({m.RollCall.code: recovery.called})  # type: ignore[attr-defined]
 
     @property
     def address(self) -> str:
@@ -168,7 +190,12 @@ class NodeCluster:
         node = node_of(to)
         if node == node_of(self.me) or node_of(sender) != node_of(self.me):
             log.warning("process %s had a message passed on to process %s: refused", sender.hex(), to.hex())
-        elif not self.roster.is_dead(node):
+        elif node in self.roster.former:
+            self._pass_on_to_head(sender, to, frame)
+        elif self.roster.is_dead(node):
+            if node == self.roster.awaited and to == manager_of(node):
+                self.survivors.keep(sender, to, frame)
+        else:
             if self._hooks.lives(sender):  # else these are last words
                 self._acquaintances.met(sender, node)
             address = self.roster.address(node)
@@ -177,6 +204,16 @@ class NodeCluster:
             else:
                 assert self._sockets is not None
                 self._sockets.put(sender, to, frame, bulk, address)
+
+    def _pass_on_to_head(self, sender: ProcessId, to: ProcessId, frame: bytes) -> None:
+        """For a process of a node on which the head was before. They are dead, but for what its manager knew."""
+        home = self.roster.home(to)
+        if to != manager_of(to) or sender == home:
+            return
+        if home == self.me:
+            self._mailbox.deliver_here(sender, frame)
+        else:
+            self.pass_on(sender, home, frame, None)
 
     def _hold(self, node: NodeId, what: tuple[ProcessId, ProcessId, bytes, memoryview | None]) -> None:
         held = self._held.setdefault(node, [])
@@ -257,14 +294,14 @@ class NodeCluster:
         self.register.on_report(node, available, demands, total)
         self._hooks.reported(node, available)
 
-    def _goodbye(self, node: NodeId, why: str) -> None:
+    def _goodbye(self, node: NodeId, why: str, returns: bool) -> None:
         if self.register is not None:
             self.register.on_goodbye(node, why)
         elif node == self.roster.head:
-            self.roster.on_head_goodbye(why)
+            self.roster.on_head_goodbye(why, returns=returns)
 
     def _process_died(self, node: NodeId, process: ProcessId, *fields: Any) -> None:
-        if node_of(process) != node:
+        if self.roster.home(process) != manager_of(node):
             raise ValueError(f"process {process.hex()} is not that node's")
         self._hooks.process_died(m.ProcessDied(process, *fields))
 
@@ -308,8 +345,9 @@ class NodeCluster:
         if head != self.roster.head:
             log.info("this node, %s, is in the cluster of %s", self.me.hex(), self._head_address)
             self._look_at, self._told = 0.0, None  # it does not know what is free here
+        former = [node_id(text) for text in content.get("former", ())]
         self._sockets.know(self._head_address, head)
-        self.roster.on_welcome(head, rows)
+        self.roster.on_welcome(head, rows, former, returns=content.get("returns") is True)
 
     def _refuse(self, hello: dict[str, Any], why: str) -> None:
         assert self._sockets is not None
@@ -355,6 +393,9 @@ class NodeCluster:
         while effects := self.roster.take_effects():
             for each in effects:
                 self._carry_out(each)
+        if self.roster.head != self._head:
+            self._head = self.roster.head
+            self._head_came()
         if self._sockets is not None:
             times.append(self._sockets.step(now))
         return min((time for time in times if time is not None), default=None)
@@ -391,7 +432,11 @@ class NodeCluster:
             if self._sockets.is_up(effect.node):
                 self.register.on_link_up(effect.node)
             rows = [each.to_plain() for each in self.register.rows()]
-            self._sockets.write(row.address, WELCOME, self._identity._asdict() | {"rows": rows})
+            about_head = {
+                "former": [node.hex() for node in self.roster.former],
+                "returns": self.roster.head_returns,
+            }
+            self._sockets.write(row.address, WELCOME, self._identity._asdict() | {"rows": rows} | about_head)
         elif type(effect) is Refuse:
             self._refuse({"node": effect.node, "address": effect.address}, effect.why)
         elif type(effect) is DropNode:
@@ -403,6 +448,8 @@ class NodeCluster:
     def _share(self, rows: Sequence[Row]) -> None:
         assert self.register is not None
         self.roster.on_rows(rows)
+        if self.ledger is not None:
+            self.ledger.nodes_changed(rows, self.roster.me)
         changed = encode(m.NodesChanged([row.to_plain() for row in rows]))
         for node in self.register.expected():
             self._mailbox.post(manager_of(node), changed)
@@ -416,24 +463,48 @@ class NodeCluster:
                 self.pass_on(*what)
         else:
             assert type(effect) is BuryNode
-            self._bury(effect.node, effect.cause)
+            self._bury(effect.node, effect.cause, effect.returns)
 
-    def _bury(self, node: NodeId, cause: str) -> None:
+    def _head_came(self) -> None:
+        """This node has a head, the first or another one."""
+        if self.roster.head != self.roster.me:
+            self.survivors.head_came(self.pass_on)
+            self._hooks.head_came()
+            self._hooks.tell_all(m.HeadBack(list(self.roster.former)))
+            self._mailbox.poke()  # what that has changed here is dealt with in another turn
+
+    def _bury(self, node: NodeId, cause: str, returns: bool) -> None:
         log.warning("node %s is dead: %s", node.hex(), cause)
         self._held.pop(node, None)
         self._acquaintances.on_node_died(node)
         if self._sockets is not None:
-            self._sockets.drop(node)
+            unheard = self._sockets.drop(node)
             if self._head_address is not None:
                 self._sockets.connect(self._head_address)  # another head may come there
-        report = {"pid": None, "node": node.hex(), "exit_status": None, "node_died": cause}
+            for sender, to, frame, _ in unheard if returns else ():
+                if to == manager_of(node):
+                    self.survivors.keep(sender, to, frame)
+        report: dict[str, Any] = {
+            "pid": None,
+            "node": node.hex(),
+            "exit_status": None,
+            "node_died": cause,
+        }
+        if returns:
+            report["heads"] = [head.hex() for head in (*self.roster.former, node)]
         self._hooks.node_died(m.NodeDied(node, json.dumps(report)))
+        if node == self.roster.head:
+            self.survivors.head_died(returns)
+            if not returns:
+                self._hooks.tell_all(m.HeadBack([]))
+        if self.recovery is not None:
+            self.recovery.node_died(node)
 
     def close(self, why: str) -> None:
         """Says goodbye, and closes the sockets."""
         if self._sockets is None:
             return
-        goodbye = encode(m.Goodbye(why))
+        goodbye = encode(m.Goodbye(why, self.ledger is not None and self.ledger.stays))
         if self.register is None:
             told = [] if self.roster.head is None or self.roster.refused else [self.roster.head]
         else:

@@ -64,7 +64,7 @@ class HeadLink:
             self._post(manager_of(head), message)
 
     def act(self) -> None:
-        """Another head has come: it knows nothing yet."""
+        """Another head has come, perhaps: it knows nothing yet, or what the last one knew."""
         head = self.roster.head
         if head == self._head or head is None or self.is_here:
             return

@@ -17,7 +17,11 @@ import sys
 import time
 import traceback
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skate.node.ledger import NodeLedger
+    from skate.node.state_file import StateFile
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -74,6 +78,8 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
     sessions.sweep()
     session = sessions.create(node.hex())
     segment = None
+    state: StateFile | None = None
+    ledger: NodeLedger | None = None
     try:
         _write_log_to(os.path.join(session.folder, "node.log"))
         totals, gpu_ids, store_bytes = default_resources(
@@ -104,6 +110,8 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
         )
         if cluster is not None:
             _keep_freed_memory()
+        if cluster is not None and "state" in cluster:
+            state = _open_state(cluster)  # after the zygote was forked, which is to have no part in it
         arena = Arena.create(segment.fd, store_bytes)
         facts = {
             "session": session.name,
@@ -160,7 +168,17 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             row=row,
             cluster=cluster,
         )
-        signal.signal(signal.SIGTERM, lambda *_: manager.end("it was told to stop"))
+
+        def stop(*_: Any) -> None:
+            if ledger is not None:
+                ledger.stopped = True
+            manager.end("it was told to stop")
+
+        signal.signal(signal.SIGTERM, stop)
+        if state is not None:
+            facts["state_file"], facts["takes_up"] = state.path, bool(state.about)
+            state.belongs_to(manager.cluster.address, cluster["key"])
+            ledger = manager.come_back(state)
         if cluster is not None:
             try:
                 manager.join()
@@ -180,6 +198,10 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             os.dup2(2, terminal)  # it outlives the terminal; who reads that to its end need not wait
         manager.run()
     finally:
+        if ledger is not None:
+            ledger.close()
+        elif state is not None:
+            state.close(remove=not state.about)  # it never was a head's
         end_children()
         remove_session(session.folder, segment.path if segment else None)
 
@@ -193,6 +215,23 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:  # glibc's
         mallopt(_M_MMAP_THRESHOLD, 8 * CHUNK_BYTES)
         mallopt(_M_TRIM_THRESHOLD, 2 * ALL_BYTES)
+
+
+def _open_state(cluster: dict[str, Any]) -> StateFile:
+    """The state file of a head, and in `cluster` the address and the key that it had before."""
+    from skate.node.state_file import open_state, port_of
+    from skate.wire.cluster import parse_address
+
+    asked = cluster["state"]
+    state = open_state(asked["path"], fresh=asked["fresh"], port=cluster["port"])
+    if asked["key_is_new"]:
+        cluster["key"], cluster["key_file"] = state.key()
+    state.check_key(cluster["key"])
+    if state.about:
+        cluster["port"] = port_of(state)
+        if not asked["host_is_given"]:
+            cluster["host"] = parse_address(state.about["address"])[0]
+    return state
 
 
 def _write_log_to(path: str) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Container
 from contextlib import ExitStack
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skate._c.resources import to_units
 from skate.core.admission import Admission
@@ -52,10 +52,12 @@ from skate.node.door import Door, Refused
 from skate.node.groups import Hooks as GroupHooks
 from skate.node.groups import NodeGroups
 from skate.node.head import HeadLink
+from skate.node.ledger import NodeLedger
 from skate.node.logs import LineReader
 from skate.node.names import NAMES
 from skate.node.processes import Job, Process, environment_of
 from skate.node.puller import Puller
+from skate.node.recovery import HeadRecovery, Survivors
 from skate.node.scheduling import Details, NodeScheduling, arguments_from
 from skate.node.scheduling import Hooks as SchedulingHooks
 from skate.node.spiller import Spiller
@@ -67,6 +69,9 @@ from skate.store.local import LocalStore
 from skate.wire import messages as m
 from skate.wire import testament
 from skate.wire.messages import encode
+
+if TYPE_CHECKING:
+    from skate.node.state_file import StateFile
 
 log = logging.getLogger("skate.node")
 
@@ -184,6 +189,8 @@ class NodeManager:
             end=self._end,
             measure=self._measure,
             reported=self._groups.node_reported,
+            tell_all=self._tell_all,
+            head_came=self._head.act,
         )
         try:
             self.cluster = NodeCluster(row, cluster, self._mailbox, hooks)
@@ -191,6 +198,7 @@ class NodeManager:
             self._mailbox.close()
             raise
         self._scheduling.roster = self._head.roster = self.cluster.roster
+        self.cluster.survivors = Survivors(self._head, self._scheduling, self._actors)
         self._scheduling.hooks = SchedulingHooks(
             post=self._post,
             facts=lambda job: self._jobs[job].facts,
@@ -209,11 +217,21 @@ class NodeManager:
         if starter is not None:
             self._mailbox.watch(os.pidfd_open(starter), lambda: self._end("who started it is gone"))
         spiller.join(self._mailbox, self.warn_drivers)
-        self.cluster.handle(puller.from_managers | self._groups.from_managers)
+        self.cluster.handle(
+            puller.from_managers | self._groups.from_managers | self._actors.names.from_managers
+        )
         post_bulk = self._mailbox.post_bulk
         puller.join(self._post, post_bulk, self._arguments_fetched, in_cluster=cluster is not None)
 
     # ----------------------------------------------------------------------------------------------------- loop
+
+    def come_back(self, file: StateFile) -> NodeLedger:
+        """As head: takes up what the last head has left in the file, and writes there what the next one must know."""
+        ledger = NodeLedger(file, self._mailbox, lambda job: self._jobs[job].facts, self.warn_drivers)
+        self._actors.names.ledger = ledger
+        recovery = HeadRecovery(self.node, ledger, self._actors, self._jobs, self._adopt_job, self._post)
+        self.cluster.come_back(ledger, recovery)
+        return ledger
 
     def join(self) -> None:
         """Serves until this node is in its cluster. CannotJoin, with the reason, where it is not let in."""
@@ -245,7 +263,6 @@ class NodeManager:
     def _turn(self, until: float | None = None) -> None:
         """Does what is to be done, and sleeps until something comes, or the clock says `until`."""
         now = monotonic()
-        self._head.act()
         self._actors.act()
         self._groups.act()  # first: what has become free is theirs before it is granted
         self._scheduling.act()
@@ -701,7 +718,7 @@ class NodeManager:
             self._unlink(process)
         return min(self._leaving.values(), default=None)
 
-    def _tell_all(self, notice: m.ProcessDied | m.NodeDied) -> None:
+    def _tell_all(self, notice: Any) -> None:
         record = encode(notice)
         for process in self._processes.values():
             if process.registered:
@@ -726,7 +743,7 @@ class NodeManager:
         self._scheduling.node_died(notice.node)
         self._groups.node_died(notice.node)
         self._actors.node_left(notice.node, notice.cause)
-        self._actors.names.table.node_died(notice.node)
+        self._actors.names.node_died(notice.node)
         self._strangers_left(notice.node)
 
     def _drop_objects(self, gone: bytes) -> None:

@@ -1,19 +1,23 @@
 """The names of the cluster's actors, as one node has to do with them.
 
 State: on the head, and on a node that is in no cluster, the table of names. Others ask the head (node.head); when that
-is dead, another is told of the names that actors of this node have.
+is dead, another is told of the names that actors of this node have. A head that writes down what it knows has its names
+there before anybody hears of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from skate.core.names import NameTable
-from skate.ids import ActorId, ProcessId, manager_of
+from skate.core.names import Named, NameTable
+from skate.ids import ActorId, NodeId, ProcessId, manager_of
 from skate.node.head import Answer, HeadLink
 from skate.wire import messages as m
+
+if TYPE_CHECKING:
+    from skate.node.ledger import NodeLedger
 
 #: what processes ask of the head in StateQuery
 NAMES: Final = "named actors"
@@ -21,6 +25,9 @@ NAMES: Final = "named actors"
 
 class NodeNames:
     """`named` gives the named actors of this node: (id, name, namespace, about)."""
+
+    #: of a head that is to come back
+    ledger: NodeLedger | None = None
 
     def __init__(self, head: HeadLink, named: Callable[[], Iterable[tuple[ActorId, str, str, Any]]]) -> None:
         self._head = head
@@ -34,13 +41,16 @@ class NodeNames:
             m.FindActor.code: self._find_for,  # type: ignore[attr-defined]
             m.ReleaseActor.code: self._ended_there,  # type: ignore[attr-defined]
         }
+        self.from_managers: Final[dict[int, Callable[..., None]]] = {
+            m.RollCall.code: lambda node, named, _: self.called(node, named),  # type: ignore[attr-defined]
+        }
 
     # -------------------------------------------------------------------------------------------- for this node
 
     def claim(self, actor: ActorId, name: str, namespace: str, about: Any, answer: Answer) -> None:
         """An actor of this node is to have the name. `answer` gets None, or (id, about) of who has it."""
         if self._head.is_here:
-            answer(_plain(self.table.claimed(actor, name, namespace, about)))
+            answer(_plain(self._claimed(actor, name, namespace, about)))
         else:
             self._head.ask(lambda token: m.RegisterActor(token, actor, name, namespace, False, about), answer)
 
@@ -60,9 +70,27 @@ class NodeNames:
     def ended(self, actor: ActorId) -> None:
         """An actor of this node is dead, which may have had a name."""
         if self._head.is_here:
-            self.table.ended(actor)
+            self._ended(actor)
         else:
             self._head.tell(m.ReleaseActor(actor))
+
+    def _claimed(self, actor: ActorId, name: str, namespace: str, about: Any) -> Named | None:
+        other = self.table.claimed(actor, name, namespace, about)
+        if other is None and self.ledger is not None:
+            self.ledger.name_taken(actor, name, namespace, about)
+        return other
+
+    def _ended(self, actor: ActorId) -> None:
+        key = self.table.ended(actor)
+        if key is not None and self.ledger is not None:
+            self.ledger.name_freed(key[1], key[0])
+
+    def node_died(self, node: NodeId) -> None:
+        """Another node is dead. Where a head was before, its actors are this node's."""
+        if node not in self._head.roster.former:
+            for namespace, name in self.table.node_died(node):
+                if self.ledger is not None:
+                    self.ledger.name_freed(name, namespace)
 
     def _tell_of_all(self) -> None:
         """Another head has come: it knows no names yet."""
@@ -75,14 +103,21 @@ class NodeNames:
         self, asker: Any, token: int, actor: ActorId, name: str, namespace: str, _: bool, about: Any
     ) -> None:
         if manager_of(actor) == asker.id and self._head.is_here:
-            self._head.reply(asker.id, token, _plain(self.table.claimed(actor, name, namespace, about)))
+            self._head.reply(asker.id, token, _plain(self._claimed(actor, name, namespace, about)))
 
     def _find_for(self, asker: Any, token: int, name: str, namespace: str) -> None:
         self._head.reply(asker.id, token, _plain(self.table.find(name, namespace)))
 
     def _ended_there(self, asker: Any, actor: ActorId) -> None:
         if manager_of(actor) == asker.id:
-            self.table.ended(actor)
+            self._ended(actor)
+
+    def called(self, node: NodeId, named: Iterable[bytes]) -> None:
+        """A node has told of all its names: what is not among them was given up while there was no head."""
+        still = set(named)
+        for actor in self.table.of_node(node):
+            if actor not in still:
+                self._ended(actor)
 
 
 def _plain(named: Any) -> Any:

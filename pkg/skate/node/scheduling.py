@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, NamedTuple
 
 from skate.config import scheduler_knobs
@@ -47,6 +47,8 @@ class Details(NamedTuple):
     lends: bool = False
     #: of each of its tasks the large arguments; None: they have none
     arguments: Lacks | None = None
+    #: of an actor, which outlives its maker
+    detached: bool = False
 
 
 class Hooks(NamedTuple):
@@ -108,6 +110,8 @@ class NodeScheduling:
         self._views: dict[NodeId, tuple[Row, NodeView]] = {}
         #: (owner, class) -> (number of the latest request, what its node was told: see `_standing`)
         self._foreign: dict[tuple[ProcessId, int], tuple[int, int, int, bool]] = {}
+        #: detached actors of other nodes' directories that have asked for a worker here
+        self._detached: set[ProcessId] = set()
         self.handlers: Final[dict[int, Callable[..., None]]] = {
             m.RequestLeasesFor.code: self._asked,  # type: ignore[attr-defined]
             m.LeasesStand.code: self._stands,  # type: ignore[attr-defined]
@@ -249,6 +253,7 @@ class NodeScheduling:
                 details.captures,
                 split.for_actor,
                 details.lends,
+                details.detached,
                 details.arguments,
                 self.hooks.facts(job),
             ),
@@ -296,7 +301,7 @@ class NodeScheduling:
 
     def is_foreign(self, owner: bytes) -> bool:
         """Whether the process is another node's, or the actor was made on one."""
-        return node_of(owner) != self._me
+        return self.roster.home(owner) != manager_of(self._me)
 
     def _asked(
         self,
@@ -311,18 +316,21 @@ class NodeScheduling:
         captures: bool,
         for_actor: bool,
         lends: bool,
+        detached: bool,
         arguments: Any,
         job: Any,
     ) -> None:
         """Another node asks in the name of an owner of its own."""
-        if manager_of(owner) != asker.id:
+        if self.roster.home(owner) != asker.id:
             log.warning("%s asked in the name of %s: refused", asker.id.hex(), owner.hex())
             return
         asks_for = ProcessId(owner)
         self.hooks.adopt(job)
         self.hooks.introduce(asks_for)
+        if detached:
+            self._detached.add(asks_for)
         needs = None if arguments is None else _checked(arguments)
-        details = Details(environment_of(job["id"], variables), depth, captures, lends, needs)
+        details = Details(environment_of(job["id"], variables), depth, captures, lends, needs, detached)
         self._ask_here(asks_for, class_id, ResourceSet(demand), wanted, details, for_actor, allowed=True)
         self._foreign[asks_for, class_id] = (number, wanted, -1, False)
 
@@ -333,11 +341,27 @@ class NodeScheduling:
         self.shares.stands(node_of(node.id), ProcessId(owner), class_id, number, waiting, reserved, held)
 
     def _owner_left_there(self, asker: Any, owner: bytes) -> None:
-        if manager_of(owner) == asker.id:
-            self.foreign_owner_left(ProcessId(owner))
+        if self.roster.home(owner) == asker.id:
+            self.take_back(ProcessId(owner))
 
     def foreign_owner_left(self, owner: ProcessId) -> None:
-        """What it asked of this node is taken back."""
+        """What it asked of this node is taken back; but not from a detached actor whose head may come back."""
+        if owner not in self._detached or node_of(owner) != self.roster.awaited:
+            self.take_back(owner)
+
+    def detached_of(self, nodes: Collection[NodeId]) -> list[tuple[ProcessId, NodeLease | None]]:
+        """The detached actors, made on these nodes, that have asked for a worker here, and the lease of it if there is
+        one that has a worker."""
+        leases = {
+            lease.request.owner: lease
+            for lease in self._admission.leases.values()
+            if lease.worker is not None
+        }
+        return [(actor, leases.get(actor)) for actor in self._detached if node_of(actor) in nodes]
+
+    def take_back(self, owner: ProcessId) -> None:
+        """What was asked in this name ends, with the workers that it has."""
+        self._detached.discard(owner)
         for key in [key for key in self._foreign if key[0] == owner]:
             del self._foreign[key]
         self._admission.process_left(owner)

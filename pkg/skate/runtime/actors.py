@@ -4,7 +4,8 @@ State: the lines of calls (core.calls), and the actors that this process has mad
 their arguments. A handle that counts holds a ref to the actor's *token*, an object of its maker whose value nobody
 reads: so whatever keeps objects alive keeps actors alive, in any process. When the token is freed, the actor ends.
 
-An actor stands in the directory of the node whose process made it, so its id says whom to ask.
+An actor stands in the directory of the node whose process made it, so its id says whom to ask. That of a head's node
+may come back on another one; node managers know where that is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from skate._c.refs import FAILED, INLINE, ObjectEntry, ObjectRef
-from skate.core.actors import ALIVE, DEAD, PENDING, killed_by
+from skate.core.actors import ALIVE, DEAD, PENDING, RESTARTING, killed_by
 from skate.core.calls import ActorLine, Calls, Effect, FailCalls, LoseCalls, WatchActor
 from skate.core.tasks import Function, OwnedTask
 from skate.ids import ActorId, NodeId, ProcessId, manager_of, node_of, object_id
@@ -64,6 +65,10 @@ class Actors:
         self._references = runtime.references
         self.calls = Calls(runtime.effects)
         self._made: dict[ActorId, Made] = {}
+        #: nodes of heads that are dead, and whose directory is with another one, or will be
+        self._heads: set[NodeId] = set()
+        self._head_is_away = False
+        runtime.handle(m.HeadBack, self._head_back)
         runtime.handle(m.ActorState, self._state)
         runtime.handle(m.ActorMade, self._constructed)
 
@@ -180,12 +185,45 @@ class Actors:
             self._references.unpin([made.token])
 
     def node_died(self, node: NodeId, cause: str, now: float) -> None:
-        """A node is gone, and with it the directory of the actors that its processes have made. Under the lock."""
+        """A node is gone, and with it the directory of the actors that its processes have made. Under the lock.
+
+        The directory of a head may come back, with the actors that are detached.
+        """
         report = json.loads(cause)
         text = f"The node that it was made on, {node.hex()}, is dead: {report.get('node_died', '')}."
+        if "heads" in report:
+            self._heads |= {NodeId(bytes.fromhex(head)) for head in report["heads"]}
+            self._head_is_away = True
         for line in list(self.calls.lines.values()):
-            if node_of(line.actor) == node:
+            if node_of(line.actor) == node and (line.counts or node not in self._heads):
                 self.calls.actor_state(line.actor, DEAD, None, {"kind": "owner", "text": text}, now)
+
+    def process_died(self, who: ProcessId | NodeId, now: float) -> None:
+        """A process is gone, or a node. While there is no head, its directory does not say so. Under the lock."""
+        if self._head_is_away:
+            text = "Its process ended, and the head of the cluster, which would start it again, is away."
+            for line in list(self.calls.lines.values()):
+                if (
+                    line.life is not None
+                    and line.life.worker.startswith(who)
+                    and node_of(line.actor) in self._heads
+                ):
+                    self.calls.actor_state(line.actor, RESTARTING, None, {"text": text}, now)
+
+    def _head_back(self, _: ProcessId, former: Any) -> None:
+        """A head has come: it knows of the detached actors of those that it follows; of others nobody does."""
+        gone, self._heads, self._head_is_away = self._heads.difference(former), set(former), False
+        for line in list(self.calls.lines.values()):
+            if line.state == DEAD:
+                continue
+            if node_of(line.actor) in gone:
+                cause = {
+                    "kind": "owner",
+                    "text": "The head of the cluster, in whose directory it stood, is gone.",
+                }
+                self.calls.actor_state(line.actor, DEAD, None, cause, monotonic())
+            elif line.watched and node_of(line.actor) in self._heads:
+                self._runtime.post(manager_of(line.actor), m.WatchActor(line.actor, line.counts))
 
     def find(self, name: str, namespace: str) -> tuple[ActorId, Any] | None:
         """(actor id, about) of the living actor that has the name. Blocks until the node answers."""

@@ -270,12 +270,13 @@ class Runtime:
         """How much of what its workers were asked they have done is not known: it all counts as begun."""
         self.act()
         self.mailbox.forget_node(node)
+        self.actors.node_died(node, cause, monotonic())
         self._gone(node, cause, b"", sys.maxsize)
         self.copies.node_died(node, cause)
-        self.actors.node_died(node, cause, monotonic())
 
     def _gone(self, who: ProcessId | NodeId, cause: str, running: bytes, answered: int) -> None:
         self.submission.worker_died(who, cause, running, answered)
+        self.actors.process_died(who, monotonic())
         self.objects.owner_died(who)
 
     def fail_everything(self, error: BaseException) -> None:

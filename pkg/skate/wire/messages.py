@@ -21,10 +21,10 @@ Who says what:
                          ChunkMissing
     any node -> owner    FindCopy, CopyMade, PullEnded
     owner -> any node    CopyAt, DropCopy
-    node -> process      NodeDied
+    node -> process      NodeDied, HeadBack
     node -> node         RequestLeasesFor, LeasesStand, ActorPlaced, EndWorker, OwnerLeft
     node -> head         MakeGroup, FollowGroup, RemoveGroup, FindGroup, StateQuery, LifeEnded, BundlesPrepared,
-                         RoomMade
+                         RoomMade, RollCall
     head -> node         PrepareBundles, CommitBundles, ReturnBundles, EndGroup, ClaimRoom, DropClaim, GroupStands,
                          StateReply
     process -> any node  WatchProcess
@@ -655,6 +655,7 @@ class Goodbye(NamedTuple):
     """The sending node ends."""
 
     why: str
+    returns: bool  # it is the head, and is to come back
 
 
 @_message(85)
@@ -671,6 +672,7 @@ class RequestLeasesFor(NamedTuple):
     captures: bool  # tasks of what runs there go to its placement group, too
     for_actor: bool
     lends: bool  # the actor holds no CPU
+    detached: bool  # the actor outlives its maker
     arguments: Plain  # None, or [(object id, bytes), …]: what each of the tasks needs there
     job: Plain  # what workers of the owner's program need to know
 
@@ -711,6 +713,23 @@ class OwnerLeft(NamedTuple):
     """What was asked for this actor, and what it has on the receiver's node, is not needed any more."""
 
     owner: bytes
+
+
+@_message(110)
+class RollCall(NamedTuple):
+    """To a head that has come, after the names: what the node has of which a head must know. See node.recovery."""
+
+    named: Plain  # ids of this node's actors that have names; those of others are free
+    housed: (
+        Plain  # detached actors that stand in the head's directory: [(actor, worker, lease, allocation), …]
+    )
+
+
+@_message(111)
+class HeadBack(NamedTuple):
+    """To all processes: a head has come. Detached actors of the nodes where it was before stand in its directory."""
+
+    former: Plain  # ids of these nodes
 
 
 # ------------------------------------------------------------------------------------------- objects between nodes

@@ -51,6 +51,8 @@ class HostedActor:
         #: begins the lines that it prints
         self.shown: str = new.spec["class_name"]
         self.instance: Any = None
+        #: what the constructor raised, packed; empty: nothing; None: it has not returned
+        self._error: bytes | None = None
 
     def construct(self, executor: Executor, runtime: Runtime) -> None:
         """Makes the instance, and says to the actor's node that it is there, or what was raised.
@@ -75,10 +77,16 @@ class HostedActor:
         try:
             kept = executor.end_guards(guards)
             runtime.post(self.owner, m.ActorMade(self.id, kept))
-            runtime.post(manager_of(self.id), m.ActorStarted(self.id, error))
+            self._error = error
+            self.say_again(runtime)
             runtime.mailbox.flush()
         finally:
             runtime.release()
+
+    def say_again(self, runtime: Runtime) -> None:
+        """Tells the actor's node how the constructor ended, once it has. Under the lock."""
+        if self._error is not None:
+            runtime.post(manager_of(self.id), m.ActorStarted(self.id, self._error))
 
     # What Executor.arguments reads, as of a call.
 

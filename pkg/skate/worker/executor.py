@@ -174,7 +174,11 @@ class Executor:
             self._enqueue(Pushed(owner, *fields))
 
     def _to_become(self, _: ProcessId, *fields: Any) -> None:
-        self._enqueue(NewActor(*fields))
+        """A head that has come back says it again, as it cannot know whether this process has heard, or was."""
+        if self.actor is None:
+            self._enqueue(NewActor(*fields))
+        else:
+            self.actor.say_again(self._runtime)
 
     def _told_to_end(self, _: ProcessId, actor: bytes) -> None:
         if self.on_end is not None:
@@ -244,7 +248,8 @@ class Executor:
                 runtime.captured = item.captured
                 item.apply()
             elif kind is NewActor:
-                if not self._become_actor(self, runtime, item):
+                # Twice: what was said again lay in the queue when it became one. It speaks when it is made.
+                if self.actor is None and not self._become_actor(self, runtime, item):
                     return
             else:
                 return
