@@ -97,6 +97,8 @@ def test_a_cluster_without_a_key_must_be_asked_for(stops: None) -> None:
         (("--address", "127.0.0.1:1", "--cluster-key-file", "/nowhere/key"), "/nowhere/key"),
         (("--head", "--node-ip-address", "192.0.2.1"), "cannot be bound"),
         (("--head", "--labels", '{"a": 1}'), "labels"),
+        (("--address", "127.0.0.1:1", "--state-file", "x"), "for the head"),
+        (("--address", "127.0.0.1:1", "--fresh"), "for the head"),
     ],
 )
 def test_what_start_refuses(arguments: tuple[str, ...], words: str) -> None:
