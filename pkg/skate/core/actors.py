@@ -340,6 +340,11 @@ class ActorDirectory(Machine):
         if housed is None or housed.worker != process:
             return
         housed.worker = None
+        self._effects[:] = [  # what was to be said to the process
+            effect
+            for effect in self._effects
+            if type(effect) not in (Become, EndGently) or effect[0] is not housed
+        ]
         if housed.state == DEAD:
             return
         ending, housed.ending = housed.ending, None
