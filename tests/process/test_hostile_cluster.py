@@ -196,7 +196,11 @@ def test_whole_messages_that_make_no_sense(peer: Peer, nodes: list[ClusterNode])
         records = [m.NodesChanged([dead]), m.NodesChanged([dead | {"node": head.node_id}])]
         records += [m.NodesChanged(value) for value in odd]
         records += [m.NodeReport(value, value, value) for value in odd]
-        records += [m.NodeReport({}, {"CPU": 10**12}, []), m.Goodbye("all of us", False), m.WatchProcess(worker)]
+        records += [
+            m.NodeReport({}, {"CPU": 10**12}, []),
+            m.Goodbye("all of us", False),
+            m.WatchProcess(worker),
+        ]
         records += [m.ProcessDied(to, "{}", b"", 0), m.ProcessDied(stranger, "no json", b"x", -1)]
         records += [m.NodeDied(NodeId(to[:4]), "{}"), m.Register("driver", 1, None), m.ReturnLease(1)]
         records += [m.KillActor(bytes(to) + bytes(8), True, ""), m.WatchActor(bytes(to) + bytes(8), True)]  # type: ignore[arg-type]
