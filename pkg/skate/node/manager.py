@@ -175,7 +175,7 @@ class NodeManager:
             | puller.from_owners,
             self._stranger_gone,
         )
-        self._mailbox = NodeMailbox(self.me, folder, self._deliver, Place.of(session["lanes"]))
+        self._mailbox = self._open_mailbox(Place.of(session["lanes"]))
         hooks = Hooks(
             lives=lives,
             deliver=self._strangers.deliver,
@@ -212,6 +212,10 @@ class NodeManager:
         self.cluster.handle(puller.from_managers | self._groups.from_managers)
         post_bulk = self._mailbox.post_bulk
         puller.join(self._post, post_bulk, self._arguments_fetched, in_cluster=cluster is not None)
+
+    def _open_mailbox(self, lanes: Place | None) -> NodeMailbox:
+        """The sockets and lanes of this process. (A simulation has others.)"""
+        return NodeMailbox(self.me, self._folder, self._deliver, lanes)
 
     # ----------------------------------------------------------------------------------------------------- loop
 
