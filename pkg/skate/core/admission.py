@@ -7,7 +7,8 @@ on all of them, so that what arrives together is judged together. Effects are wh
 
 Rules:
 
-* A worker whose wait is over gets its CPUs back before anything new is granted.
+* A worker whose wait is over gets its CPUs back before anything new is granted of what it needs. Where only actors and
+  placement groups hold them, which may be for ever, it goes on without: its lease is reclaimed, and ends soon.
 * Among requests the more deeply nested go first, so that what blocked workers wait for can finish; equals take turns.
   One that has waited for long goes first once: a task that keeps submitting starves nobody.
 * A request that must wait has leases of other classes and owners reclaimed: a thousand owners get their turns.
@@ -340,8 +341,7 @@ class Admission:
 
     def decide(self, now: float) -> list[Effect]:
         """Acts on all that has happened since the last call."""
-        self._resume()
-        unmet = [] if self._resuming else self._grant(now)
+        unmet = self._grant(now, self._resume())
         self._match_workers()
         self._reclaim(
             unmet, now
@@ -409,20 +409,36 @@ class Admission:
             worker.retiring = False
             self._set_idle(worker, now)
 
-    def _resume(self) -> None:
-        while self._resuming:
-            lease = self._resuming[0]
-            if self.leases.get(lease.id) is lease:
-                if not self.resources.reacquire_cpus(lease.allocation):
-                    self._reclaim_for(lease)
-                    return
-                lease.blocked = False
-                del self._blocked[lease.id]
-                self._effects.append(ResumeWorker(lease))
-            self._resuming.popleft()
+    def _resume(self) -> set[str | None]:
+        """Has workers go on whose wait is over. Gives where the others wait for CPUs: groups, or None for the node."""
+        short: set[str | None] = set()
+        still: deque[NodeLease] = deque()
+        for lease in self._resuming:
+            if self.leases.get(lease.id) is not lease:
+                continue
+            pool = lease.request.demand.group
+            if pool in short or not self._goes_on(lease):
+                short.add(pool)
+                still.append(lease)
+        self._resuming = still
+        return short
 
-    def _grant(self, now: float) -> list[LeaseRequest]:
-        """Grants what fits, in turn; gives the requests that must wait."""
+    def _goes_on(self, lease: NodeLease) -> bool:
+        """Whether the lease's worker need not wait any longer."""
+        if self.resources.reacquire_cpus(lease.allocation):
+            lease.blocked = False
+            del self._blocked[lease.id]
+        elif self._reclaim_for(lease):
+            return False
+        elif not lease.reclaimed:  # it has lent its CPUs for good
+            lease.reclaimed = True
+            self._effects.append(Reclaim(lease))
+        self._effects.append(ResumeWorker(lease))
+        return True
+
+    def _grant(self, now: float, resuming: set[str | None]) -> list[LeaseRequest]:
+        """Grants what fits, in turn; gives the requests that must wait. What needs CPUs of where workers wait for them
+        to go on is not looked at."""
         if not self._table.open:
             return []
         for request in self._table.open.values():
@@ -436,7 +452,11 @@ class Admission:
         room_for: list[ResourceSet] = []
         blocked = {lease.worker.id for lease in self._blocked.values() if lease.worker is not None}
         order = sorted(
-            self._table.open.values(),
+            (
+                request
+                for request in self._table.open.values()
+                if request.demand.group not in resuming or not request.demand.asks_of("CPU")
+            ),
             key=lambda request: (request.is_patient(now), -request.depth, request.turn),
         )
         queue = deque(order)
@@ -554,24 +574,27 @@ class Admission:
                 need -= 1
                 self._effects.append(Reclaim(lease))
 
-    def _reclaim_for(self, resuming: NodeLease) -> None:
-        """Asks for a lease whose CPUs a worker needs to go on: one that this worker holds itself, if there is one."""
+    def _reclaim_for(self, resuming: NodeLease) -> bool:
+        """Asks for a lease whose CPUs a worker needs to go on: one that this worker holds itself, if there is one.
+
+        False: there is none to wait for.
+        """
         assert resuming.worker is not None
         group = resuming.request.demand.group
         holds_cpu = [
             lease
             for lease in self._of_tasks.values()
-            if lease.worker is not None
-            and not lease.blocked
+            if not lease.blocked
             and lease.request.demand.group == group
             and lease.request.demand.asks_of("CPU")
         ]
-        if any(lease.reclaimed for lease in holds_cpu):
-            return  # one is on its way
+        if any(lease.reclaimed or lease.worker is None for lease in holds_cpu):
+            return True  # one is on its way, or will be
         own = [lease for lease in holds_cpu if lease.request.owner == resuming.worker.id]
         for lease in (own or holds_cpu)[:1]:
             lease.reclaimed = True
             self._effects.append(Reclaim(lease))
+        return bool(holds_cpu)
 
     def _match_workers(self) -> None:
         for environment, waiting in self._waiting.items():
