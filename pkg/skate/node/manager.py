@@ -255,9 +255,12 @@ class NodeManager:
         self._scheduling.act()
         due = self._admission.tick(now)
         self._undecided = False
-        for effect in self._admission.decide(now):
-            self._carry_out(effect)
+        effects = self._admission.decide(now)
+        # Before the leases themselves leave: an owner that has one says what it wants beyond it, and its node manager
+        # must not count that lease once more as one on its way.
         self._scheduling.tell()
+        for effect in effects:
+            self._carry_out(effect)
         if self._actors.act() | self._groups.act() or self._undecided:
             return  # admission may have more to decide
         self._forget_jobs()
