@@ -272,8 +272,8 @@ class NodeManager:
             self.cluster.step(now),
             self._unlink_who_left(now),
         )
-        if self._scheduling.act() or self._groups.undecided:
-            return  # the table of nodes has changed
+        if self._scheduling.act() or self._groups.undecided or self._undecided:
+            return  # the table of nodes has changed, or a node has died
         times = [time for time in looks if time is not None]
         self._mailbox.flush()
         if self._running:
@@ -726,6 +726,7 @@ class NodeManager:
 
     def _node_died(self, notice: m.NodeDied) -> None:
         """Another node is gone, and all its processes."""
+        self._undecided = True  # what its owners had here is free
         self._tell_all(notice)
         self._puller.node_died(notice.node, json.loads(notice.cause)["node_died"])
         self._drop_objects(notice.node)
