@@ -143,8 +143,8 @@ class ClusterSockets:
         self._links: dict[str, NodeLink] = {}
         self._by_node: dict[NodeId, NodeLink] = {}
         self._conversations: dict[NodeId, Conversation] = {}
-        #: nodes that something waits for, or is to be acknowledged to
-        self._busy: set[NodeId] = set()
+        #: nodes that something waits for, or is to be acknowledged to, in the order in which that was so
+        self._busy: dict[NodeId, None] = {}
         #: host -> (when it was logged last, knocks since)
         self._knocks: dict[str, tuple[float, int]] = {}
         self._zap: zmq.Socket[bytes] | None = None
@@ -241,7 +241,7 @@ class ClusterSockets:
     def drop(self, node: NodeId) -> None:
         """The node is dead, or no member: nothing is said to it any more."""
         self._conversations.pop(node, None)
-        self._busy.discard(node)
+        self._busy.pop(node, None)
         link = self._by_node.pop(node, None)
         if link is not None:
             self._links.pop(link.address, None)
@@ -332,7 +332,7 @@ class ClusterSockets:
         self._send(
             link, Envelope(ACK, self._me, manager_of(link.node), 0, conversation.incoming.acknowledge())
         )
-        self._busy.add(link.node)
+        self._busy[link.node] = None
 
     def _disconnected(self, link: NodeLink) -> None:
         if not link.up:
@@ -357,7 +357,7 @@ class ClusterSockets:
             self.know(address, node)
         size = len(frame) if bulk is None else len(frame) + bulk.nbytes
         self._conversation(node).outgoing.put((sender, to, frame, bulk), size)
-        self._busy.add(node)
+        self._busy[node] = None
 
     def step(self, now: float) -> float | None:
         """Sends what can leave; gives the time of the next look, or None. Does not block."""
@@ -379,7 +379,7 @@ class ClusterSockets:
         """Sends what waits for a node; gives the time by which it is to have its acknowledgement."""
         link, conversation = self._by_node.get(node), self._conversation(node)
         if link is None or not link.up:
-            self._busy.discard(node)  # `_begin` makes it busy again
+            self._busy.pop(node, None)  # `_begin` makes it busy again
             return None
         outgoing, incoming = conversation.outgoing, conversation.incoming
         while (sent := outgoing.next()) is not None:
@@ -394,7 +394,7 @@ class ClusterSockets:
             self._send(link, Envelope(ACK, self._me, manager_of(node), 0, incoming.acknowledge()))
             due = None
         if due is None:
-            self._busy.discard(node)
+            self._busy.pop(node, None)
         return due
 
     @staticmethod
@@ -456,7 +456,7 @@ class ClusterSockets:
         conversation = self._conversation(node)
         if envelope.acknowledged and not conversation.outgoing.on_acknowledged(envelope.acknowledged):
             raise WireError(f"it acknowledges number {envelope.acknowledged}, which was never sent")
-        self._busy.add(node)
+        self._busy[node] = None
         if envelope.kind == GREETING:
             self._greeted(node, frame)
         elif envelope.kind in (DATA, BULK):
