@@ -197,6 +197,7 @@ class NodeManager:
             adopt=self._adopt_job,
             acquaint=self.cluster.acquaint,
             introduce=self._strangers.introduce,
+            dismiss=self._strangers.dismiss,
             lacks=puller.lacks,
             refused=self._refused,
             group_gone=self._actors.group_gone,

@@ -61,6 +61,8 @@ class Hooks(NamedTuple):
     acquaint: Callable[[ProcessId, NodeId], None]
     #: an owner of another node, whose death matters here
     introduce: Callable[[ProcessId], None]
+    #: such an owner is gone
+    dismiss: Callable[[ProcessId], None]
     #: which of these objects are not on this node
     lacks: Callable[[Lacks], Lacks]
     #: (owner, class, why): a request can never be met
@@ -335,6 +337,7 @@ class NodeScheduling:
     def _owner_left_there(self, asker: Any, owner: bytes) -> None:
         if manager_of(owner) == asker.id:
             self.foreign_owner_left(ProcessId(owner))
+            self.hooks.dismiss(ProcessId(owner))
 
     def foreign_owner_left(self, owner: ProcessId) -> None:
         """What it asked of this node is taken back."""
