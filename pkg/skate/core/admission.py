@@ -109,6 +109,9 @@ class Admission:
         self._resuming: deque[NodeLease] = deque()
         #: jobs whose drivers are gone, and which still have processes or actors
         self._left_jobs: set[Hashable] = set()
+        #: something has happened since it was decided last; else there is nothing to decide before `look_at`
+        self._news = True
+        self.look_at: float | None = None
         self._effects: list[Effect] = []
         self._next_lease = first_lease - 1
         self._turn = 0
@@ -133,6 +136,7 @@ class Admission:
         `allowed`: it may run on this node. `captures`: see LeaseRequest. `lacks`: its tasks have large arguments, and
         those of them are not here.
         """
+        self._news = True
         request = self.requests.get((owner, class_id))
         if request is None:
             if lacks is not None and not wanted:
@@ -160,6 +164,7 @@ class Admission:
 
     def arguments_fetched(self, owner: ProcessId, class_id: int) -> None:
         """What the request lacked is here, or cannot be had."""
+        self._news = True
         request = self.requests.get((owner, class_id))
         if request is not None:
             fetching.note_fetched(request)
@@ -196,6 +201,7 @@ class Admission:
         request.lends = lends
 
     def lease_returned(self, lease_id: int, now: float) -> None:
+        self._news = True
         lease = self.leases.get(lease_id)
         if lease is None:
             return  # the worker's death came first
@@ -206,6 +212,7 @@ class Admission:
             self._set_idle(worker, now)
 
     def worker_ready(self, worker_id: ProcessId, environment: Environment, now: float) -> None:
+        self._news = True
         if worker_id in self.workers:
             return  # it said so before
         self._started(environment)
@@ -215,6 +222,7 @@ class Admission:
 
     def worker_start_failed(self, environment: Environment) -> None:
         """A worker died before it was ready; `decide` starts another where one is still needed, a few times."""
+        self._news = True
         self._started(environment)
         failures = self._failures[environment] = self._failures.get(environment, 0) + 1
         if failures < START_ATTEMPTS:
@@ -230,6 +238,7 @@ class Admission:
                 self._effects.append(FailRequest(request))
 
     def worker_died(self, worker_id: ProcessId) -> None:
+        self._news = True
         worker = self.workers.pop(worker_id, None)
         if worker is None:
             return
@@ -239,6 +248,7 @@ class Admission:
             self._idle[worker.environment].remove(worker)
 
     def worker_blocked(self, lease_id: int) -> None:
+        self._news = True
         lease = self.leases.get(lease_id)
         if lease is not None and not lease.blocked:
             lease.blocked = True
@@ -246,12 +256,14 @@ class Admission:
             self.resources.release_cpus(lease.allocation)
 
     def worker_unblocked(self, lease_id: int) -> None:
+        self._news = True
         lease = self.leases.get(lease_id)
         if lease is not None and lease.blocked:
             self._resuming.append(lease)
 
     def process_left(self, process: ProcessId) -> None:
         """An owner is gone: its requests end, and workers that run its tasks are of no use any more."""
+        self._news = True
         leaving = self._table.owners.get(process)
         if leaving is not None:
             for request in leaving.requests.values():
@@ -276,10 +288,12 @@ class Admission:
 
     def bundles_prepared(self, group: bytes, bundles: Mapping[int, ResourceSet]) -> bool:
         """Takes what the bundles need, all or nothing; whether it could."""
+        self._news = True
         return self.resources.prepare(group.hex(), bundles)
 
     def bundles_committed(self, group: bytes, indexes: Iterable[int]) -> None:
         """The bundles may be used: requests that waited for them may be met."""
+        self._news = True
         name = group.hex()
         self.resources.commit(name, indexes)
         for request in self._table.in_group.get(name, {}).values():
@@ -288,10 +302,12 @@ class Admission:
 
     def bundles_returned(self, group: bytes, indexes: Iterable[int]) -> None:
         """Bundles that were prepared, or refused, are not wanted."""
+        self._news = True
         self.resources.unprepare(group.hex(), indexes)
 
     def room_claimed(self, group: bytes, bundles: tuple[ResourceSet, ...]) -> None:
         """Room is to be cleared for these bundles; replaces what the group claimed before."""
+        self._news = True
         self.claim_dropped(group)
         units: dict[str, int] = {}
         for bundle in bundles:
@@ -305,12 +321,14 @@ class Admission:
         self._table.want(claim, 1)
 
     def claim_dropped(self, group: bytes) -> None:
+        self._news = True
         key = (ProcessId(group), 0)
         if key in self.requests:
             self._table.owner_left(key[0])
 
     def claims_dropped(self) -> None:
         """Nobody claims any room any more."""
+        self._news = True
         for key in [key for key, request in self.requests.items() if request.claims is not None]:
             self._table.owner_left(key[0])
 
@@ -319,6 +337,7 @@ class Admission:
 
         Whoever asked for it hears of the group's end from elsewhere, and ends actors that live in it.
         """
+        self._news = True
         name = group.hex()
         requests = self._table.in_group.get(name, {})
         owners = {self._table.owners[request.owner] for request in requests.values()}
@@ -340,7 +359,8 @@ class Admission:
     # -------------------------------------------------------------------------------------------------- decisions
 
     def decide(self, now: float) -> list[Effect]:
-        """Acts on all that has happened since the last call."""
+        """Acts on all that has happened since the last call. See `undecided`."""
+        self._news = False
         unmet = self._grant(now, self._resume())
         self._match_workers()
         self._reclaim(
@@ -350,6 +370,10 @@ class Admission:
         self._end_left()
         effects, self._effects = self._effects, []
         return effects
+
+    def undecided(self, now: float) -> bool:
+        """Whether `decide`, or `tick`, would find anything to do."""
+        return self._news or (self.look_at is not None and self.look_at <= now)
 
     def prestart(self, number: int, environment: Environment) -> list[Effect]:
         """Starts `number` workers before anyone asks."""
@@ -361,6 +385,7 @@ class Admission:
 
         Its detached actors, and what they ask for, are served as before.
         """
+        self._news = True
         self._left_jobs.add(job)
 
     def job_forgotten(self, job: Hashable) -> None:
@@ -400,10 +425,12 @@ class Admission:
             if request.is_patient(now):
                 at = (request.waits_since or now) + PATIENCE_SECONDS
                 due = at if due is None else min(due, at)
+        self.look_at = due
         return due
 
     def retirement_declined(self, worker_id: ProcessId, now: float) -> None:
         """The worker still owns something: it stays."""
+        self._news = True
         worker = self.workers.get(worker_id)
         if worker is not None and worker.retiring:
             worker.retiring = False
@@ -524,6 +551,7 @@ class Admission:
                 room_for[:] = together
             if not claim.told:
                 claim.told = True
+                self._news = True  # where the room is not taken, it is for others
                 self._effects.append(RoomForBundles(claim.owner))
 
     def _may_be_blocked(self, request: LeaseRequest, blocked: set[ProcessId]) -> bool:

@@ -142,9 +142,13 @@ class ClusterSockets:
         #: address -> link
         self._links: dict[str, NodeLink] = {}
         self._by_node: dict[NodeId, NodeLink] = {}
+        #: those that are for one letter only
+        self._passing: dict[NodeLink, None] = {}
         self._conversations: dict[NodeId, Conversation] = {}
-        #: nodes that something waits for, or is to be acknowledged to, in the order in which that was so
+        #: nodes that something waits for, or has come from, since the last `step`
         self._busy: dict[NodeId, None] = {}
+        #: node -> when to look at it again: something is to be acknowledged to it, or it had no room
+        self._due: dict[NodeId, float] = {}
         #: host -> (when it was logged last, knocks since)
         self._knocks: dict[str, tuple[float, int]] = {}
         self._zap: zmq.Socket[bytes] | None = None
@@ -232,6 +236,7 @@ class ClusterSockets:
         link = self.connect(address)
         if now is not None and passing:
             link.until = now + LETTER_SECONDS
+            self._passing[link] = None
         letter = pack_letter(kind, content)
         if link.up:
             link.socket.send_multipart(letter)
@@ -242,6 +247,7 @@ class ClusterSockets:
         """The node is dead, or no member: nothing is said to it any more."""
         self._conversations.pop(node, None)
         self._busy.pop(node, None)
+        self._due.pop(node, None)
         link = self._by_node.pop(node, None)
         if link is not None:
             self._links.pop(link.address, None)
@@ -361,15 +367,19 @@ class ClusterSockets:
 
     def step(self, now: float) -> float | None:
         """Sends what can leave; gives the time of the next look, or None. Does not block."""
-        due = None
-        for node in list(self._busy):
+        late = [node for node, at in self._due.items() if at <= now] if self._due else ()
+        for node in (*self._busy, *late):
+            self._due.pop(node, None)
             at = self._advance(node, now)
             if at is not None:
-                due = at if due is None else min(due, at)
-        for link in [link for link in self._links.values() if link.until is not None]:
-            assert link.until is not None
-            if link.until <= now or (link.up and not link.letters):
-                del self._links[link.address]
+                self._due[node] = at
+        self._busy.clear()
+        due = min(self._due.values(), default=None)
+        for link in list(self._passing):
+            if link.until is None or self._links.get(link.address) is not link:
+                del self._passing[link]
+            elif link.until <= now or (link.up and not link.letters):
+                del self._links[link.address], self._passing[link]
                 self._shut(link, LINGER_MS)
             else:
                 due = link.until if due is None else min(due, link.until)
@@ -379,8 +389,7 @@ class ClusterSockets:
         """Sends what waits for a node; gives the time by which it is to have its acknowledgement."""
         link, conversation = self._by_node.get(node), self._conversation(node)
         if link is None or not link.up:
-            self._busy.pop(node, None)  # `_begin` makes it busy again
-            return None
+            return None  # `_begin` makes it busy again
         outgoing, incoming = conversation.outgoing, conversation.incoming
         while (sent := outgoing.next()) is not None:
             sender, to, frame, bulk = sent.what
@@ -393,8 +402,6 @@ class ClusterSockets:
         if due is not None and due <= now:
             self._send(link, Envelope(ACK, self._me, manager_of(node), 0, incoming.acknowledge()))
             due = None
-        if due is None:
-            self._busy.pop(node, None)
         return due
 
     @staticmethod

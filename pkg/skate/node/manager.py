@@ -124,7 +124,7 @@ class NodeManager:
         self._running = True
         #: why the node ends
         self._why = ""
-        #: admission has news since it decided last
+        #: something has happened in this turn that another one must follow
         self._undecided = False
         #: how the last worker died that never became ready
         self._last_failure = ""
@@ -254,19 +254,14 @@ class NodeManager:
         self._actors.act()
         self._groups.act()  # first: what has become free is theirs before it is granted
         self._scheduling.act()
-        due = self._admission.tick(now)
         self._undecided = False
-        effects = self._admission.decide(now)
-        # Before the leases themselves leave: an owner that has one says what it wants beyond it, and its node manager
-        # must not count that lease once more as one on its way.
-        self._scheduling.tell()
-        for effect in effects:
-            self._carry_out(effect)
+        if self._admission.undecided(now):
+            self._decide(now)
         if self._actors.act() | self._groups.act() or self._undecided:
             return  # admission may have more to decide
         self._forget_jobs()
         looks = (
-            due,
+            self._admission.look_at,
             until,
             self._spiller.step(now),
             self._door.step(now),
@@ -279,6 +274,16 @@ class NodeManager:
         self._mailbox.flush()
         if self._running:
             self._mailbox.read(max(0.0, min(times) - now) if times else None)
+
+    def _decide(self, now: float) -> None:
+        """Has admission act on what has happened."""
+        self._admission.tick(now)
+        effects = self._admission.decide(now)
+        # Before the leases themselves leave: an owner that has one says what it wants beyond it, and its node manager
+        # must not count that lease once more as one on its way.
+        self._scheduling.tell()
+        for effect in effects:
+            self._carry_out(effect)
 
     def end(self, why: str) -> None:
         """Has `run` end. From a signal handler, too."""

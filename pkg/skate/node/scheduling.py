@@ -108,6 +108,8 @@ class NodeScheduling:
         self.shares = Shares(node, self._chooser)
         #: node -> its row and what is made of it, less what it was asked for since
         self._views: dict[NodeId, tuple[Row, NodeView]] = {}
+        #: the living nodes as they were looked at last
+        self._seen: list[Row] = []
         #: (owner, class) -> (number of the latest request, what its node was told: see `_standing`)
         self._foreign: dict[tuple[ProcessId, int], tuple[int, int, int, bool]] = {}
         self.handlers: Final[dict[int, Callable[..., None]]] = {
@@ -180,7 +182,8 @@ class NodeScheduling:
     def _look(self) -> dict[NodeId, NodeView]:
         """The living nodes as they are known. Where one has changed, what waits is looked at again."""
         rows = self.roster.living()
-        if len(rows) > 1 or len(self._views) > 1:
+        if rows is not self._seen and (len(rows) > 1 or len(self._views) > 1):
+            self._seen = rows
             changed = False
             for row in rows:
                 if row.node == self._me:
