@@ -359,8 +359,9 @@ class ClusterSockets:
         node has acknowledged them.
         """
         node = node_of(to)
-        if node not in self._by_node:
-            self.know(address, node)
+        link = self._links.get(address)
+        if node not in self._by_node and (link is None or link.node is None):
+            self.know(address, node)  # (else another node came there: this one is dead, as will be told)
         size = len(frame) if bulk is None else len(frame) + bulk.nbytes
         self._conversation(node).outgoing.put((sender, to, frame, bulk), size)
         self._busy[node] = None
