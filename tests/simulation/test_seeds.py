@@ -28,6 +28,7 @@ MENDED = (
     (8, "calm"),  # tasks that had measured 0 s were never asked leases for
     (0, "workers"),  # refs of a `get` that failed lived until the garbage collector ran
     (91, "nodes"),  # where the bytes of an object were that was lost with its node was kept for ever
+    (9, "everything"),  # a node at a dead one's address was taken for never reached
     (5, "calm"),  # actors of other nodes were kept in a table when they had ended
 )
 
