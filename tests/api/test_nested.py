@@ -133,6 +133,22 @@ def test_who_computes_never_shares_the_one_cpu() -> None:
     assert most_at_once(spans) == 1
 
 
+def test_a_task_waits_for_an_actor_that_takes_its_cpu() -> None:
+    """The actor keeps the CPU for as long as the task has its handle: the task goes on even so."""
+
+    @skate.remote(num_cpus=1)
+    class Adder:
+        def add(self, number: int) -> int:
+            return number + 1
+
+    @skate.remote
+    def outer() -> int:
+        adder = Adder.remote()
+        return skate.get(adder.add.remote(skate.get(adder.add.remote(1))))
+
+    assert skate.get(outer.remote(), timeout=60) == 3
+
+
 def test_a_gpu_is_not_given_back() -> None:
     @skate.remote(num_cpus=0)
     def free_gpus() -> float:

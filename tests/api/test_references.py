@@ -1,6 +1,8 @@
 """Refs: what they are, where they can be hidden, and how long what they stand for lives."""
 
 import gc
+import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -154,6 +156,31 @@ class TestHiddenInOtherThings:
     def test_a_thousand_in_one_object(self) -> None:
         refs = skate.get(skate.put([skate.put(i) for i in range(1_000)]))
         assert skate.get(refs) == list(range(1_000))
+
+
+def test_a_get_that_fails_leaves_nothing_to_the_garbage_collector() -> None:
+    """Its exception leads to the frames that it came through, and these to the refs: nothing may lead back to it."""
+
+    class Held:
+        """Something that the caller's frame holds, as it does refs."""
+
+    @skate.remote(max_retries=0)
+    def crash() -> None:
+        os._exit(1)
+
+    def get_it_here(held: Held) -> None:
+        with pytest.raises(skate.exceptions.WorkerCrashedError):
+            skate.get(crash.remote())
+
+    gc.disable()
+    try:
+        held = Held()
+        freed = weakref.ref(held)
+        get_it_here(held)
+        del held
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 class TestLife:

@@ -118,6 +118,8 @@ class Node:
         for effect in effects:
             getattr(self, f"do_{type(effect).__name__}")(effect)
         self.admission.check()
+        if not self.admission.undecided(self.now):
+            assert not self.admission.decide(self.now), "nothing has happened since"
         self.check_fetching()
         serving = {lease.worker.id for lease in self.granted.values() if lease.worker}
         for worker in self.workers.keys() - serving - self.retiring:
@@ -776,6 +778,55 @@ def test_a_worker_goes_on_before_anything_new_is_granted() -> None:
         node.give_back(other)
         assert not owners_of(node.decide())
     assert lease not in node.resuming
+
+
+def test_a_worker_whose_cpu_an_actor_or_a_group_has_goes_on_without_it() -> None:
+    """They may have it for ever. Its lease is reclaimed, so it is not used for long."""
+    for taken_by in ("actor", "group"):
+        node = node_with_workers(2)
+        node.request(FIRST, 1, CPU, 2)
+        node.decide()
+        for lease in node.granted:
+            node.admission.worker_blocked(lease)
+        if taken_by == "actor":
+            actor = ProcessId(b"an actor of the first")
+            node.admission.actor_placed(actor, ResourceSet({"CPU": 2 * ONE}), False, 0, PLAIN)
+        else:
+            assert node.admission.bundles_prepared(b"a group", {0: ResourceSet({"CPU": 2 * ONE})})
+        node.decide()
+        assert not node.admission.resources.all_units()[1].get("CPU")
+        one, _ = node.granted
+        node.admission.worker_unblocked(one)
+        effects = node.admission.decide(node.now)
+        assert [type(effect) for effect in effects if type(effect) is not StartWorker] == [
+            Reclaim,
+            ResumeWorker,
+        ]
+        node.admission.worker_blocked(one)
+        node.admission.worker_unblocked(one)
+        assert [type(effect) for effect in node.admission.decide(node.now)] == [ResumeWorker]
+        node.admission.check()
+        node.admission.lease_returned(one, node.now)
+        node.admission.check()
+
+
+def test_who_waits_for_the_cpus_of_the_node_holds_up_nobody_in_a_group() -> None:
+    node = node_with_workers(3)
+    group = b"a group".ljust(16)
+    assert node.admission.bundles_prepared(group, {0: ResourceSet(CPU)})
+    node.admission.bundles_committed(group, [0])
+    node.request(FIRST, 1, CPU, 1)
+    node.decide()
+    (lease,) = node.granted
+    node.admission.worker_blocked(lease)
+    node.request(SECOND, 1, CPU, 1)
+    assert owners_of(node.decide()) == [SECOND]
+    node.admission.worker_unblocked(lease)
+    in_group = ResourceSet(asked_of_group(group.hex(), -1, CPU))
+    node.admission.leases_requested(THIRD, 1, in_group, 0, 1, PLAIN)
+    effects = node.admission.decide(node.now)
+    assert not any(isinstance(effect, ResumeWorker) for effect in effects), "the second has its CPU"
+    assert [effect.lease.request.owner for effect in effects if isinstance(effect, Grant)] == [THIRD]
 
 
 def test_an_infeasible_request_is_warned_about_once_and_waits() -> None:

@@ -398,6 +398,14 @@ def test_short_tasks_share_a_pipeline_and_long_ones_travel_alone() -> None:
     assert len(lease.in_flight) == 1
 
 
+def test_tasks_that_take_no_time_at_all_are_asked_a_lease_for() -> None:
+    """A coarse clock may measure 0 s."""
+    owner, lease = busy_owner(0.0, 5)
+    owner.dispatcher.worker_lost(lease, b"", lease.answered, 1.0)
+    assert len(owner.queues[0].tasks) == 5
+    assert owner.dispatcher.take_effects() == [AskLeases(owner.queues[0], 1)]
+
+
 def test_what_waits_behind_a_task_that_overruns_is_recalled_when_next_tick_says() -> None:
     owner, lease = busy_owner(BUDGET / 10, 5)
     assert len(lease.in_flight) == 5

@@ -7,7 +7,8 @@ on all of them, so that what arrives together is judged together. Effects are wh
 
 Rules:
 
-* A worker whose wait is over gets its CPUs back before anything new is granted.
+* A worker whose wait is over gets its CPUs back before anything new is granted of what it needs. Where only actors and
+  placement groups hold them, which may be for ever, it goes on without: its lease is reclaimed, and ends soon.
 * Among requests the more deeply nested go first, so that what blocked workers wait for can finish; equals take turns.
   One that has waited for long goes first once: a task that keeps submitting starves nobody.
 * A request that must wait has leases of other classes and owners reclaimed: a thousand owners get their turns.
@@ -108,6 +109,9 @@ class Admission:
         self._resuming: deque[NodeLease] = deque()
         #: jobs whose drivers are gone, and which still have processes or actors
         self._left_jobs: set[Hashable] = set()
+        #: something has happened since it was decided last; else there is nothing to decide before `look_at`
+        self._news = True
+        self.look_at: float | None = None
         self._effects: list[Effect] = []
         self._next_lease = first_lease - 1
         self._turn = 0
@@ -132,6 +136,7 @@ class Admission:
         `allowed`: it may run on this node. `captures`: see LeaseRequest. `lacks`: its tasks have large arguments, and
         those of them are not here.
         """
+        self._news = True
         request = self.requests.get((owner, class_id))
         if request is None:
             if lacks is not None and not wanted:
@@ -159,6 +164,7 @@ class Admission:
 
     def arguments_fetched(self, owner: ProcessId, class_id: int) -> None:
         """What the request lacked is here, or cannot be had."""
+        self._news = True
         request = self.requests.get((owner, class_id))
         if request is not None:
             fetching.note_fetched(request)
@@ -195,6 +201,7 @@ class Admission:
         request.lends = lends
 
     def lease_returned(self, lease_id: int, now: float) -> None:
+        self._news = True
         lease = self.leases.get(lease_id)
         if lease is None:
             return  # the worker's death came first
@@ -205,6 +212,7 @@ class Admission:
             self._set_idle(worker, now)
 
     def worker_ready(self, worker_id: ProcessId, environment: Environment, now: float) -> None:
+        self._news = True
         if worker_id in self.workers:
             return  # it said so before
         self._started(environment)
@@ -214,6 +222,7 @@ class Admission:
 
     def worker_start_failed(self, environment: Environment) -> None:
         """A worker died before it was ready; `decide` starts another where one is still needed, a few times."""
+        self._news = True
         self._started(environment)
         failures = self._failures[environment] = self._failures.get(environment, 0) + 1
         if failures < START_ATTEMPTS:
@@ -229,6 +238,7 @@ class Admission:
                 self._effects.append(FailRequest(request))
 
     def worker_died(self, worker_id: ProcessId) -> None:
+        self._news = True
         worker = self.workers.pop(worker_id, None)
         if worker is None:
             return
@@ -238,6 +248,7 @@ class Admission:
             self._idle[worker.environment].remove(worker)
 
     def worker_blocked(self, lease_id: int) -> None:
+        self._news = True
         lease = self.leases.get(lease_id)
         if lease is not None and not lease.blocked:
             lease.blocked = True
@@ -245,12 +256,14 @@ class Admission:
             self.resources.release_cpus(lease.allocation)
 
     def worker_unblocked(self, lease_id: int) -> None:
+        self._news = True
         lease = self.leases.get(lease_id)
         if lease is not None and lease.blocked:
             self._resuming.append(lease)
 
     def process_left(self, process: ProcessId) -> None:
         """An owner is gone: its requests end, and workers that run its tasks are of no use any more."""
+        self._news = True
         leaving = self._table.owners.get(process)
         if leaving is not None:
             for request in leaving.requests.values():
@@ -275,10 +288,12 @@ class Admission:
 
     def bundles_prepared(self, group: bytes, bundles: Mapping[int, ResourceSet]) -> bool:
         """Takes what the bundles need, all or nothing; whether it could."""
+        self._news = True
         return self.resources.prepare(group.hex(), bundles)
 
     def bundles_committed(self, group: bytes, indexes: Iterable[int]) -> None:
         """The bundles may be used: requests that waited for them may be met."""
+        self._news = True
         name = group.hex()
         self.resources.commit(name, indexes)
         for request in self._table.in_group.get(name, {}).values():
@@ -287,10 +302,12 @@ class Admission:
 
     def bundles_returned(self, group: bytes, indexes: Iterable[int]) -> None:
         """Bundles that were prepared, or refused, are not wanted."""
+        self._news = True
         self.resources.unprepare(group.hex(), indexes)
 
     def room_claimed(self, group: bytes, bundles: tuple[ResourceSet, ...]) -> None:
         """Room is to be cleared for these bundles; replaces what the group claimed before."""
+        self._news = True
         self.claim_dropped(group)
         units: dict[str, int] = {}
         for bundle in bundles:
@@ -304,12 +321,14 @@ class Admission:
         self._table.want(claim, 1)
 
     def claim_dropped(self, group: bytes) -> None:
+        self._news = True
         key = (ProcessId(group), 0)
         if key in self.requests:
             self._table.owner_left(key[0])
 
     def claims_dropped(self) -> None:
         """Nobody claims any room any more."""
+        self._news = True
         for key in [key for key, request in self.requests.items() if request.claims is not None]:
             self._table.owner_left(key[0])
 
@@ -318,6 +337,7 @@ class Admission:
 
         Whoever asked for it hears of the group's end from elsewhere, and ends actors that live in it.
         """
+        self._news = True
         name = group.hex()
         requests = self._table.in_group.get(name, {})
         owners = {self._table.owners[request.owner] for request in requests.values()}
@@ -339,9 +359,9 @@ class Admission:
     # -------------------------------------------------------------------------------------------------- decisions
 
     def decide(self, now: float) -> list[Effect]:
-        """Acts on all that has happened since the last call."""
-        self._resume()
-        unmet = [] if self._resuming else self._grant(now)
+        """Acts on all that has happened since the last call. See `undecided`."""
+        self._news = False
+        unmet = self._grant(now, self._resume())
         self._match_workers()
         self._reclaim(
             unmet, now
@@ -350,6 +370,10 @@ class Admission:
         self._end_left()
         effects, self._effects = self._effects, []
         return effects
+
+    def undecided(self, now: float) -> bool:
+        """Whether `decide`, or `tick`, would find anything to do."""
+        return self._news or (self.look_at is not None and self.look_at <= now)
 
     def prestart(self, number: int, environment: Environment) -> list[Effect]:
         """Starts `number` workers before anyone asks."""
@@ -361,6 +385,7 @@ class Admission:
 
         Its detached actors, and what they ask for, are served as before.
         """
+        self._news = True
         self._left_jobs.add(job)
 
     def job_forgotten(self, job: Hashable) -> None:
@@ -400,29 +425,47 @@ class Admission:
             if request.is_patient(now):
                 at = (request.waits_since or now) + PATIENCE_SECONDS
                 due = at if due is None else min(due, at)
+        self.look_at = due
         return due
 
     def retirement_declined(self, worker_id: ProcessId, now: float) -> None:
         """The worker still owns something: it stays."""
+        self._news = True
         worker = self.workers.get(worker_id)
         if worker is not None and worker.retiring:
             worker.retiring = False
             self._set_idle(worker, now)
 
-    def _resume(self) -> None:
-        while self._resuming:
-            lease = self._resuming[0]
-            if self.leases.get(lease.id) is lease:
-                if not self.resources.reacquire_cpus(lease.allocation):
-                    self._reclaim_for(lease)
-                    return
-                lease.blocked = False
-                del self._blocked[lease.id]
-                self._effects.append(ResumeWorker(lease))
-            self._resuming.popleft()
+    def _resume(self) -> set[str | None]:
+        """Has workers go on whose wait is over. Gives where the others wait for CPUs: groups, or None for the node."""
+        short: set[str | None] = set()
+        still: deque[NodeLease] = deque()
+        for lease in self._resuming:
+            if self.leases.get(lease.id) is not lease:
+                continue
+            pool = lease.request.demand.group
+            if pool in short or not self._goes_on(lease):
+                short.add(pool)
+                still.append(lease)
+        self._resuming = still
+        return short
 
-    def _grant(self, now: float) -> list[LeaseRequest]:
-        """Grants what fits, in turn; gives the requests that must wait."""
+    def _goes_on(self, lease: NodeLease) -> bool:
+        """Whether the lease's worker need not wait any longer."""
+        if self.resources.reacquire_cpus(lease.allocation):
+            lease.blocked = False
+            del self._blocked[lease.id]
+        elif self._reclaim_for(lease):
+            return False
+        elif not lease.reclaimed:  # it has lent its CPUs for good
+            lease.reclaimed = True
+            self._effects.append(Reclaim(lease))
+        self._effects.append(ResumeWorker(lease))
+        return True
+
+    def _grant(self, now: float, resuming: set[str | None]) -> list[LeaseRequest]:
+        """Grants what fits, in turn; gives the requests that must wait. What needs CPUs of where workers wait for them
+        to go on is not looked at."""
         if not self._table.open:
             return []
         for request in self._table.open.values():
@@ -436,7 +479,11 @@ class Admission:
         room_for: list[ResourceSet] = []
         blocked = {lease.worker.id for lease in self._blocked.values() if lease.worker is not None}
         order = sorted(
-            self._table.open.values(),
+            (
+                request
+                for request in self._table.open.values()
+                if request.demand.group not in resuming or not request.demand.asks_of("CPU")
+            ),
             key=lambda request: (request.is_patient(now), -request.depth, request.turn),
         )
         queue = deque(order)
@@ -504,6 +551,7 @@ class Admission:
                 room_for[:] = together
             if not claim.told:
                 claim.told = True
+                self._news = True  # where the room is not taken, it is for others
                 self._effects.append(RoomForBundles(claim.owner))
 
     def _may_be_blocked(self, request: LeaseRequest, blocked: set[ProcessId]) -> bool:
@@ -554,24 +602,27 @@ class Admission:
                 need -= 1
                 self._effects.append(Reclaim(lease))
 
-    def _reclaim_for(self, resuming: NodeLease) -> None:
-        """Asks for a lease whose CPUs a worker needs to go on: one that this worker holds itself, if there is one."""
+    def _reclaim_for(self, resuming: NodeLease) -> bool:
+        """Asks for a lease whose CPUs a worker needs to go on: one that this worker holds itself, if there is one.
+
+        False: there is none to wait for.
+        """
         assert resuming.worker is not None
         group = resuming.request.demand.group
         holds_cpu = [
             lease
             for lease in self._of_tasks.values()
-            if lease.worker is not None
-            and not lease.blocked
+            if not lease.blocked
             and lease.request.demand.group == group
             and lease.request.demand.asks_of("CPU")
         ]
-        if any(lease.reclaimed for lease in holds_cpu):
-            return  # one is on its way
+        if any(lease.reclaimed or lease.worker is None for lease in holds_cpu):
+            return True  # one is on its way, or will be
         own = [lease for lease in holds_cpu if lease.request.owner == resuming.worker.id]
         for lease in (own or holds_cpu)[:1]:
             lease.reclaimed = True
             self._effects.append(Reclaim(lease))
+        return bool(holds_cpu)
 
     def _match_workers(self) -> None:
         for environment, waiting in self._waiting.items():

@@ -430,7 +430,7 @@ class Dispatcher(Machine):
         waiting = len(queue.tasks)
         wanted = waiting
         if waiting and queue.seconds is not None:
-            wanted = min(waiting, ceil(waiting * queue.seconds / BUDGET))
+            wanted = min(waiting, max(1, ceil(waiting * queue.seconds / BUDGET)))  # a task may measure 0 s
         if wanted > queue.told or (queue.told and not waiting):
             queue.told = wanted
             if self._brief and wanted:

@@ -20,7 +20,8 @@ Rules:
   (`on_recovered`), after RETURN_SECONDS.
 * A node that has lost the head waits longer than the head waits for it, before it takes the head's node for dead. So
   where both live, the head decides. It never stops looking for a head at that address.
-* Changes of the table leave together, at most every SHARE_SECONDS.
+* Changes of the table leave together, at most every SHARE_SECONDS; in a large cluster, of more than MANY nodes, in
+  proportion less often, since each node is told of all.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ RETURN_SECONDS: Final = 6.0
 JOIN_SECONDS: Final = 10.0
 #: seconds between two messages to all nodes, and between two reports of a node
 SHARE_SECONDS: Final = 0.1
+#: nodes with more of which changes of the table leave less often
+MANY: Final = 100
 
 JOINING: Final = "JOINING"
 ALIVE: Final = "ALIVE"
@@ -278,7 +281,7 @@ class Register:
             return self._share_at if due is None else min(due, self._share_at)
         rows = [self.members[node].row for node in self._changed if node in self.members]
         self._changed.clear()
-        self._share_at = now + SHARE_SECONDS
+        self._share_at = now + SHARE_SECONDS * max(1.0, len(self.members) / MANY)
         self._effects.append(Share(rows))
         return due
 

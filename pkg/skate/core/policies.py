@@ -192,12 +192,18 @@ class NodeChooser:
     def _hybrid(
         self, nodes: Sequence[NodeView], demand: ResourceSet, local: NodeId | None, chance: float
     ) -> Choice:
+        here = next((node for node in nodes if node.id == local), None)
+        if here is not None and here.fits(demand) and not self._score(here) and not self._shuns(here, demand):
+            return Choice(local, True)  # none is better, so there is no need to look at them
         fits = [node for node in nodes if node.fits(demand)]
         if not fits:
             return self._best(nodes, [n for n in nodes if n.feasible(demand)], local, chance, False)
-        if self._knobs.avoid_gpu_nodes and not demand.asks_of("GPU"):
-            fits = [node for node in fits if not node.total.get("GPU")] or fits
+        fits = [node for node in fits if not self._shuns(node, demand)] or fits
         return self._best(nodes, fits, local, chance, True)
+
+    def _shuns(self, node: NodeView, demand: ResourceSet) -> bool:
+        """Whether the node's GPUs are to be left to others."""
+        return self._knobs.avoid_gpu_nodes and bool(node.total.get("GPU")) and not demand.asks_of("GPU")
 
     def _best(
         self,

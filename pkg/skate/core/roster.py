@@ -164,6 +164,8 @@ class Roster:
         self._unknown: dict[NodeId, float] = {}
         #: where nodes said they are, before the head told of them
         self._introduced: dict[NodeId, str] = {}
+        #: what `living` gives, until the table changes
+        self._living: list[Row] | None = None
         self._effects: list[Effect] = []
 
     def take_effects(self) -> Sequence[Effect]:
@@ -173,8 +175,10 @@ class Roster:
     # ------------------------------------------------------------------------------------------------ what it tells
 
     def living(self) -> list[Row]:
-        """The nodes that live, this one among them."""
-        return [row for row in self.rows.values() if row.alive]
+        """The nodes that live, this one among them. The same list as before where the table has not changed."""
+        if self._living is None:
+            self._living = [row for row in self.rows.values() if row.alive]
+        return self._living
 
     def address(self, node: NodeId) -> str | None:
         """Where to reach the node; None where that is not known."""
@@ -197,6 +201,7 @@ class Roster:
         self, total: Mapping[str, int], available: Mapping[str, int], demands: Sequence[Any]
     ) -> None:
         """What this node has, what of it is free, and what waits here."""
+        self._living = None
         row = self.rows[self.me]
         self.rows[self.me] = row._replace(total=total, available=available, demands=demands)
 
@@ -218,6 +223,7 @@ class Roster:
     def on_rows(self, rows: Iterable[Row]) -> None:
         """The head tells of nodes."""
         self.version += 1
+        self._living = None
         for row in rows:
             known = self.rows.get(row.node)
             if row.node == self.me:
@@ -291,6 +297,7 @@ class Roster:
         known = self.rows.get(node)
         if known is None or not known.alive or node == self.me:
             return
+        self._living = None
         self.rows[node] = (row or known)._replace(alive=False, cause=cause, available={}, demands=[])
         self._introduced.pop(node, None)
         if returns:
@@ -304,6 +311,8 @@ class Roster:
 
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""
+        if self._living not in (None, [row for row in self.rows.values() if row.alive]):
+            raise AssertionError("the list of those that live is not that of the table")
         if not self.rows[self.me].alive:
             raise AssertionError("this node counts itself as dead")
         for node, row in self.rows.items():

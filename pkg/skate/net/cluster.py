@@ -142,9 +142,13 @@ class ClusterSockets:
         #: address -> link
         self._links: dict[str, NodeLink] = {}
         self._by_node: dict[NodeId, NodeLink] = {}
+        #: those that are for one letter only
+        self._passing: dict[NodeLink, None] = {}
         self._conversations: dict[NodeId, Conversation] = {}
-        #: nodes that something waits for, or is to be acknowledged to
-        self._busy: set[NodeId] = set()
+        #: nodes that something waits for, or has come from, since the last `step`
+        self._busy: dict[NodeId, None] = {}
+        #: node -> when to look at it again: something is to be acknowledged to it, or it had no room
+        self._due: dict[NodeId, float] = {}
         #: host -> (when it was logged last, knocks since)
         self._knocks: dict[str, tuple[float, int]] = {}
         self._zap: zmq.Socket[bytes] | None = None
@@ -232,6 +236,7 @@ class ClusterSockets:
         link = self.connect(address)
         if now is not None and passing:
             link.until = now + LETTER_SECONDS
+            self._passing[link] = None
         letter = pack_letter(kind, content)
         if link.up:
             link.socket.send_multipart(letter)
@@ -241,7 +246,8 @@ class ClusterSockets:
     def drop(self, node: NodeId) -> list[tuple[ProcessId, ProcessId, bytes, memoryview | None]]:
         """The node is dead, or no member: nothing is said to it any more. Gives what it may not have heard."""
         conversation = self._conversations.pop(node, None)
-        self._busy.discard(node)
+        self._busy.pop(node, None)
+        self._due.pop(node, None)
         link = self._by_node.pop(node, None)
         if link is not None:
             self._links.pop(link.address, None)
@@ -333,7 +339,7 @@ class ClusterSockets:
         self._send(
             link, Envelope(ACK, self._me, manager_of(link.node), 0, conversation.incoming.acknowledge())
         )
-        self._busy.add(link.node)
+        self._busy[link.node] = None
 
     def _disconnected(self, link: NodeLink) -> None:
         if not link.up:
@@ -354,23 +360,28 @@ class ClusterSockets:
         node has acknowledged them.
         """
         node = node_of(to)
-        if node not in self._by_node:
-            self.know(address, node)
+        link = self._links.get(address)
+        if node not in self._by_node and (link is None or link.node is None):
+            self.know(address, node)  # (else another node came there: this one is dead, as will be told)
         size = len(frame) if bulk is None else len(frame) + bulk.nbytes
         self._conversation(node).outgoing.put((sender, to, frame, bulk), size)
-        self._busy.add(node)
+        self._busy[node] = None
 
     def step(self, now: float) -> float | None:
         """Sends what can leave; gives the time of the next look, or None. Does not block."""
-        due = None
-        for node in list(self._busy):
+        late = [node for node, at in self._due.items() if at <= now] if self._due else ()
+        for node in (*self._busy, *late):
+            self._due.pop(node, None)
             at = self._advance(node, now)
             if at is not None:
-                due = at if due is None else min(due, at)
-        for link in [link for link in self._links.values() if link.until is not None]:
-            assert link.until is not None
-            if link.until <= now or (link.up and not link.letters):
-                del self._links[link.address]
+                self._due[node] = at
+        self._busy.clear()
+        due = min(self._due.values(), default=None)
+        for link in list(self._passing):
+            if link.until is None or self._links.get(link.address) is not link:
+                del self._passing[link]
+            elif link.until <= now or (link.up and not link.letters):
+                del self._links[link.address], self._passing[link]
                 self._shut(link, LINGER_MS)
             else:
                 due = link.until if due is None else min(due, link.until)
@@ -380,8 +391,7 @@ class ClusterSockets:
         """Sends what waits for a node; gives the time by which it is to have its acknowledgement."""
         link, conversation = self._by_node.get(node), self._conversation(node)
         if link is None or not link.up:
-            self._busy.discard(node)  # `_begin` makes it busy again
-            return None
+            return None  # `_begin` makes it busy again
         outgoing, incoming = conversation.outgoing, conversation.incoming
         while (sent := outgoing.next()) is not None:
             sender, to, frame, bulk = sent.what
@@ -394,8 +404,6 @@ class ClusterSockets:
         if due is not None and due <= now:
             self._send(link, Envelope(ACK, self._me, manager_of(node), 0, incoming.acknowledge()))
             due = None
-        if due is None:
-            self._busy.discard(node)
         return due
 
     @staticmethod
@@ -457,7 +465,7 @@ class ClusterSockets:
         conversation = self._conversation(node)
         if envelope.acknowledged and not conversation.outgoing.on_acknowledged(envelope.acknowledged):
             raise WireError(f"it acknowledges number {envelope.acknowledged}, which was never sent")
-        self._busy.add(node)
+        self._busy[node] = None
         if envelope.kind == GREETING:
             self._greeted(node, frame)
         elif envelope.kind in (DATA, BULK):

@@ -129,7 +129,7 @@ class NodeManager:
         self._running = True
         #: why the node ends
         self._why = ""
-        #: admission has news since it decided last
+        #: something has happened in this turn that another one must follow
         self._undecided = False
         #: how the last worker died that never became ready
         self._last_failure = ""
@@ -180,7 +180,7 @@ class NodeManager:
             | puller.from_owners,
             self._stranger_gone,
         )
-        self._mailbox = NodeMailbox(self.me, folder, self._deliver, Place.of(session["lanes"]))
+        self._mailbox = self._open_mailbox(Place.of(session["lanes"]))
         hooks = Hooks(
             lives=lives,
             deliver=self._strangers.deliver,
@@ -205,6 +205,7 @@ class NodeManager:
             adopt=self._adopt_job,
             acquaint=self.cluster.acquaint,
             introduce=self._strangers.introduce,
+            dismiss=self._strangers.dismiss,
             lacks=puller.lacks,
             refused=self._refused,
             group_gone=self._actors.group_gone,
@@ -222,6 +223,10 @@ class NodeManager:
         )
         post_bulk = self._mailbox.post_bulk
         puller.join(self._post, post_bulk, self._arguments_fetched, in_cluster=cluster is not None)
+
+    def _open_mailbox(self, lanes: Place | None) -> NodeMailbox:
+        """The sockets and lanes of this process. (A simulation has others.)"""
+        return NodeMailbox(self.me, self._folder, self._deliver, lanes)
 
     # ----------------------------------------------------------------------------------------------------- loop
 
@@ -266,28 +271,36 @@ class NodeManager:
         self._actors.act()
         self._groups.act()  # first: what has become free is theirs before it is granted
         self._scheduling.act()
-        due = self._admission.tick(now)
         self._undecided = False
-        for effect in self._admission.decide(now):
-            self._carry_out(effect)
-        self._scheduling.tell()
+        if self._admission.undecided(now):
+            self._decide(now)
         if self._actors.act() | self._groups.act() or self._undecided:
             return  # admission may have more to decide
         self._forget_jobs()
         looks = (
-            due,
+            self._admission.look_at,
             until,
             self._spiller.step(now),
             self._door.step(now),
             self.cluster.step(now),
             self._unlink_who_left(now),
         )
-        if self._scheduling.act() or self._groups.undecided:
-            return  # the table of nodes has changed
+        if self._scheduling.act() or self._groups.undecided or self._undecided:
+            return  # the table of nodes has changed, or a node has died
         times = [time for time in looks if time is not None]
         self._mailbox.flush()
         if self._running:
             self._mailbox.read(max(0.0, min(times) - now) if times else None)
+
+    def _decide(self, now: float) -> None:
+        """Has admission act on what has happened."""
+        self._admission.tick(now)
+        effects = self._admission.decide(now)
+        # Before the leases themselves leave: an owner that has one says what it wants beyond it, and its node manager
+        # must not count that lease once more as one on its way.
+        self._scheduling.tell()
+        for effect in effects:
+            self._carry_out(effect)
 
     def end(self, why: str) -> None:
         """Has `run` end. From a signal handler, too."""
@@ -736,6 +749,7 @@ class NodeManager:
 
     def _node_died(self, notice: m.NodeDied) -> None:
         """Another node is gone, and all its processes."""
+        self._undecided = True  # what its owners had here is free
         self._tell_all(notice)
         self._puller.node_died(notice.node, json.loads(notice.cause)["node_died"])
         self._drop_objects(notice.node)

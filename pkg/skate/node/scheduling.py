@@ -63,6 +63,8 @@ class Hooks(NamedTuple):
     acquaint: Callable[[ProcessId, NodeId], None]
     #: an owner of another node, whose death matters here
     introduce: Callable[[ProcessId], None]
+    #: such an owner is gone
+    dismiss: Callable[[ProcessId], None]
     #: which of these objects are not on this node
     lacks: Callable[[Lacks], Lacks]
     #: (owner, class, why): a request can never be met
@@ -108,6 +110,8 @@ class NodeScheduling:
         self.shares = Shares(node, self._chooser)
         #: node -> its row and what is made of it, less what it was asked for since
         self._views: dict[NodeId, tuple[Row, NodeView]] = {}
+        #: the living nodes as they were looked at last
+        self._seen: list[Row] = []
         #: (owner, class) -> (number of the latest request, what its node was told: see `_standing`)
         self._foreign: dict[tuple[ProcessId, int], tuple[int, int, int, bool]] = {}
         #: detached actors of other nodes' directories that have asked for a worker here
@@ -182,7 +186,8 @@ class NodeScheduling:
     def _look(self) -> dict[NodeId, NodeView]:
         """The living nodes as they are known. Where one has changed, what waits is looked at again."""
         rows = self.roster.living()
-        if len(rows) > 1 or len(self._views) > 1:
+        if rows is not self._seen and (len(rows) > 1 or len(self._views) > 1):
+            self._seen = rows
             changed = False
             for row in rows:
                 if row.node == self._me:
@@ -343,6 +348,7 @@ class NodeScheduling:
     def _owner_left_there(self, asker: Any, owner: bytes) -> None:
         if self.roster.home(owner) == asker.id:
             self.take_back(ProcessId(owner))
+            self.hooks.dismiss(ProcessId(owner))
 
     def foreign_owner_left(self, owner: ProcessId) -> None:
         """What it asked of this node is taken back; but not from a detached actor whose head may come back."""

@@ -39,6 +39,10 @@ class Strangers:
         """Its node manager speaks for it."""
         self._known.setdefault(process, Stranger(process))
 
+    def dismiss(self, owner: ProcessId) -> None:
+        """An actor that its node manager spoke for is gone, and what it asked for is taken back already."""
+        self._known.pop(owner, None)
+
     def deliver(self, sender: ProcessId, records: list[tuple[int, tuple[Any, ...]]]) -> None:
         """A process of another node says something to this node manager."""
         stranger = self._known.setdefault(sender, Stranger(sender))

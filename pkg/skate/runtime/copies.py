@@ -92,6 +92,9 @@ class OwnedCopies:
             entry = self._runtime.references.entries.get(object_id)
             if entry is not None and entry.state == STORED:
                 error = ObjectLostError(object_id, why=f"{self.machine.placed[object_id].why}.")
+                entry.contents = (
+                    entry.contents or []
+                )  # so that its end is not its process's private matter: see forget
                 entry.state = PENDING
                 self._runtime.objects.settle(entry, FAILED, pack_error(error))
 

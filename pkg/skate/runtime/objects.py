@@ -226,7 +226,10 @@ class Objects:
         if entry.value is None:
             raise ReferenceCountingAssertionError(entry.id)
         error = from_bytes(entry.value)
-        raise error.as_instanceof_cause() if isinstance(error, TaskError) else error
+        try:
+            raise error.as_instanceof_cause() if isinstance(error, TaskError) else error
+        finally:
+            del error  # its traceback leads here: a cycle would keep the callers' refs until the garbage collector runs
 
     # -------------------------------------------------------------------------------------------------- settling
 

@@ -83,8 +83,8 @@ class Runtime:
         self.effects: list[Any] = []
         self.references = References(me, self, self.effects)
         self.dispatcher = Dispatcher(self.effects)
-        self.mailbox = Mailbox(me, folder, self._deliver, lanes)
-        self.pump = Pump(self.mailbox, self.before_sleep, name)
+        self.mailbox = self.open_mailbox(folder, lanes)
+        self.pump = self.make_pump(name)
         self.objects = Objects(self)
         self.copies = OwnedCopies(self)
         self.actors = Actors(self)
@@ -180,6 +180,14 @@ class Runtime:
 
     # ----------------------------------------------------------------------------------------------------- mail
 
+    def open_mailbox(self, folder: str, lanes: Place | None) -> Mailbox:
+        """The sockets and lanes of this process. (A simulation has others.)"""
+        return Mailbox(self.me, folder, self.deliver, lanes)
+
+    def make_pump(self, name: str) -> Pump:
+        """Who reads the mailbox; its thread has the name. (A simulation has no threads.)"""
+        return Pump(self.mailbox, self.before_sleep, name)
+
     def handle(self, message: Any, handler: Handler) -> None:
         """`handler(sender, *fields)` is called under the lock for each such message."""
         self._handlers[message.code] = handler
@@ -188,7 +196,8 @@ class Runtime:
         """Queues a message; it leaves with the next flush. Under the lock."""
         self.mailbox.post(to, encode(message))
 
-    def _deliver(self, sender: ProcessId, records: list[tuple[int, tuple[Any, ...]]]) -> None:
+    def deliver(self, sender: ProcessId, records: list[tuple[int, tuple[Any, ...]]]) -> None:
+        """What has come from another process. By the thread that reads the mailbox."""
         self.lock.acquire()
         try:
             self._handle(sender, records)

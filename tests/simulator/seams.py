@@ -1,0 +1,116 @@
+"""What of the product is replaced while a world runs: all that knows time, chance, sockets, processes, files.
+
+Each line of `_SEAMS` is a name in a module, and what stands there meanwhile. What is replaced this way holds no policy;
+the rest of the product, its loops and its glue included, is what runs. Two more seams are methods of classes:
+Runtime.open_mailbox and make_pump (see process), NodeManager._fork and _end_workers (see node).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import skate.api.session
+import skate.node.cluster
+import skate.node.manager
+import skate.node.scheduling
+import skate.node.spiller
+import skate.worker.executor
+import skate.worker.lease
+from skate.worker.lease import USER_OMP
+
+from simulator.world import Alarms, World, set_running
+
+
+class NoDoor:
+    """Nobody knocks: drivers are let in by calling what the door would call."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def step(self, now: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoSpillThreads:
+    """No store is ever full here, so nothing is written or read."""
+
+    fd = -1
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def submit(self, job: Any) -> None:
+        raise AssertionError(f"nothing is to be spilled, but there is {job}")
+
+    def results(self) -> list[Any]:
+        return []
+
+    def close(self) -> None: ...
+
+
+def _no_file(*_: Any) -> None:
+    raise FileNotFoundError
+
+
+def _files_of_nobody() -> SimpleNamespace:
+    """What modules see as `os`: pidfds that nobody polls, an environment of their own, no files."""
+    serial = iter(range(1_000_000_000, 2_000_000_000))
+    return SimpleNamespace(
+        path=os.path,
+        pidfd_open=lambda pid: next(serial),
+        close=lambda fd: None,
+        unlink=_no_file,
+        getpid=lambda: 1,
+        environ={USER_OMP: "1"},  # so nobody tells BLAS how many threads it may have
+    )
+
+
+@contextmanager
+def replaced(world: World, sockets: type) -> Iterator[Alarms]:
+    """The product's modules see the world's clock, chance and network. `sockets` stands for ClusterSockets."""
+    files = _files_of_nobody()
+    seams: list[tuple[Any, str, Any]] = [
+        (skate.node.manager, "os", files),
+        (skate.node.manager, "Door", NoDoor),
+        (skate.node.manager, "send", lambda zygote, message, fds=(): zygote.send(message)),
+        (skate.node.manager, "_oom_kills", lambda: 0),
+        (skate.node.cluster, "ClusterSockets", sockets),
+        (skate.node.spiller, "SpillThreads", NoSpillThreads),
+        (skate.node.scheduling, "random", world.random),
+        (skate.worker.executor, "os", files),
+        (skate.worker.lease, "os", files),
+    ]
+    for name, module in list(sys.modules.items()):
+        if name.startswith("skate."):
+            for clock in ("monotonic", "monotonic_ns", "perf_counter_ns"):
+                if getattr(module, clock, None) is getattr(time, clock):
+                    seams.append((module, clock, getattr(world, clock)))
+    before = [(module, name, getattr(module, name)) for module, name, _ in seams]
+    logger, alarms = logging.getLogger("skate"), Alarms(world)
+    level, propagates = logger.level, logger.propagate
+    for module, name, stand_in in seams:
+        setattr(module, name, stand_in)
+    logger.addHandler(alarms)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    set_running(world)
+    collecting = gc.isenabled()
+    gc.disable()  # a ref in a cycle would be dropped at any time, in the middle of another process
+    try:
+        yield alarms
+    finally:
+        if collecting:
+            gc.enable()
+        set_running(None)
+        logger.removeHandler(alarms)
+        logger.propagate, logger.level = propagates, level
+        logger.setLevel(level)
+        for module, name, thing in before:
+            setattr(module, name, thing)
