@@ -130,7 +130,7 @@ def test_an_actor_that_lives_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bundles_that_a_removed_group_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BundledResources, "remove_group", lambda self, group: None)
-    caught("calm", "CPU_group_")
+    caught("calm", "wait for ever")
 
 
 def test_a_death_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import zmq
 from skate.ids import NodeId, ProcessId, node_of
@@ -122,6 +122,16 @@ class Network:
         self.cuts.clear()
 
 
+class Part(NamedTuple):
+    """A part of a message as it is received: what the product reads of a zmq.Frame."""
+
+    bytes: bytes
+
+    @property
+    def buffer(self) -> memoryview:
+        return memoryview(self.bytes)
+
+
 class Connection:
     """A node's way to an address: what a DEALER is to the product."""
 
@@ -134,7 +144,7 @@ class Connection:
         self._sockets = sockets
         self._link = link
         self._target: SimClusterSockets | None = None
-        self._under_way: deque[list[zmq.Frame]] = deque()
+        self._under_way: deque[list[Part]] = deque()
         #: the parts so far of a message that is sent in several
         self._begun: list[Any] = []
         self._last = 0.0
@@ -178,7 +188,7 @@ class Connection:
             world.now + self._delay(), self._last, network.clogs.get((self.node, self._target.node), 0.0)
         )
         self._last = at
-        self._under_way.append([zmq.Frame(bytes(part)) for part in parts])
+        self._under_way.append([Part(bytes(part)) for part in parts])
         world.at(at, self._arrive)
 
     def _arrive(self) -> None:

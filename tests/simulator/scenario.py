@@ -63,7 +63,8 @@ def run(seed: int, size: Size = SHORT, plan: str = "") -> Outcome:
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
-        again = f"PYTHONPATH=tests python -m simulator {seed} --plan {scenario.plan}"
+        again = f"PYTHONPATH=tests python -m simulator {seed}"
+        again += f" --plan {plan}" if plan else ""
         again += " --long" if size == LONG else ""
         faults = "".join(f"\n    {line}" for line in scenario.faults_done())
         raise Failed(

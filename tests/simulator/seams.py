@@ -24,6 +24,7 @@ import skate.node.scheduling
 import skate.node.spiller
 import skate.worker.executor
 import skate.worker.lease
+from greenlet import GreenletExit
 from skate.worker.lease import USER_OMP
 
 from simulator.world import Alarms, World, set_running
@@ -59,6 +60,10 @@ def _no_file(*_: Any) -> None:
     raise FileNotFoundError
 
 
+def _no_session() -> None:
+    raise GreenletExit  # code of a process that is dead, on its way out
+
+
 def _files_of_nobody() -> SimpleNamespace:
     """What modules see as `os`: pidfds that nobody polls, an environment of their own, no files."""
     serial = iter(range(1_000_000_000, 2_000_000_000))
@@ -77,6 +82,7 @@ def replaced(world: World, sockets: type) -> Iterator[Alarms]:
     """The product's modules see the world's clock, chance and network. `sockets` stands for ClusterSockets."""
     files = _files_of_nobody()
     seams: list[tuple[Any, str, Any]] = [
+        (skate.api.session, "init", _no_session),
         (skate.node.manager, "os", files),
         (skate.node.manager, "Door", NoDoor),
         (skate.node.manager, "send", lambda zygote, message, fds=(): zygote.send(message)),

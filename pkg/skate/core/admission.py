@@ -340,11 +340,9 @@ class Admission:
         self._news = True
         name = group.hex()
         requests = self._table.in_group.get(name, {})
-        owners = {self._table.owners[request.owner] for request in requests.values()}
-        for lease in [lease for owner in owners for lease in owner.leases.values()]:
+        # Also leases whose request has failed since, and is no longer in the table.
+        for lease in [each for each in self.leases.values() if each.request.demand.group == name]:
             worker, request = lease.worker, lease.request
-            if request.demand.group != name:
-                continue
             self._end(lease)
             if worker is None:
                 continue
