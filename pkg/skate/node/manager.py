@@ -356,7 +356,10 @@ class NodeManager:
         """A program of another node is to have workers here: its driver's end must be heard of."""
         if facts["id"] not in self._jobs:
             job = self._jobs[facts["id"]] = Job(facts)
-            self._post(manager_of(job.driver), m.WatchProcess(job.driver))
+            if self.cluster.roster.is_dead(node_of(job.driver)):
+                self._job_left(job)  # whoever asks has yet to hear of that, or is a detached actor
+            else:
+                self._post(manager_of(job.driver), m.WatchProcess(job.driver))
 
     def _strangers_left(self, gone: bytes) -> None:
         """Perhaps drivers of programs that have workers here: `gone` is a process or a node."""
