@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("greenlet", reason="the simulator's programs block in greenlets: pip install skate[test]")
 
 from simulator.scenario import run
+from simulator.seams import is_compiled
 from simulator.world import Failed
 from skate.core.actors import ActorDirectory
 from skate.core.admission import Admission
@@ -18,6 +19,10 @@ from skate.core.delivery import Incoming, Outgoing
 from skate.core.dispatch import Dispatcher
 from skate.core.references import References
 from skate.runtime.submission import Submission
+
+pytestmark = pytest.mark.skipif(
+    is_compiled(), reason="compiled classes cannot be broken: see test_in_python.py"
+)
 
 SEEDS = range(60)
 
