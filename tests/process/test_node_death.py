@@ -161,7 +161,7 @@ def test_two_that_start_at_once_do_not_sweep_each_other(start_driver) -> None:
 
 
 def test_the_folder_of_a_dead_session_may_be_cleared_away_by_others(skate_start, start_driver) -> None:
-    """Its segment is found by its name."""
+    """Nobody holds its segment any more."""
     driver = start_driver(
         """
         import shutil, time

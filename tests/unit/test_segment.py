@@ -104,3 +104,22 @@ def test_refuses_links_and_directories(tmp_path: Path) -> None:
         seg.open_segment(str(tmp_path))
     with pytest.raises(ValueError, match="letters"):
         seg.segment_name("../x")
+
+
+def test_sweeping_takes_what_no_living_process_holds() -> None:
+    """A lock tells, which goes with its maker: also where it was killed, and nobody knows its session any more."""
+    made = seg.create_segment(SESSION, 1 << 20)
+    other = seg.create_segment(SESSION + "-dead", 1 << 20)
+    copy = os.dup(made.fd)
+    try:
+        made.close()
+        other.close()
+        swept = seg.sweep()
+        assert os.path.basename(other.path) in swept
+        assert os.path.basename(made.path) not in swept
+        assert os.path.exists(made.path)
+        assert not os.path.exists(other.path)
+    finally:
+        os.close(copy)
+        made.unlink()
+        other.unlink()

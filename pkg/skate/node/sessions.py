@@ -3,7 +3,7 @@
 State is on disk, under SESSIONS_FOLDER, which only its user can enter. A session's node manager (and its zygote) hold a
 lock on its file `alive`, in which the node's id stands; whoever finds a folder whose lock is free removes what a
 crashed session left. A session's name begins with PLACE, which stands for SESSIONS_FOLDER, so that a segment tells
-where its session's folder should be. Folders are made and swept under a lock on SESSIONS_FOLDER itself.
+of which folder its session is. Folders are made and swept under a lock on SESSIONS_FOLDER itself.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from skate.config import SESSIONS_FOLDER, SPILL_FOLDER
 from skate.node.zygote import WORKER_VARIABLE, remove_session
+from skate.store import segment
 from skate.store.segment import SHM_DIR, segment_name
 
 #: begins the names of all sessions of this SESSIONS_FOLDER
@@ -116,19 +117,10 @@ def make_spill_folder(session: Session, directory: str | None) -> None:
 def sweep() -> list[str]:
     """Removes what sessions left that nobody runs any more, their processes included; gives their names."""
     swept: list[str] = []
-    if not os.path.isdir(SESSIONS_FOLDER):
-        return swept
-    with _all_sessions():
-        for name in os.listdir(SESSIONS_FOLDER):
-            if _sweep_one(name):
-                swept.append(name)
-        prefix = segment_name(PLACE)
-        for segment in os.listdir(SHM_DIR) if os.path.isdir(SHM_DIR) else ():
-            name = PLACE + segment.removeprefix(prefix)
-            if segment.startswith(prefix) and not os.path.exists(os.path.join(SESSIONS_FOLDER, name)):
-                remove_session(None, os.path.join(SHM_DIR, segment))  # somebody has cleared the folder away
-                swept.append(name)
-    return swept
+    if os.path.isdir(SESSIONS_FOLDER):
+        with _all_sessions():
+            swept += [name for name in os.listdir(SESSIONS_FOLDER) if _sweep_one(name)]
+    return swept + segment.sweep()  # what is left of sessions whose folder somebody has cleared away
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """The memory behind a node's arena: a POSIX shared-memory object, or what stands in for it.
 
 State: none; a Segment is a file descriptor and the path under which other processes open the same
-memory. Invariants: only this user may open it; its name tells user and session, so that a later session
-can sweep it. Callers: the node manager makes and unlinks it, every process of the session opens it by
-path.
+memory. Invariants: only this user may open it; its name tells user and session; its maker holds a lock on
+it as long as it lives, so whoever finds one without removes what a crashed session left (`sweep`).
+Callers: the node manager makes and unlinks it, every process of the session opens it by path.
 
 Containers often give /dev/shm 64 MB. So it is looked at before it is used: an arena that it could not
 hold goes to a file in a directory of the caller's choice, or to anonymous memory (a memfd) that others
@@ -13,6 +13,7 @@ is, the arena reserves it before it touches it, so running out is an ArenaFull a
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
@@ -59,7 +60,12 @@ def segment_name(session: str) -> str:
     """The file name of a session's segment, the same in /dev/shm and in a fallback directory."""
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", session):
         raise ValueError(f"a session's name is made of letters, digits, '_', '.' and '-', not {session!r}")
-    return f"skate-{os.getuid()}-{session}"
+    return _prefix() + session
+
+
+def _prefix() -> str:
+    """Begins the names of all of this user's segments."""
+    return f"skate-{os.getuid()}-"
 
 
 def create_segment(
@@ -102,9 +108,37 @@ def open_segment(path: str) -> Segment:
     return Segment(fd, path, kind)
 
 
+def sweep() -> list[str]:
+    """Removes this user's segments in /dev/shm whose makers are dead, of whatever session; gives their names."""
+    swept: list[str] = []
+    for name in os.listdir(SHM_DIR) if os.path.isdir(SHM_DIR) else ():
+        if name.startswith(_prefix()) and _remove_unlocked(os.path.join(SHM_DIR, name)):
+            swept.append(name)
+    return swept
+
+
+def _remove_unlocked(path: str) -> bool:
+    try:
+        fd = os.open(path, _OPEN_FLAGS)
+    except OSError:
+        return False  # it has just gone, or is no segment
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
 def _create_file(path: str, kind: str) -> Segment:
-    fd = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-    return Segment(fd, path, kind)
+    while True:
+        fd = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_SH)  # it goes with the last descriptor that this one is copied to
+        if os.fstat(fd).st_nlink:
+            return Segment(fd, path, kind)
+        os.close(fd)  # somebody swept it before it was locked
 
 
 def _why_not(directory: str, needed: int) -> str | None:
