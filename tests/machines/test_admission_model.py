@@ -780,6 +780,24 @@ def test_a_worker_goes_on_before_anything_new_is_granted() -> None:
     assert lease not in node.resuming
 
 
+def test_a_worker_that_goes_on_has_what_just_got_its_worker_reclaimed() -> None:
+    node = node_with_workers(1)
+    node.request(FIRST, 1, {"CPU": 2 * ONE}, 1)
+    node.decide()
+    (lease,) = node.granted
+    node.blocked.add(lease)
+    node.admission.worker_blocked(lease)
+    node.request(SECOND, 1, {"CPU": 2 * ONE}, 1)
+    node.decide()
+    (environment,) = node.starting
+    node.ready(environment)
+    node.resuming.add(lease)
+    node.admission.worker_unblocked(lease)
+    effects = node.decide()
+    assert [type(effect) for effect in effects] == [Grant, Reclaim]
+    assert effects[0].lease is effects[1].lease
+
+
 def test_a_worker_whose_cpu_an_actor_or_a_group_has_goes_on_without_it() -> None:
     """They may have it for ever. Its lease is reclaimed, so it is not used for long."""
     for taken_by in ("actor", "group"):

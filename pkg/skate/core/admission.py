@@ -361,9 +361,9 @@ class Admission:
         self._news = False
         unmet = self._grant(now, self._resume())
         self._match_workers()
-        self._reclaim(
-            unmet, now
-        )  # also leases that have just got their worker: no other event may come for long
+        # Also leases that have just got their worker: no other event may come for long.
+        self._reclaim_for_resuming()
+        self._reclaim(unmet, now)
         self._start_workers()
         self._end_left()
         effects, self._effects = self._effects, []
@@ -453,7 +453,7 @@ class Admission:
         if self.resources.reacquire_cpus(lease.allocation):
             lease.blocked = False
             del self._blocked[lease.id]
-        elif self._reclaim_for(lease):
+        elif self._holding_cpus(lease.request.demand.group):
             return False
         elif not lease.reclaimed:  # it has lent its CPUs for good
             lease.reclaimed = True
@@ -600,27 +600,33 @@ class Admission:
                 need -= 1
                 self._effects.append(Reclaim(lease))
 
-    def _reclaim_for(self, resuming: NodeLease) -> bool:
-        """Asks for a lease whose CPUs a worker needs to go on: one that this worker holds itself, if there is one.
-
-        False: there is none to wait for.
-        """
-        assert resuming.worker is not None
-        group = resuming.request.demand.group
-        holds_cpu = [
+    def _holding_cpus(self, group: str | None) -> list[NodeLease]:
+        """Leases of tasks that hold CPUs of a placement group, or of the node itself: they end."""
+        return [
             lease
             for lease in self._of_tasks.values()
             if not lease.blocked
             and lease.request.demand.group == group
             and lease.request.demand.asks_of("CPU")
         ]
-        if any(lease.reclaimed or lease.worker is None for lease in holds_cpu):
-            return True  # one is on its way, or will be
-        own = [lease for lease in holds_cpu if lease.request.owner == resuming.worker.id]
-        for lease in (own or holds_cpu)[:1]:
-            lease.reclaimed = True
-            self._effects.append(Reclaim(lease))
-        return bool(holds_cpu)
+
+    def _reclaim_for_resuming(self) -> None:
+        """Asks for a lease whose CPUs a worker needs to go on, one at a time in each place: one that this worker holds
+        itself, if there is one."""
+        seen: set[str | None] = set()
+        for resuming in self._resuming:
+            group = resuming.request.demand.group
+            if group in seen:
+                continue
+            seen.add(group)
+            holding = self._holding_cpus(group)
+            if any(lease.reclaimed or lease.worker is None for lease in holding):
+                continue  # one is on its way, or will be
+            assert resuming.worker is not None
+            own = [lease for lease in holding if lease.request.owner == resuming.worker.id]
+            for lease in (own or holding)[:1]:
+                lease.reclaimed = True
+                self._effects.append(Reclaim(lease))
 
     def _match_workers(self) -> None:
         for environment, waiting in self._waiting.items():
