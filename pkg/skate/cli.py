@@ -221,41 +221,48 @@ def _end(facts: dict[str, Any]) -> bool:
 
 
 def _status(chosen: argparse.Namespace) -> int:
-    rows = _ask(chosen)
-    if not rows:
+    def ask(folder: str) -> int:
+        rows = nodes.ask_nodes(folder)
+        try:
+            waiting = nodes.ask_pending_groups(folder)
+        except OSError as error:
+            print(f"What waits for placement groups is not known: {error}", file=sys.stderr)
+            waiting = []
+        if chosen.json:
+            groups = [dict(zip(("bundles", "strategy", "feasible"), group, strict=True)) for group in waiting]
+            print(json.dumps({"nodes": rows, "pending_placement_groups": groups}))
+        else:
+            print(cli_tables.status(rows, waiting))
+        return 0
+
+    def nobody() -> int:
         print(
             "No node runs here that any program may come to. Start one: skate start --head", file=sys.stderr
         )
         return 1
-    return _show(chosen, rows, cli_tables.status)
+
+    return _ask(chosen, ask, nobody)
 
 
 def _nodes(chosen: argparse.Namespace) -> int:
-    rows = _ask(chosen)
-    if rows is None:
-        return 1
     here = {facts["node"]: facts for facts in sessions.open_to_drivers()}
-    return _show(chosen, [here.get(row["node"], {}) | row for row in rows], cli_tables.nodes)
+
+    def show(rows: list[dict[str, Any]]) -> int:
+        rows = [here.get(row["node"], {}) | row for row in rows]
+        print(json.dumps(rows) if chosen.json else cli_tables.nodes(rows))
+        return 0
+
+    return _ask(chosen, lambda folder: show(nodes.ask_nodes(folder)), lambda: show([]))
 
 
-def _show(
-    chosen: argparse.Namespace, rows: list[dict[str, Any]], table: Callable[[list[dict[str, Any]]], str]
-) -> int:
-    print(json.dumps(rows) if chosen.json else table(rows))
-    return 0
-
-
-def _ask(chosen: argparse.Namespace) -> list[dict[str, Any]] | None:
-    """The table of nodes, of the cluster that was named or of the newest node. None where it failed, with a message."""
+def _ask(chosen: argparse.Namespace, ask: Callable[[str], int], nobody: Callable[[], int]) -> int:
+    """Has `ask` called with the folder of the node to ask: of the cluster that was named, else the newest. `nobody`
+    is called where there is none. Gives the exit status."""
     try:
         if chosen.address is None:
             found = sessions.standing() or sessions.open_to_drivers()
-            if not found:
-                return []
-            folder = found[-1]["folder"]
-        else:
-            folder = chosen.address if os.path.isabs(chosen.address) else node_in_cluster(chosen.address)
-        return nodes.ask_nodes(folder)
+            return ask(found[-1]["folder"]) if found else nobody()
+        return ask(chosen.address if os.path.isabs(chosen.address) else node_in_cluster(chosen.address))
     except (OSError, ValueError) as error:
         print(f"skate: {error}", file=sys.stderr)
-        return None
+        return 1

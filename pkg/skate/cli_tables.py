@@ -1,13 +1,14 @@
-"""How the command shows the table of nodes. No state; a row is as core.roster's `Row.to_plain` gives it."""
+"""How the command shows the table of nodes. No state; a row is as core.roster's `Row.to_plain` gives it, and a pending
+placement group as core.usage takes it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skate._c.resources import from_units
-from skate.core.usage import describe_usage, sum_units
+from skate.core.usage import describe_demands, describe_usage, sum_units
 
 _RULE = "-" * 63
 
@@ -40,7 +41,7 @@ def nodes(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def status(rows: Sequence[Mapping[str, Any]]) -> str:
+def status(rows: Sequence[Mapping[str, Any]], pending_groups: Sequence[Sequence[Any]]) -> str:
     """What the cluster has, what is used of it, what waits; laid out as Ray's is."""
     living = [row for row in rows if row["alive"]]
     dead = [row for row in rows if not row["alive"]]
@@ -56,7 +57,7 @@ def status(rows: Sequence[Mapping[str, Any]]) -> str:
     lines += ["", "Resources", _RULE, "Usage:"]
     lines += describe_usage(sum_units(living, "total"), sum_units(living, "available"))
     lines += ["", "Demands:"]
-    lines += _demands(demand for row in living for demand in row["demands"]) or [" (no resource demands)"]
+    lines += describe_demands((demand for row in living for demand in row["demands"]), pending_groups)
     for row in living if len(living) > 1 else ():
         lines += ["", f"Node: {_title(row)}", " Usage:"]
         lines += [" " + line for line in describe_usage(row["total"], row["available"])]
@@ -73,14 +74,3 @@ def _usage_of(row: Mapping[str, Any], name: str) -> str:
         return "-"
     total = row["total"][name]
     return f"{from_units(total - row['available'].get(name, 0))}/{from_units(total)}"
-
-
-def _demands(demands: Iterable[Sequence[Any]]) -> list[str]:
-    counts: dict[tuple[tuple[tuple[str, float], ...], bool], int] = {}
-    for amounts, number, feasible in demands:
-        key = tuple(sorted(amounts.items())), feasible
-        counts[key] = counts.get(key, 0) + number
-    return [
-        f" {dict(amounts)}: {number}+ pending tasks/actors{'' if feasible else ' (no node can ever run them)'}"
-        for (amounts, feasible), number in counts.items()
-    ]

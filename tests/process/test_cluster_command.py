@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -70,6 +71,28 @@ def test_start_join_status_nodes_stop(stops: None) -> None:
         assert done.stdout == "4.0 4\n", done.stderr
     assert skate.init(address=address)["head"] == address
     skate.shutdown()
+
+
+def test_any_node_tells_what_waits_as_long_as_there_is_a_head(stops: None) -> None:
+    head = command("start", "--head", "--insecure", *LOCAL).stdout
+    address = re.search(r"--address (\S+)", head).group(1)
+    assert command("start", "--address", address, "--insecure", *LOCAL).returncode == 0
+    (other,) = [row["folder"] for row in table() if not row["head"]]
+    skate.init(address=other)
+    try:
+        skate.util.placement_group([{"CPU": 1}, {"CPU": 1}], strategy="STRICT_PACK")
+        skate.util.placement_group([{"CPU": 1}] * 3)
+        waiting = " {'CPU': 1.0} * 3 (PACK): 1+ pending placement groups (the cluster is too small)\n"
+        eventually(lambda: waiting in command("status", "--address", other).stdout)
+        shown = json.loads(command("status", "--address", other, "--json").stdout)
+        assert len(shown["nodes"]) == 2
+        assert [group["strategy"] for group in shown["pending_placement_groups"]] == ["STRICT_PACK", "PACK"]
+        (killed,) = [row["pid"] for row in table() if row["head"]]
+        os.kill(killed, signal.SIGKILL)
+        eventually(lambda: "The head of the cluster is away" in command("status", "--address", other).stderr)
+        assert re.search(r"Recent failures:\n [0-9a-f]{8} ", command("status", "--address", other).stdout)
+    finally:
+        skate.shutdown()
 
 
 def test_a_cluster_without_a_key_must_be_asked_for(stops: None) -> None:
@@ -151,9 +174,11 @@ def test_what_waits_is_summed_up() -> None:
         "demands": [({"CPU": 4.0}, 2, False), ({"CPU": 1.0}, 1, True)],
     }  # fmt: skip
     shown = cli_tables.status(
-        [row, row | {"node": "00000002"}, row | {"node": "00000003", "alive": False, "cause": "it ended"}]
+        [row, row | {"node": "00000002"}, row | {"node": "00000003", "alive": False, "cause": "it ended"}],
+        [([{"CPU": 1.0}, {"CPU": 1.0}], "PACK", True)],
     )
     assert " 3.0/4.0 CPU (2.0 used of 2.0 reserved in placement groups)\n 6.00GiB/6.00GiB memory\n" in shown
-    assert " {'CPU': 4.0}: 4+ pending tasks/actors (no node can ever run them)\n" in shown
+    assert " {'CPU': 4.0}: 4+ pending tasks/actors (no node is large enough)\n" in shown
     assert " {'CPU': 1.0}: 2+ pending tasks/actors\n" in shown
+    assert " {'CPU': 1.0} * 2 (PACK): 1+ pending placement groups\n" in shown
     assert " 00000003 (here): it ended" in shown

@@ -41,10 +41,16 @@ def describe_resources(
     demands: Iterable[Sequence[Any]],
     pending_groups: Iterable[Sequence[Any]],
 ) -> str:
-    """The report, of units by name. `demands`: (resources, how many, feasible) of nodes; `pending_groups`: (bundles,
-    strategy, feasible).
-    """
+    """The report, of units by name. The rest is as `describe_demands` takes it."""
     lines = ["Resources", _LINE, "Usage:", *describe_usage(total, available), "", "Demands:"]
+    return "\n".join(lines + describe_demands(demands, pending_groups))
+
+
+def describe_demands(demands: Iterable[Sequence[Any]], pending_groups: Iterable[Sequence[Any]]) -> list[str]:
+    """A line for each kind of what waits.
+
+    `demands`: (resources, how many, feasible) of nodes; `pending_groups`: (bundles, strategy, feasible).
+    """
     counts: Counter[tuple[str, bool]] = Counter()
     for resources, number, feasible in demands:
         counts[_shown(resources), feasible] += number
@@ -60,7 +66,7 @@ def describe_resources(
         f"{'' if feasible else ' (the cluster is too small)'}"
         for (bundles, strategy, feasible), number in groups.items()
     ]
-    return "\n".join(lines + (waiting or [" (no resource demands)"]))
+    return waiting or [" (no resource demands)"]
 
 
 def describe_usage(total: Mapping[str, int], available: Mapping[str, int]) -> list[str]:

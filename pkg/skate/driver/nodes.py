@@ -58,18 +58,31 @@ def enter(folder: str, job: dict[str, Any], log_to_driver: bool) -> dict[str, An
 def ask_nodes(folder: str) -> list[dict[str, Any]]:
     """The table of nodes, as the node whose session has this folder knows it: rows of core.roster.
 
-    OSError where no node answers there.
+    OSError where no node answers there; the text says why.
     """
-    rows: list[dict[str, Any]] = []
+    return _ask(folder, "nodes")
+
+
+def ask_pending_groups(folder: str) -> list[Any]:
+    """(bundles, strategy, feasible) of each placement group that waits. As `ask_nodes`; also OSError while the cluster
+    has no head.
+    """
+    return _ask(folder, "pending groups")
+
+
+def _ask(folder: str, table: str) -> list[Any]:
+    """All rows of a table at the door. Blocks."""
+    rows: list[Any] = []
     first: int | None = 0
     while first is not None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
             door.settimeout(START_SECONDS)
             door.connect(os.path.join(folder, DOOR))
-            send(door, {"ask": "nodes", "from": first})
+            send(door, {"ask": table, "from": first})
             answer, _ = receive(door)
         if answer is None or "rows" not in answer:
-            raise ConnectionError(f"the node of {folder} did not answer: {answer}")
+            why = answer.get("refused", answer) if answer else "it has ended"
+            raise ConnectionError(f"the node of {folder} did not answer. {why}")
         rows += answer["rows"]
         first = answer["next"]
     return rows

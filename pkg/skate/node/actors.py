@@ -256,11 +256,6 @@ class NodeActors:
         specs = [actor.spec for actor in self.directory.actors.values()]
         return any(spec is not None and spec["environment"][0] == job for spec in specs)
 
-    def list_names(self, process: ProcessId, token: int) -> None:
-        """A process wants (namespace, name) of each living actor of the cluster that has a name."""
-        self.act()
-        self.names.list(replying(self._post_if_it_lives, process, token))
-
     def named(self) -> list[tuple[ActorId, str, str, Any]]:
         return [
             (actor.id, actor.name, actor.namespace, actor.about) for actor in self.directory.names.values()

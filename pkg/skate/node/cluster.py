@@ -46,8 +46,6 @@ TURNED_AWAY_SECONDS: Final = 2.0
 STORE_SECONDS: Final = 1.0
 #: frames that are kept for one node that nobody knows yet
 HELD_FRAMES: Final = 10_000
-#: bytes of rows of the table of nodes in one answer at the door
-ANSWER_BYTES: Final = 60_000
 
 
 class CannotJoin(RuntimeError):
@@ -174,14 +172,6 @@ class NodeCluster:
         """The table of nodes, with what is free here now."""
         self.roster.on_self_changed(*self._hooks.measure())
         return [row.to_plain() for row in self.roster.rows.values()]
-
-    def some_rows(self, first: int) -> dict[str, Any]:
-        """As many of them, from that one on, as fit into a message at the door; and which comes next."""
-        rows, end, size = self.rows(), first, 0
-        while end < len(rows) and size < ANSWER_BYTES:
-            size += len(json.dumps(rows[end]))
-            end += 1
-        return {"rows": rows[first:end], "next": end if end < len(rows) else None}
 
     # ------------------------------------------------------------------------------------------------ passing on
 

@@ -49,6 +49,9 @@ from skate.wire import messages as m
 
 log = logging.getLogger("skate.node")
 
+#: what is asked of the head in StateQuery: (bundles, strategy, feasible) of each group that waits to be placed
+PENDING_GROUPS: Final = "pending groups"
+
 Post = Callable[[ProcessId, Any], None]
 
 
@@ -407,24 +410,10 @@ class NodeGroups:
 
     # ------------------------------------------------------------------------------------------------------ reports
 
-    def query(self, process: ProcessId, token: int, what: str) -> bool:
-        """Answers a process that asks about groups; False where it asks about something else."""
-        answer = self._answers(what)
-        if answer is None:
-            return False
-        if self._head.is_here:
-            self._post(process, m.StateReply(token, answer()))
-        else:
-            self._head.ask(
-                lambda number: m.StateQuery(number, what),
-                lambda value: self._post_if_it_lives(process, m.StateReply(token, value)),
-            )
-        return True
-
     def _answers(self, what: str) -> Callable[[], Any] | None:
         if what.startswith("group "):
             return lambda: self._one(what.removeprefix("group "))
-        return {"groups": self._table, "pending groups": self._pending}.get(what)
+        return {"groups": self._table, PENDING_GROUPS: self._pending}.get(what)
 
     def _table(self) -> dict[str, Any]:
         """Id in hexadecimal -> how the group stands, in Ray's words; with those that were removed lately."""

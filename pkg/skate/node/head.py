@@ -23,6 +23,8 @@ class Question(NamedTuple):
 
     message: Any
     answer: Answer
+    #: called instead when there is no head; None: another one is waited for
+    away: Callable[[], None] | None
 
 
 class HeadLink:
@@ -51,11 +53,36 @@ class HeadLink:
         """Whether this node is the head."""
         return not self.roster.in_cluster or self.roster.head == self._me
 
-    def ask(self, make: Callable[[int], Any], answer: Answer) -> None:
-        """Asks the head with the message that `make` makes of a token; another one, if it dies before it answers."""
+    def ask(self, make: Callable[[int], Any], answer: Answer, away: Callable[[], None] | None = None) -> None:
+        """Asks the head with the message that `make` makes of a token; another one, if it dies before it answers.
+
+        `away`: nobody waits for another one, this is called instead.
+        """
+        if away is not None and (self._head is None or self.roster.is_dead(self._head)):
+            away()
+            return
         token = next(self._tokens)
-        question = self._asked[token] = Question(make(token), answer)
+        question = self._asked[token] = Question(make(token), answer, away)
         self.tell(question.message)
+
+    def inquire(self, what: str, answer: Answer, away: Callable[[], None] | None = None) -> bool:
+        """Has `answer` called with the answer to a question about what the head knows; False where it is none."""
+        known = self._find(what)
+        if known is None:
+            return False
+        if self.is_here:
+            answer(known())
+        else:
+            self.ask(lambda token: m.StateQuery(token, what), answer, away)
+        return True
+
+    def node_died(self, node: NodeId) -> None:
+        """Another node is dead, perhaps that of the head."""
+        if node == self._head:
+            for token, question in list(self._asked.items()):
+                if question.away is not None:
+                    del self._asked[token]
+                    question.away()
 
     def tell(self, message: Any) -> None:
         """Says it to the head, if there is one; another is told of everything when it comes."""
@@ -85,11 +112,13 @@ class HeadLink:
             if question is not None:
                 question.answer(value)
 
+    def _find(self, what: str) -> Callable[[], Any] | None:
+        return next((known for answers in self.answers if (known := answers(what)) is not None), None)
+
     def _query(self, asker: Any, token: int, what: str) -> None:
-        for answers in self.answers:
-            answer = answers(what)
-            if answer is not None and self.is_here:
-                self.reply(asker.id, token, answer())
+        known = self._find(what)
+        if known is not None and self.is_here:
+            self.reply(asker.id, token, known())
 
     def reply(self, to: ProcessId, token: int, value: Any) -> None:
         """Answers a manager that has asked."""

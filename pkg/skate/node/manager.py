@@ -48,13 +48,13 @@ from skate.net.node_mailbox import NodeMailbox
 from skate.node.actors import NodeActors
 from skate.node.bundles import NodeBundles
 from skate.node.cluster import JOIN_SECONDS, TURNED_AWAY_SECONDS, CannotJoin, Hooks, NodeCluster
-from skate.node.door import Door, Refused
+from skate.node.door import Answer, Door, Refused, some_rows
+from skate.node.groups import PENDING_GROUPS, NodeGroups
 from skate.node.groups import Hooks as GroupHooks
-from skate.node.groups import NodeGroups
 from skate.node.head import HeadLink
 from skate.node.ledger import NodeLedger
 from skate.node.logs import LineReader
-from skate.node.names import NAMES
+from skate.node.names import replying
 from skate.node.processes import Job, Process, environment_of
 from skate.node.puller import Puller
 from skate.node.recovery import HeadRecovery, Survivors
@@ -307,11 +307,21 @@ class NodeManager:
         self._end(why)
         self._mailbox.poke()
 
-    def _answer_visitor(self, pid: int, message: dict[str, Any]) -> dict[str, Any]:
-        """What somebody at the door is told: a driver, or one who asks for the table of nodes."""
-        if not isinstance(message, dict) or message.get("ask") != "nodes":
-            return self._adopt_driver(pid, message)
-        return self.cluster.some_rows(int(message["from"]))
+    def _answer_visitor(self, pid: int, message: dict[str, Any], answer: Answer) -> None:
+        """Has `answer` called with what somebody at the door is told: a driver, or one who asks for a table."""
+        what, first = message.get("ask"), int(message.get("from", 0))
+        if what is None:
+            answer(self._adopt_driver(pid, message))
+        elif what == "nodes":
+            answer(some_rows(self.cluster.rows(), first))
+        elif what != PENDING_GROUPS:
+            raise Refused(f"There is no table of {what!r:.60}.")
+        else:
+            self._head.inquire(
+                what,
+                lambda rows: answer(some_rows(rows, first)),
+                away=lambda: answer({"refused": "The head of the cluster is away."}),
+            )
 
     def _adopt_driver(self, pid: int, message: dict[str, Any]) -> dict[str, Any]:
         """Makes a process id for a driver; its death is noticed from here on. Refused: the node is another's."""
@@ -468,10 +478,13 @@ class NodeManager:
         self._admission.retirement_declined(process.id, monotonic())
 
     def _state_query(self, process: Process, token: int, what: str) -> None:
-        if what == NAMES:
-            self._actors.list_names(process.id, token)
-        elif not self._groups.query(process.id, token, what):
+        self._actors.act()  # names of actors are claimed before the head is asked for a list of them
+        if not self._head.inquire(what, replying(self._post_if_it_lives, process.id, token)):
             self._post(process.id, m.StateReply(token, self._state.answer(what)))
+
+    def _post_if_it_lives(self, process: ProcessId, message: Any) -> None:
+        if process in self._processes:
+            self._post(process, message)
 
     def _measure(self) -> tuple[dict[str, int], dict[str, int], list[Any]]:
         """(units that there are, those that are free, what waits) on this node."""
@@ -754,6 +767,7 @@ class NodeManager:
         """Another node is gone, and all its processes."""
         self._undecided = True  # what its owners had here is free
         self._tell_all(notice)
+        self._head.node_died(notice.node)
         self._puller.node_died(notice.node, json.loads(notice.cause)["node_died"])
         self._drop_objects(notice.node)
         self._strangers.on_node_died(notice.node, notice.cause)

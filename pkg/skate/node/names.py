@@ -19,7 +19,7 @@ from skate.wire import messages as m
 if TYPE_CHECKING:
     from skate.node.ledger import NodeLedger
 
-#: what processes ask of the head in StateQuery
+#: what is asked of the head in StateQuery: (namespace, name) of each living actor of the cluster that has a name
 NAMES: Final = "named actors"
 
 
@@ -60,12 +60,6 @@ class NodeNames:
             answer(_plain(self.table.find(name, namespace)))
         else:
             self._head.ask(lambda token: m.FindActor(token, name, namespace), answer)
-
-    def list(self, answer: Answer) -> None:
-        if self._head.is_here:
-            answer(self.table.listing())
-        else:
-            self._head.ask(lambda token: m.StateQuery(token, NAMES), answer)
 
     def ended(self, actor: ActorId) -> None:
         """An actor of this node is dead, which may have had a name."""
