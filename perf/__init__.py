@@ -10,6 +10,7 @@ How it is laid out, in reading order:
     model.py        Row (a line of the table) and Measurement (the function that gives its numbers)
     pace.py         how long one measurement warms up and runs
     rows/           one script a question; a new file here is found by itself
+    jobs.py         what runs in other processes; it imports nothing of the harness
     contenders/     one adapter a system; those with Ray's API share one
     child.py        one contender, in a fresh process, through one group of measurements
     warden.py       the process between: ends a child's whole tree, whatever happened

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from perf import procs
-from perf.contenders.base import Contender, Inside
+from perf.contenders.base import Contender
+from perf.jobs import Actor, AsyncActor, Client
 from perf.model import Measurement, Row, measure
 from perf.pace import Pace
 
@@ -22,35 +23,6 @@ THREADS = 16
 IDLE, SETTLE_S = 20, 1.0
 ITEMS = 1_000
 MB = 1e6
-
-
-class Actor:
-    def small_value(self) -> bytes:
-        return b"ok"
-
-    def with_argument(self, x: object) -> bytes:
-        return b"ok"
-
-    def pid(self) -> int:
-        return os.getpid()
-
-
-class AsyncActor:
-    async def small_value(self) -> bytes:
-        return b"ok"
-
-    async def with_argument(self, x: object) -> bytes:
-        return b"ok"
-
-
-class Client:
-    """An actor that calls other actors."""
-
-    def call(self, inside: Inside, servers: list[Any], count: int) -> None:
-        inside.call_methods(servers, "small_value", count)
-
-    def call_with_ref(self, inside: Inside, servers: list[Any], count: int) -> None:
-        inside.call_methods(servers, "with_argument", count, inside.put(0))
 
 
 def _one_at_a_time(contender: Contender, pace: Pace, cls: type) -> float:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from perf.contenders.base import Contender, Inside
+from perf.jobs import small_value
 from perf.model import Row, measure
 from perf.pace import Pace
-from perf.rows.tasks import small_value
 
 REFS_IN_OBJECT = 10_000
 WAITED_FOR = 1_000

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from perf.contenders.base import Contender
+from perf.jobs import small_value
 from perf.model import Row, measure
 from perf.pace import Pace
-from perf.rows.tasks import small_value
 
 LONG_S = 5.0
 BEFORE, AFTER = 100, 900

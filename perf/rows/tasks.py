@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from perf.contenders.base import Contender, Inside
+from perf.contenders.base import Contender
+from perf.jobs import Submitter, small_value
 from perf.model import Row, measure
 from perf.pace import Pace
 
 IN_FLIGHT = 1_000
-
-
-def small_value() -> bytes:
-    return b"ok"
-
-
-class Submitter:
-    """An actor that is itself a client: submits tasks and gets them."""
-
-    def submit_many(self, inside: Inside, count: int) -> None:
-        inside.call_many(small_value, count)
 
 
 @measure(Row("tasks, one at a time", "tasks/s", limit="limits.socket_ping_pong"), needs={"tasks"})
