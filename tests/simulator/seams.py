@@ -98,11 +98,14 @@ def replaced(world: World, sockets: type) -> Iterator[Alarms]:
         (skate.worker.executor, "os", files),
         (skate.worker.lease, "os", files),
     ]
+    clocks = {clock: getattr(world, clock) for clock in ("monotonic", "monotonic_ns", "perf_counter_ns")}
     for name, module in list(sys.modules.items()):
         if name.startswith("skate."):
-            for clock in ("monotonic", "monotonic_ns", "perf_counter_ns"):
+            if getattr(module, "time", None) is time:
+                seams.append((module, "time", SimpleNamespace(**clocks)))
+            for clock, stand_in in clocks.items():
                 if getattr(module, clock, None) is getattr(time, clock):
-                    seams.append((module, clock, getattr(world, clock)))
+                    seams.append((module, clock, stand_in))
     before = [(module, name, getattr(module, name)) for module, name, _ in seams]
     logger, alarms = logging.getLogger("skate"), Alarms(world)
     level, propagates = logger.level, logger.propagate

@@ -25,9 +25,9 @@ import logging
 import os
 import resource
 import select
+import time
 from collections import deque
 from collections.abc import Callable, Collection
-from time import monotonic
 from typing import Any
 
 import zmq
@@ -215,7 +215,7 @@ class Mailbox:
         finally:
             del records[:sent]
         lane.ring()
-        link.flushed_at = monotonic()
+        link.flushed_at = time.monotonic()
         return not records
 
     def _send_by_socket(self, link: Link) -> bool:
@@ -228,7 +228,7 @@ class Mailbox:
                 link.records = records = []
             else:
                 del records[:FRAME_RECORDS]
-        link.flushed_at = monotonic()
+        link.flushed_at = time.monotonic()
         return True
 
     def _send_in_order(self, link: Link, lane: Lane, record: bytes) -> bool:
@@ -416,7 +416,7 @@ class Mailbox:
         self.taking_in = True
         try:
             taken = self._lanes is not None and self._read_lanes(self._lanes)
-            if taken and monotonic() - self._socket_looked_at < SOCKET_SECONDS:
+            if taken and time.monotonic() - self._socket_looked_at < SOCKET_SECONDS:
                 return True
             return self._read_socket() or taken
         finally:
@@ -462,7 +462,7 @@ class Mailbox:
             message = inbox.recv_multipart(zmq.NOBLOCK)
             taken += 1
             self._receive(message)
-        self._socket_looked_at = monotonic()
+        self._socket_looked_at = time.monotonic()
         return taken > 0
 
     def _receive(self, message: list[bytes]) -> None:
@@ -540,11 +540,11 @@ class Mailbox:
 
     def _send_the_rest(self) -> None:
         """Blocks until the lanes have room for what waits, or LINGER_MS are over."""
-        end = monotonic() + LINGER_MS / 1000
+        end = time.monotonic() + LINGER_MS / 1000
         self.flush()
-        while any(link.lane is not None for link in self._waiting) and monotonic() < end:
+        while any(link.lane is not None for link in self._waiting) and time.monotonic() < end:
             if self.fall_asleep(True):
-                self._epoll.poll(max(0.0, end - monotonic()))
+                self._epoll.poll(max(0.0, end - time.monotonic()))
             self.wake_up()
             self._drain_bells()
             self.flush()

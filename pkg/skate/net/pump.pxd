@@ -1,5 +1,7 @@
 # What Cython is told of pump.py's classes where that is compiled: their attributes become C fields.
 
+from cpython cimport time
+
 from skate._c.refs cimport Waiter
 from skate.net.mailbox cimport Mailbox
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
-from time import monotonic
 
 from skate._c.lanes import check_signals
 from skate._c.refs import Waiter
@@ -55,7 +55,7 @@ class Pump:
         self._resting = False
         self._awake = threading.Event()
         self._closed = False
-        self.last_read = monotonic()
+        self.last_read = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -71,12 +71,12 @@ class Pump:
         while not waiter.done:
             timeout = None
             if deadline is not None:
-                timeout = deadline - monotonic()
+                timeout = deadline - time.monotonic()
                 if timeout <= 0:
                     return False
             if self._closed:
                 raise RuntimeError("skate was shut down while this thread waited")
-            if self._reading.acquire(blocking=False):
+            if self._reading.acquire(False):
                 self._reader = threading.get_ident()
                 self._read_until(waiter, deadline)
             elif self._reader == threading.get_ident():  # a callback that waits: it goes on reading
@@ -93,7 +93,7 @@ class Pump:
             if not self._ousted:
                 self._ousted = True
                 self._mailbox.poke()
-        elif now - self.last_read >= interval and self._reading.acquire(blocking=False):
+        elif now - self.last_read >= interval and self._reading.acquire(False):
             self._reader = threading.get_ident()
             try:
                 self._mailbox.read(0)
@@ -105,7 +105,7 @@ class Pump:
 
         For an event loop, which reads whenever it would sleep. Blocks no longer than the pump needs to step aside.
         """
-        if self._reading.acquire(blocking=False):
+        if self._reading.acquire(False):
             self._reader = threading.get_ident()
             return True
         return self._pump_reads and not self._wanted and self._take_from_pump()
@@ -143,7 +143,7 @@ class Pump:
             if waiter.done:
                 return  # what was waited for was a timer's
             if deadline is not None:
-                left = deadline - monotonic()
+                left = deadline - time.monotonic()
                 if left <= 0:
                     return
                 timeout = left if timeout is None else min(left, timeout)
@@ -177,7 +177,7 @@ class Pump:
         alarm.acquire(timeout=-1 if timeout is None else timeout)
 
     def _leave(self) -> None:
-        self.last_read = monotonic()
+        self.last_read = time.monotonic()
         self._reader = 0
         self._reading.release()
         if self._resting:
@@ -190,8 +190,8 @@ class Pump:
         while not self._closed:
             if (
                 self._wanted
-                or monotonic() - self.last_read < PATIENCE
-                or not self._reading.acquire(blocking=False)
+                or time.monotonic() - self.last_read < PATIENCE
+                or not self._reading.acquire(False)
             ):
                 looks = looks + 1 if self._reading.locked() else 0
                 if looks > LOOKS:
@@ -215,7 +215,7 @@ class Pump:
                 self._pump_reads = False
                 if self._ousted:
                     self._ousted = False
-                    self.last_read = monotonic()
+                    self.last_read = time.monotonic()
                 self._reader = 0
                 self._reading.release()
 

@@ -19,9 +19,9 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from time import monotonic, sleep
 from typing import Any, get_args
 
 from skate._c import refs
@@ -151,7 +151,7 @@ class Runtime:
             _thread.start_new_thread(self._interrupt_again, ())  # threading's own locks may be held here
 
     def _interrupt_again(self) -> None:
-        sleep(INTERRUPT_SECONDS)
+        time.sleep(INTERRUPT_SECONDS)
         self._interrupts_again = False
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # wakes it, too, where it sleeps
 
@@ -164,7 +164,7 @@ class Runtime:
         if self.closed:
             return
         self._dropped.append(what)
-        if self.lock.acquire(blocking=False):
+        if self.lock.acquire(False):
             self.release()
 
     def _drain_dropped(self) -> None:
@@ -176,7 +176,7 @@ class Runtime:
             elif not what.held:
                 self.references.on_dropped(what)
         self.act()
-        self.send_soon(monotonic())
+        self.send_soon(time.monotonic())
 
     # ----------------------------------------------------------------------------------------------------- mail
 
@@ -233,7 +233,7 @@ class Runtime:
 
     def before_sleep(self) -> float | None:
         """For the thread that is about to sleep in the inbox: timers, then all mail leaves. Seconds until the next."""
-        now = monotonic()
+        now = time.monotonic()
         self.lock.acquire()
         try:
             due = self._next_tick()
@@ -279,13 +279,13 @@ class Runtime:
         """How much of what its workers were asked they have done is not known: it all counts as begun."""
         self.act()
         self.mailbox.forget_node(node)
-        self.actors.node_died(node, cause, monotonic())
+        self.actors.node_died(node, cause, time.monotonic())
         self._gone(node, cause, b"", sys.maxsize)
         self.copies.node_died(node, cause)
 
     def _gone(self, who: ProcessId | NodeId, cause: str, running: bytes, answered: int) -> None:
         self.submission.worker_died(who, cause, running, answered)
-        self.actors.process_died(who, monotonic())
+        self.actors.process_died(who, time.monotonic())
         self.objects.owner_died(who)
 
     def fail_everything(self, error: BaseException) -> None:
@@ -327,7 +327,7 @@ class Runtime:
             self.release()
         answer: Any = waiter
         try:
-            self.pump.wait(waiter, self.lock, None if timeout is None else monotonic() + timeout)
+            self.pump.wait(waiter, self.lock, None if timeout is None else time.monotonic() + timeout)
         finally:
             answer = self._queries.pop(token)
         if answer is waiter:

@@ -1,6 +1,7 @@
 # What Cython is told of submission.py's classes where that is compiled: their attributes become C fields.
 
 cimport cython
+from cpython cimport time
 
 from skate._c.refs cimport ObjectEntry
 from skate.core.calls cimport ActorLine, Calls, Life

@@ -1,6 +1,7 @@
 # What Cython is told of executor.py's classes where that is compiled: their attributes become C fields.
 
 cimport cython
+from cpython cimport time
 
 from skate._c.refs cimport Waiter
 from skate.net.mailbox cimport Mailbox

@@ -13,11 +13,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from time import monotonic, monotonic_ns
 from types import CoroutineType, GeneratorType
 from typing import Any, Final, NamedTuple
 
@@ -312,7 +312,7 @@ class Executor:
         function = self._functions[pushed.function]
         self._output.name = pushed.name or function.name if self.actor is None else self.actor.shown
         guards: list[Guard] = []
-        started = monotonic_ns()
+        started = time.monotonic_ns()
         try:
             values, error = self.call(function, pushed, guards)
         except SystemExit as request:
@@ -321,7 +321,7 @@ class Executor:
             self.flush_output()
             self.leave(request)
             return False
-        ended = monotonic_ns()
+        ended = time.monotonic_ns()
         now = ended * 1e-9
         self.flush_output()
         runtime.lock.acquire()
@@ -353,9 +353,9 @@ class Executor:
         runtime = self._runtime
         running.set(pushed)
         guards: list[Guard] = []
-        started = monotonic_ns()
+        started = time.monotonic_ns()
         values, error = self.call(self._functions[pushed.function], pushed, guards)
-        elapsed = monotonic_ns() - started
+        elapsed = time.monotonic_ns() - started
         self.flush_output()
         runtime.lock.acquire()
         try:
@@ -363,7 +363,7 @@ class Executor:
             if last():
                 runtime.mailbox.flush()
             else:
-                runtime.send_soon(monotonic())
+                runtime.send_soon(time.monotonic())
         finally:
             runtime.release()
 
