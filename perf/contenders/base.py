@@ -137,8 +137,11 @@ class Contender:
     def remove_groups(self, groups: list[Any]) -> None:
         self._lacks("placement groups")
 
-    def cluster(self, **head_node_args: Any) -> Any:
-        """A `cluster_utils.Cluster` with its head, to which this process is connected."""
+    def cluster(self, *, encrypted: bool = True, **head_node_args: Any) -> Any:
+        """A `cluster_utils.Cluster` with its head, to which this process is connected.
+
+        `encrypted`: what travels between its nodes, where the system can do that.
+        """
         self._lacks("clusters")
 
     def _lacks(self, what: str) -> NoReturn:

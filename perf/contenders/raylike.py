@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from perf.contenders.base import Contender, Submit
 
@@ -13,6 +13,8 @@ _NEEDED = ("init", "shutdown", "remote", "get", "put", "wait")
 
 
 class RayLike(Contender):
+    #: arguments for a cluster whose nodes do not encrypt; Ray's never do
+    not_encrypted: ClassVar[dict[str, Any]] = {}
     can = frozenset(
         {"session", "tasks", "refs", "objects", "wait", "nesting", "nested refs", "groups", "cluster"}
         | {"actors", "async actors", "threads", "handles", "queue", "pool", "streams"}
@@ -96,9 +98,10 @@ class RayLike(Contender):
         for group in groups:
             remove(group)
 
-    def cluster(self, **head_node_args: Any) -> Any:
+    def cluster(self, *, encrypted: bool = True, **head_node_args: Any) -> Any:
         module = importlib.import_module(f"{self.import_name}.cluster_utils")
-        cluster = module.Cluster(initialize_head=True, head_node_args=head_node_args)
+        how = {} if encrypted else self.not_encrypted
+        cluster = module.Cluster(initialize_head=True, head_node_args=head_node_args, **how)
         cluster.connect()
         return cluster
 

@@ -63,15 +63,30 @@ def _rate_of_gets(module: Any, pace: Pace) -> float:
     num_cpus=0,
 )
 def transfer(contender: Contender, pace: Pace) -> float:
-    with closing_cluster(contender, num_cpus=1, object_store_memory=STORE_BYTES) as cluster:
-        cluster.add_node(num_cpus=1, resources={"other": 1}, object_store_memory=STORE_BYTES)
+    return _from_node_to_node(contender, pace, encrypted=True)
+
+
+@measure(
+    Row("… not encrypted (Ray's never is)", "GB/s", limit="nodes.socket_copy"),
+    needs={"cluster"},
+    group="transfer_open",
+    num_cpus=0,
+)
+def transfer_open(contender: Contender, pace: Pace) -> float:
+    return _from_node_to_node(contender, pace, encrypted=False)
+
+
+def _from_node_to_node(contender: Contender, pace: Pace, *, encrypted: bool) -> float:
+    arguments = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+    with closing_cluster(contender, encrypted=encrypted, **arguments) as cluster:
+        cluster.add_node(resources={"other": 1}, **arguments)
         return _rate_of_gets(contender.module, pace)  # type: ignore[attr-defined]
 
 
 @contextmanager
-def closing_cluster(contender: Contender, **head_node_args: Any) -> Iterator[Any]:
+def closing_cluster(contender: Contender, *, encrypted: bool = True, **head_node_args: Any) -> Iterator[Any]:
     """A cluster that this process is connected to, and leaves before that ends."""
-    cluster = contender.cluster(**head_node_args)
+    cluster = contender.cluster(encrypted=encrypted, **head_node_args)
     try:
         yield cluster
     finally:
