@@ -542,6 +542,25 @@ def test_bundles_of_a_dead_node_go_before_new_groups() -> None:
     assert state(cluster, waiting) == "PENDING"
 
 
+def test_another_node_that_dies_while_bundles_of_the_first_are_placed_again() -> None:
+    cluster = Cluster()
+    first, second = cluster.join(1, 0), cluster.join(1, 0)
+    group = cluster.create(spec(CPU, CPU, strategy="STRICT_SPREAD"))
+    cluster.settle()
+    third = cluster.join(1, 0)
+    cluster.leave(first)
+    cluster.decide()
+    cluster.nodes[third].obey()
+    cluster.leave(second)
+    cluster.settle()
+    assert state(cluster, group) == "RESCHEDULING"
+    assert cluster.nodes[third].resources.available_dict() == {"CPU": 1.0}
+    fourth = cluster.join(1, 0)
+    cluster.settle()
+    assert state(cluster, group) == "CREATED"
+    assert {*cluster.directory.groups[group].nodes} == {third, fourth}
+
+
 def test_a_node_that_dies_with_its_answer_under_way() -> None:
     cluster = Cluster()
     first, second = cluster.join(1, 0), cluster.join(1, 0)

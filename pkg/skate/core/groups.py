@@ -189,8 +189,8 @@ class GroupDirectory:
         for group in self.groups.values():
             group.claims.pop(node, None)
             group.avoids.discard(node)
-            if node in group.target.values():
-                self._give_up_attempt(group)
+            if node in group.target.values() or (group.target and node in group.nodes):
+                self._give_up_attempt(group)  # the next one is for all bundles that are missing then
             if node in group.nodes:
                 for index, at in enumerate(group.nodes):
                     if at == node:
