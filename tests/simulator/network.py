@@ -239,6 +239,7 @@ class SimClusterSockets(ClusterSockets):
         self._conversations: dict[NodeId, Any] = {}
         self._busy: dict[NodeId, None] = {}
         self._due: dict[NodeId, float] = {}
+        self._looks: list[tuple[float, NodeId]] = []
         self.address = f"{host}:{port}"
         self.network = mailbox.network
         self.call = mailbox.call

@@ -17,6 +17,7 @@ import logging
 import os
 import socket as sockets
 from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -149,6 +150,8 @@ class ClusterSockets:
         self._busy: dict[NodeId, None] = {}
         #: node -> when to look at it again: something is to be acknowledged to it, or it had no room
         self._due: dict[NodeId, float] = {}
+        #: the same, the earliest first; what does not count any more is among it
+        self._looks: list[tuple[float, NodeId]] = []
         #: host -> (when it was logged last, knocks since)
         self._knocks: dict[str, tuple[float, int]] = {}
         self._zap: zmq.Socket[bytes] | None = None
@@ -369,14 +372,22 @@ class ClusterSockets:
 
     def step(self, now: float) -> float | None:
         """Sends what can leave; gives the time of the next look, or None. Does not block."""
-        late = [node for node, at in self._due.items() if at <= now] if self._due else ()
+        looks, late = self._looks, []
+        while looks and looks[0][0] <= now:
+            at, node = heappop(looks)
+            if self._due.get(node) == at:
+                late.append(node)
         for node in (*self._busy, *late):
-            self._due.pop(node, None)
-            at = self._advance(node, now)
-            if at is not None:
-                self._due[node] = at
+            before = self._due.pop(node, None)
+            due = self._advance(node, now)
+            if due is not None:
+                self._due[node] = due
+                if due != before or due <= now:
+                    heappush(looks, (due, node))
         self._busy.clear()
-        due = min(self._due.values(), default=None)
+        while looks and self._due.get(looks[0][1]) != looks[0][0]:
+            heappop(looks)
+        due = looks[0][0] if looks else None
         for link in list(self._passing):
             if link.until is None or self._links.get(link.address) is not link:
                 del self._passing[link]

@@ -22,7 +22,7 @@ from skate._c import frames
 from skate.config import VERSION
 from skate.core import membership, roster
 from skate.core.acquaintances import Acquaintances
-from skate.core.membership import SHARE_SECONDS, DropNode, Identity, Refuse, Register, Share, Welcome
+from skate.core.membership import DropNode, Identity, Refuse, Register, Share, Welcome, share_seconds
 from skate.core.roster import BuryNode, Leave, Roster, Row, SendHeld, check_report, node_id
 from skate.ids import NodeId, ProcessId, manager_of, node_of
 from skate.net.cluster import ClusterSockets
@@ -398,10 +398,10 @@ class NodeCluster:
             return self._look_at
         if self.roster.head is None:
             return None
-        self._look_at = now + SHARE_SECONDS
+        self._look_at = now + share_seconds(self.roster.others + 1)
         total, available, demands = measured = self._hooks.measure()
         # What processes put into the store wakes nobody here.
-        again = now + STORE_SECONDS if len(self.roster.living()) > 1 else None
+        again = now + STORE_SECONDS if self.roster.others else None
         if measured == self._told:
             return again
         self._told = measured
