@@ -75,6 +75,11 @@ class Row(NamedTuple):
         return cls(**fields)
 
 
+def rows_from(plain: Iterable[Any]) -> list[Row]:
+    """Rows as a message tells of them. ValueError where one is none."""
+    return [Row.from_plain(row) for row in plain]
+
+
 _KINDS: Final = {
     "node": str, "address": str, "hostname": str, "pid": int, "folder": str, "head": bool, "total": dict,
     "labels": dict, "available": dict, "demands": list, "alive": bool, "cause": str,

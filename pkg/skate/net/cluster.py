@@ -42,7 +42,6 @@ from skate.wire.cluster import (
     is_bulk,
     join_address,
     pack_envelope,
-    pack_letter,
     parse_address,
     unpack_envelope,
     unpack_letter,
@@ -229,8 +228,8 @@ class ClusterSockets:
         if link.up:
             self._begin(link)
 
-    def write(self, address: str, kind: bytes, content: dict[str, Any], *, now: float | None = None) -> None:
-        """Sends a letter to whoever is at the address, as soon as there is a connection.
+    def write(self, address: str, letter: list[bytes], *, now: float | None = None) -> None:
+        """Sends a letter (see pack_letter) to whoever is at the address, as soon as there is a connection.
 
         With `now`, the address is of somebody whom nothing else will be said to: the link ends soon.
         """
@@ -240,7 +239,6 @@ class ClusterSockets:
         if now is not None and passing:
             link.until = now + LETTER_SECONDS
             self._passing[link] = None
-        letter = pack_letter(kind, content)
         if link.up:
             link.socket.send_multipart(letter)
         else:
