@@ -1,8 +1,9 @@
 """How scheduling grows with the number of nodes: `python -m perf.simulation`, in the simulator of tests/simulator.
 
 The product's own node managers, owners and workers run on a simulated clock and network, in one thread of this process
-(which wants greenlet: pip install skate[test]). A driver has a task on each node, and each of these has tasks of its
-own, so there are as many owners as nodes; the load is uneven, so that owners with much to do need other nodes.
+(which wants greenlet: pip install skate[test]). A driver has a task on each node (on 1,000 of them, where there are
+more), and each of these has tasks of its own, so there are as many owners as nodes; the load is uneven, so that owners
+with much to do need other nodes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ from perf.table import number
 #: seconds that a task takes, on average
 TASK_SECONDS = 0.001
 CPUS = 4
+#: owners, at most
+OWNERS = 1000
+#: seconds that a process which sleeps takes to wake up
+WAKE_UP = 50e-6
 #: simulated seconds in which nodes must find one another
 JOIN = 30.0
 #: simulated seconds in which all must be done
@@ -107,6 +112,7 @@ def measure(nodes: int, tasks: int, seed: int = 1) -> Report:
 def _run(world: World, nodes: int, tasks: int) -> Report:
     cluster = Cluster(world)
     book = world.ledger = Ledger(lossy=False)
+    cluster.wake_up = WAKE_UP
     decisions = Decisions()
     for _ in range(nodes):
         decisions.watch(cluster.add_node({"CPU": CPUS}).manager)
@@ -116,7 +122,7 @@ def _run(world: World, nodes: int, tasks: int) -> Report:
     done: list[tuple[int, float]] = []
     began, messages = world.now, (cluster.network.local, cluster.network.remote)
     next(iter(cluster.nodes.values())).start_driver(
-        lambda: done.append((spread_work(world.seed, nodes, tasks, TASK_SECONDS), world.now))
+        lambda: done.append((spread_work(world.seed, min(nodes, OWNERS), tasks, TASK_SECONDS), world.now))
     )
     if not world.run_until(lambda: bool(done), world.now + LIMIT, every=1000):
         raise RuntimeError(f"{tasks} tasks are not done within {LIMIT:g} simulated seconds")

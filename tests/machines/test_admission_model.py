@@ -85,6 +85,8 @@ class Node:
         )
         #: of requests with large arguments: those that lack some, and those whose arguments are on their way
         self.lacking: set[tuple[ProcessId, int]] = set()
+        #: leases that had their resources when it turned out that their tasks lack arguments
+        self.early: set[int] = set()
         self.fetching: set[tuple[ProcessId, int]] = set()
         self.now = 0.0
         self.serial = 100
@@ -135,7 +137,7 @@ class Node:
         assert lease.id not in self.granted, "granted twice"
         assert lease.worker is not None
         assert lease.worker.id in self.workers, "granted a worker that is gone"
-        assert key not in self.lacking, "granted before its arguments are here"
+        assert key not in self.lacking or lease.id in self.early, "granted before its arguments are here"
         assert lease.worker.id not in self.retiring
         assert self.workers[lease.worker.id] == lease.request.environment
         assert lease.worker.id not in {other.worker.id for other in self.granted.values() if other.worker}
@@ -260,6 +262,11 @@ class Node:
         waits = key in self.admission.requests and self.admission.requests[key].wanted > 0
         if lacks and waits and not waited:
             self.lacking.add(key)
+            self.early |= {
+                lease.id
+                for lease in self.admission.leases.values()
+                if lease.request is self.admission.requests[key] and lease.worker is None
+            }
         elif not lacks or not waits:
             self.lacking.discard(key)
         self.forget_those_over()

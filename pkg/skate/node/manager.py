@@ -743,6 +743,8 @@ class NodeManager:
 
     def _unlink_who_left(self, now: float) -> float | None:
         """Gives the time of the next look, or None."""
+        if not self._leaving:
+            return None
         for process in [process for process, until in self._leaving.items() if until <= now]:
             self._unlink(process)
         return min(self._leaving.values(), default=None)

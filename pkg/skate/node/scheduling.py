@@ -115,6 +115,8 @@ class NodeScheduling:
         self._version = 0
         #: (owner, class) -> (number of the latest request, what its node was told: see `_standing`)
         self._foreign: dict[tuple[ProcessId, int], tuple[int, int, int, bool]] = {}
+        #: those that were asked for since others were told last
+        self._asked_now: dict[tuple[ProcessId, int], None] = {}
         #: detached actors of other nodes' directories that have asked for a worker here
         self._detached: set[ProcessId] = set()
         self.handlers: Final[dict[int, Callable[..., None]]] = {
@@ -329,6 +331,7 @@ class NodeScheduling:
         details = Details(environment_of(job["id"], variables), depth, captures, lends, needs, detached)
         self._ask_here(asks_for, class_id, ResourceSet(demand), wanted, details, for_actor, allowed=True)
         self._foreign[asks_for, class_id] = (number, wanted, -1, False)
+        self._asked_now[asks_for, class_id] = None
 
     def _stands(
         self, node: Any, owner: bytes, class_id: int, number: int, waiting: int, reserved: int, held: bool
@@ -365,13 +368,18 @@ class NodeScheduling:
 
     def tell(self) -> None:
         """Tells other nodes how what they have asked for stands, where that has changed."""
-        for (owner, class_id), (number, *told) in list(self._foreign.items()):
-            stands = self._standing(owner, class_id)
+        asked, self._asked_now = self._asked_now, {}
+        for key in {**asked, **dict.fromkeys(self._admission.take_news())}:
+            if key not in self._foreign:
+                continue
+            number, *told = self._foreign[key]
+            stands = self._standing(*key)
+            if stands == (0, 0, False):
+                del self._foreign[key]  # until it is asked for again
+            else:
+                self._foreign[key] = (number, *stands)
             if stands != tuple(told):
-                self._foreign[owner, class_id] = (number, *stands)
-                self.hooks.post(manager_of(owner), m.LeasesStand(owner, class_id, number, *stands))
-            elif stands == (0, 0, False):
-                del self._foreign[owner, class_id]  # (the next request is told of again)
+                self.hooks.post(manager_of(key[0]), m.LeasesStand(*key, number, *stands))
 
     def actor_placed(self, actor: ActorId) -> None:
         """Another node has a worker for an actor that was made here."""
