@@ -87,6 +87,10 @@ class Node:
         self.lacking: set[tuple[ProcessId, int]] = set()
         #: leases that had their resources when it turned out that their tasks lack arguments
         self.early: set[int] = set()
+        #: leases whose workers went on without the CPUs that they had lent, since bundles hold these
+        self.without_cpus: set[int] = set()
+        #: what came while the order to stop the fetching of it had not left yet
+        self.crossed: set[tuple[ProcessId, int]] = set()
         self.fetching: set[tuple[ProcessId, int]] = set()
         self.now = 0.0
         self.serial = 100
@@ -153,6 +157,9 @@ class Node:
         assert effect.lease.id in self.resuming, "a worker is resumed that does not wait for it"
         self.resuming.remove(effect.lease.id)
         self.blocked.remove(effect.lease.id)
+        if not effect.lease.allocation.cpus_held:
+            assert effect.lease.reclaimed, "it goes on without CPUs, and for as long as it likes"
+            self.without_cpus.add(effect.lease.id)
 
     def do_KillWorker(self, effect: KillWorker) -> None:
         self.lose(effect.worker)
@@ -182,7 +189,11 @@ class Node:
         self.fetching.add(key)
 
     def do_StopFetching(self, effect: StopFetching) -> None:
-        self.fetching.remove((effect.request.owner, effect.request.class_id))
+        key = (effect.request.owner, effect.request.class_id)
+        if key in self.crossed:
+            self.crossed.remove(key)
+        else:
+            self.fetching.remove(key)
 
     def check_fetching(self) -> None:
         """What could run but for its arguments waits for nothing else."""
@@ -285,6 +296,8 @@ class Node:
         request = self.admission.requests.get(key)
         if request is not None and request.fetching:
             self.lacking.remove(key)
+        else:
+            self.crossed.add(key)
         self.admission.arguments_fetched(*key)
 
     def forget(self, key: tuple[ProcessId, int]) -> None:
@@ -347,7 +360,7 @@ class Node:
             for lease in self.granted.values()
             if lease.request.demand.group == group
             and index in (-1, lease.request.demand.index)
-            and not (name == "CPU" and lease.id in self.blocked)
+            and not (name == "CPU" and lease.id in self.blocked | self.without_cpus)
         )
 
     def check(self) -> None:
