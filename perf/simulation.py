@@ -28,6 +28,9 @@ from simulator.world import World
 from perf import facts
 from perf.table import number
 
+#: what is measured where nobody says otherwise
+NODES = "1,10,100,1000,10000"
+TASKS = 100_000
 #: seconds that a task takes, on average
 TASK_SECONDS = 0.001
 CPUS = 4
@@ -178,14 +181,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m perf.simulation", description=str(__doc__).split("\n")[0]
     )
     add = options.add_argument
-    add("--nodes", metavar="NUMBERS", default="1,10,100", help="with commas (1,10,100; 1,000 take long)")
-    add("--tasks", type=int, metavar="N", help="in all, for each number of nodes (1,000 a node)")
+    add("--nodes", metavar="NUMBERS", default=NODES, help=f"with commas ({NODES}; the last wants 6 GB)")
+    add(
+        "--tasks",
+        type=int,
+        metavar="N",
+        help=f"in all, for each number of nodes (1,000 a node, at most {TASKS:,})",
+    )
     add("--json", metavar="PATH", help="write what was measured")
     add("--markdown", action="store_true", help="print the table as Markdown")
     chosen = options.parse_args(arguments)
     reports = []
     for nodes in map(int, chosen.nodes.split(",")):
-        reports.append(measure(nodes, chosen.tasks or 1000 * nodes))
+        reports.append(measure(nodes, chosen.tasks or min(1000 * nodes, TASKS)))
         print(f"{nodes} nodes: {reports[-1]}", file=sys.stderr, flush=True)
     if chosen.json:
         fields = {"machine": facts.gather(), "reports": [asdict(report) for report in reports]}
