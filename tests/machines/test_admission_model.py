@@ -85,6 +85,12 @@ class Node:
         )
         #: of requests with large arguments: those that lack some, and those whose arguments are on their way
         self.lacking: set[tuple[ProcessId, int]] = set()
+        #: leases that had their resources when it turned out that their tasks lack arguments
+        self.early: set[int] = set()
+        #: leases whose workers went on without the CPUs that they had lent, since bundles hold these
+        self.without_cpus: set[int] = set()
+        #: what came while the order to stop the fetching of it had not left yet
+        self.crossed: set[tuple[ProcessId, int]] = set()
         self.fetching: set[tuple[ProcessId, int]] = set()
         self.now = 0.0
         self.serial = 100
@@ -135,7 +141,7 @@ class Node:
         assert lease.id not in self.granted, "granted twice"
         assert lease.worker is not None
         assert lease.worker.id in self.workers, "granted a worker that is gone"
-        assert key not in self.lacking, "granted before its arguments are here"
+        assert key not in self.lacking or lease.id in self.early, "granted before its arguments are here"
         assert lease.worker.id not in self.retiring
         assert self.workers[lease.worker.id] == lease.request.environment
         assert lease.worker.id not in {other.worker.id for other in self.granted.values() if other.worker}
@@ -151,6 +157,9 @@ class Node:
         assert effect.lease.id in self.resuming, "a worker is resumed that does not wait for it"
         self.resuming.remove(effect.lease.id)
         self.blocked.remove(effect.lease.id)
+        if not effect.lease.allocation.cpus_held:
+            assert effect.lease.reclaimed, "it goes on without CPUs, and for as long as it likes"
+            self.without_cpus.add(effect.lease.id)
 
     def do_KillWorker(self, effect: KillWorker) -> None:
         self.lose(effect.worker)
@@ -180,7 +189,11 @@ class Node:
         self.fetching.add(key)
 
     def do_StopFetching(self, effect: StopFetching) -> None:
-        self.fetching.remove((effect.request.owner, effect.request.class_id))
+        key = (effect.request.owner, effect.request.class_id)
+        if key in self.crossed:
+            self.crossed.remove(key)
+        else:
+            self.fetching.remove(key)
 
     def check_fetching(self) -> None:
         """What could run but for its arguments waits for nothing else."""
@@ -260,6 +273,11 @@ class Node:
         waits = key in self.admission.requests and self.admission.requests[key].wanted > 0
         if lacks and waits and not waited:
             self.lacking.add(key)
+            self.early |= {
+                lease.id
+                for lease in self.admission.leases.values()
+                if lease.request is self.admission.requests[key] and lease.worker is None
+            }
         elif not lacks or not waits:
             self.lacking.discard(key)
         self.forget_those_over()
@@ -278,6 +296,8 @@ class Node:
         request = self.admission.requests.get(key)
         if request is not None and request.fetching:
             self.lacking.remove(key)
+        else:
+            self.crossed.add(key)
         self.admission.arguments_fetched(*key)
 
     def forget(self, key: tuple[ProcessId, int]) -> None:
@@ -340,7 +360,7 @@ class Node:
             for lease in self.granted.values()
             if lease.request.demand.group == group
             and index in (-1, lease.request.demand.index)
-            and not (name == "CPU" and lease.id in self.blocked)
+            and not (name == "CPU" and lease.id in self.blocked | self.without_cpus)
         )
 
     def check(self) -> None:

@@ -23,8 +23,8 @@ from skate.core.followed_groups import AskAgain, Follow, FollowedGroups
 from skate.core.group_records import GroupSpec
 from skate.core.groups import GroupDirectory
 from skate.core.labels import parse_selector
+from skate.core.node_table import NodeView
 from skate.core.placement import STRATEGIES, WantedBundle, place
-from skate.core.policies import NodeView
 from skate.core.resources import Allocation, ResourceSet
 from skate.ids import NodeId, ProcessId, TaskId, manager_of, node_of, process_id
 

@@ -24,6 +24,7 @@ from skate.core.membership import (
     Register,
     Share,
     Welcome,
+    share_seconds,
 )
 from skate.core.roster import HEAD_SECONDS, UNKNOWN_SECONDS, BuryNode, Leave, Roster, Row, SendHeld
 from skate.ids import NodeId, process_id
@@ -91,6 +92,13 @@ class Cluster(RuleBasedStateMachine):
         self.register.on_recovered(remembered, self.now)
         self.head = Roster(me, in_cluster=True)
         self.head_dead: list[NodeId] = []
+        self.packed: tuple[int, list[Row]] = (-1, [])
+
+    def table(self) -> list[Row]:
+        """What a letter of welcome tells: as a head has packed it, once between two messages to all."""
+        if self.packed[0] != self.register.shared:
+            self.packed = self.register.shared, self.register.rows()
+        return self.packed[1]
 
     def running(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.runs]
@@ -102,7 +110,7 @@ class Cluster(RuleBasedStateMachine):
             if type(effect) is Welcome:
                 node = self.nodes.get(effect.node)
                 if node is not None:
-                    node.inbox.append((self.former, self.register.me, self.register.rows()))
+                    node.inbox.append((self.former, self.register.me, self.table()))
             elif type(effect) is Refuse:
                 self.refused.add(NodeId(bytes.fromhex(effect.node)))
             elif type(effect) is Share:
@@ -428,6 +436,27 @@ def test_changes_leave_together() -> None:
     (effect,) = head.take_effects()
     assert type(effect) is Share
     assert [each.available for each in effect.rows] == [{"CPU": 4}]
+
+
+def test_what_a_node_says_again_is_no_change() -> None:
+    """Each node tells each head what it has free, though that stood in its hello: in a large cluster, that is much."""
+    head = register()
+    head.on_hello(hello(row(2)), 0.0)
+    head.on_link_up(node_id(2))
+    head.tick(0.0)
+    head.take_effects()
+    same = row(2)
+    head.on_report(node_id(2), same.available, same.demands, same.total)
+    head.tick(SHARE_SECONDS)
+    assert not head.take_effects()
+    head.on_report(node_id(2), same.available, [({"CPU": 1.0}, 3, True)], same.total)
+    head.tick(SHARE_SECONDS)
+    assert [type(effect) for effect in head.take_effects()] == [Share]
+
+
+def test_many_nodes_are_told_of_less_often() -> None:
+    assert share_seconds(1) == share_seconds(100) == SHARE_SECONDS
+    assert share_seconds(1000) == 10 * SHARE_SECONDS
 
 
 def test_a_head_that_came_back_waits_for_those_it_hears_of() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from skate.core.group_names import asked_of_group, of_bundle
-from skate.core.policies import Choice, NodeChooser, NodeView, Where
+from skate.core.node_table import NodeTable, NodeView
+from skate.core.policies import Choice, NodeChooser, Where
 from skate.core.resources import ResourceSet
 from skate.core.shares import STEPS, Ask, Refuse, Shares, Split
 from skate.ids import NodeId, ProcessId, process_id
@@ -43,7 +44,7 @@ class Cluster(RuleBasedStateMachine):
         super().__init__()
         self.shares = Shares(ME, NodeChooser())
         self.nodes: dict[NodeId, Node] = {ME: Node({"CPU": 2 * ONE})}
-        self.views: dict[NodeId, NodeView] = {}
+        self.views = NodeTable()
         self.refused: set[tuple[ProcessId, int]] = set()
         #: what each owner wants, and was not granted
         self.wants: dict[tuple[ProcessId, int], int] = {}
@@ -52,7 +53,7 @@ class Cluster(RuleBasedStateMachine):
     def look(self, node: NodeId) -> None:
         """The node is known as it is now."""
         has = self.nodes[node]
-        self.views[node] = NodeView(node, has.total, has.free)
+        self.views.put(NodeView(node, has.total, dict(has.free)))
 
     def decide(self, chance: float = 0.0) -> None:
         self.look(ME)
@@ -156,7 +157,8 @@ class Cluster(RuleBasedStateMachine):
     @rule(data=st.data())
     def dies(self, data: Any) -> None:
         node = data.draw(st.sampled_from(sorted(set(self.nodes) - {ME})))
-        del self.nodes[node], self.views[node]
+        del self.nodes[node]
+        self.views.drop(node)
         self.shares.node_died(node)
         self.decide()
 
@@ -173,6 +175,7 @@ class Cluster(RuleBasedStateMachine):
     @invariant()
     def nothing_is_forgotten_or_asked_for_twice(self) -> None:
         self.shares.check()
+        self.views.check()
         asked: dict[tuple[ProcessId, int], int] = {}
         for node in self.nodes.values():
             for key, (_, waiting, reserved) in node.asked.items():
@@ -197,8 +200,7 @@ class Fixed(NodeChooser):
 
 def split_of(shares: Shares, views: list[NodeView]) -> dict[NodeId, int]:
     """node -> what it was asked for."""
-    table = {view.id: view for view in views}
-    effects = shares.decide(table, lambda: 0.0, lambda _: (0, 0))
+    effects = shares.decide(NodeTable(views), lambda: 0.0, lambda _: (0, 0))
     return {effect.node: effect.wanted for effect in effects if type(effect) is Ask}
 
 
@@ -229,7 +231,7 @@ def test_a_split_of_tasks_with_large_arguments_goes_when_nothing_is_wanted() -> 
     shares = Shares(ME, NodeChooser())
     wants_near(shares, 1, {OTHER: 10})
     views = [NodeView(node, {"CPU": ONE}) for node in (ME, OTHER)]
-    (ask,) = shares.decide({view.id: view for view in views}, lambda: 0.0, lambda _: (0, 0))
+    (ask,) = shares.decide(NodeTable(views), lambda: 0.0, lambda _: (0, 0))
     assert isinstance(ask, Ask)
     shares.stands(OTHER, OWNERS[0], 9, ask.number, 0, 1)
     assert shares.splits
@@ -243,7 +245,7 @@ def test_a_split_of_tasks_with_large_arguments_goes_when_nothing_is_wanted() -> 
 def test_what_can_never_be_is_refused_and_forgotten() -> None:
     shares = Shares(ME, Fixed())
     shares.wanted(OWNERS[0], 1, DEMANDS[0], Where("NODE", "ff"), 1, None)
-    views = {ME: NodeView(ME, {"CPU": ONE})}
+    views = NodeTable([NodeView(ME, {"CPU": ONE})])
     (refusal,) = shares.decide(views, lambda: 0.0, lambda _: (0, 0))
     assert isinstance(refusal, Refuse)
     assert refusal.why == "it cannot be"
@@ -269,7 +271,7 @@ def test_an_actor_that_waits_elsewhere_stays_where_there_is_no_room_elsewhere_ei
     third = NodeView(THIRD, {"x": ONE}, {"x": 0})
     assert split_of(shares, [mine, other, third]) == {}
     shares.look_again()
-    other.available["x"] = ONE
+    other.set_free("x", ONE)
     assert split_of(shares, [mine, other, NodeView(THIRD, {"x": ONE})]) == {}
     shares.node_died(OTHER)
     assert split_of(shares, [mine, third]) == {THIRD: 1}
@@ -330,7 +332,7 @@ def test_what_runs_in_a_group_follows_its_bundles() -> None:
     shares.group_changed("no such group")
     assert not shares.undecided
     shares.group_changed(GROUP)
-    views = {view.id: view for view in (nowhere[0], with_bundle(OTHER))}
+    views = NodeTable([nowhere[0], with_bundle(OTHER)])
     effects = shares.decide(views, lambda: 0.0, lambda _: (3, 0))
     assert {effect.node: effect.wanted for effect in effects} == {ME: 0, OTHER: 3}  # type: ignore[union-attr]
     shares.node_died(OTHER)
@@ -343,11 +345,11 @@ def test_this_node_hears_when_a_group_comes_to_it() -> None:
     shares = Shares(ME, NodeChooser())
     where = Where(selectors=((),))
     shares.wanted(OWNERS[0], 1, IN_GROUP, where, 1, None)
-    (ask,) = shares.decide({ME: NodeView(ME, {"CPU": ONE})}, lambda: 0.0, lambda _: (0, 0))
+    (ask,) = shares.decide(NodeTable([NodeView(ME, {"CPU": ONE})]), lambda: 0.0, lambda _: (0, 0))
     assert isinstance(ask, Ask)
     assert (ask.node, ask.wanted, ask.allowed) == (ME, 1, False)
     shares.group_changed(GROUP)
-    (ask,) = shares.decide({ME: with_bundle(ME)}, lambda: 0.0, lambda _: (1, 0))
+    (ask,) = shares.decide(NodeTable([with_bundle(ME)]), lambda: 0.0, lambda _: (1, 0))
     assert isinstance(ask, Ask)
     assert (ask.node, ask.wanted, ask.allowed) == (ME, 1, True)
 

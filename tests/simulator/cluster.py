@@ -27,6 +27,9 @@ class Cluster:
         self.on_step: Callable[[Any], None] | None = None
         #: how often the zygote has no memory for a process
         self.fork_failures = 0.0
+        #: seconds from the moment that something comes for a process that sleeps until it runs. What comes meanwhile it
+        #: takes in together with that; 0: each message has a turn of its own
+        self.wake_up = 0.0
         self._pid = 1000
         self._hosts = 0
 

@@ -132,6 +132,15 @@ class Part(NamedTuple):
         return memoryview(self.bytes)
 
 
+def _parts_of(message: list[Any]) -> list[Part]:
+    """As they are received. The pieces of a frame are that frame again: many nodes may be sent one, and share it."""
+    head, *pieces = message
+    whole = pieces[0].obj if len(pieces) > 1 and type(pieces[0]) is memoryview else None
+    if whole is not None and all(type(piece) is memoryview and piece.obj is whole for piece in pieces):
+        pieces = [whole]
+    return [Part(bytes(part)) for part in (head, *pieces)]
+
+
 class Connection:
     """A node's way to an address: what a DEALER is to the product."""
 
@@ -188,7 +197,7 @@ class Connection:
             world.now + self._delay(), self._last, network.clogs.get((self.node, self._target.node), 0.0)
         )
         self._last = at
-        self._under_way.append([Part(bytes(part)) for part in parts])
+        self._under_way.append(_parts_of(parts))
         world.at(at, self._arrive)
 
     def _arrive(self) -> None:
@@ -239,6 +248,7 @@ class SimClusterSockets(ClusterSockets):
         self._conversations: dict[NodeId, Any] = {}
         self._busy: dict[NodeId, None] = {}
         self._due: dict[NodeId, float] = {}
+        self._looks: list[tuple[float, NodeId]] = []
         self.address = f"{host}:{port}"
         self.network = mailbox.network
         self.call = mailbox.call

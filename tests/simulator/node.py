@@ -157,6 +157,7 @@ class Node:
         self._starting: dict[int, ProcessId] = {}
         self._calls: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._alarm: float | None = None
+        self._waking = False
         self.manager = self._make_manager(head, resources, labels)
         cluster.network.receivers[process_id(node, 0)] = self.receive
         self.run()
@@ -215,8 +216,18 @@ class Node:
         """Runs something in the manager's process, as if what it waits for had become readable."""
         if self.alive:
             self._calls.append((function, args))
-            if not self.busy:
+            if self.busy or self._waking:
+                return
+            if self.cluster.wake_up:
+                self._waking = True
+                self.world.after(self.cluster.wake_up, self._wake)
+            else:
                 self.run()
+
+    def _wake(self) -> None:
+        self._waking = False
+        if self._calls and self.alive:
+            self.run()
 
     def run(self) -> None:
         """Turns of the manager's loop, until it would sleep."""

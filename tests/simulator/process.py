@@ -106,6 +106,7 @@ class OwnerProcess:
         self._facts: current.Facts | None = None
         self._inbox: deque[Any] = deque()
         self._alarm: float | None = None
+        self._waking = False
         self._main = self.world.spawn(self, self._begin)
         self._main.wake()
 
@@ -127,8 +128,18 @@ class OwnerProcess:
         """Something has arrived."""
         if self.alive:
             self._inbox.append(message)
-            if not self.busy:
+            if self.busy or self._waking:
+                return
+            if self.node.cluster.wake_up:
+                self._waking = True
+                self.world.after(self.node.cluster.wake_up, self._wake)
+            else:
                 self.run()
+
+    def _wake(self) -> None:
+        self._waking = False
+        if self._inbox and self.alive:
+            self.run()
 
     def run(self) -> None:
         """Does all that can be done now, and says when to look again."""

@@ -12,12 +12,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import skate.api.session
+import skate.net.cluster
 import skate.node.cluster
 import skate.node.manager
 import skate.node.scheduling
@@ -25,9 +26,16 @@ import skate.node.spiller
 import skate.worker.executor
 import skate.worker.lease
 from greenlet import GreenletExit
+from skate._c import frames
+from skate.core.roster import rows_from
+from skate.wire.cluster import unpack_letter
 from skate.worker.lease import USER_OMP
 
 from simulator.world import Alarms, World, set_running
+
+#: bytes of a frame that may be one that all nodes are sent; and how many of these are remembered
+LONG_FRAME: Final = 2048
+REMEMBERED: Final = 16
 
 
 class NoDoor:
@@ -38,6 +46,27 @@ class NoDoor:
     def step(self, now: float) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Once:
+    """Stands for a function that many nodes call with the same object: the first call's result is all others', too.
+
+    Of what is told to all nodes there is one copy, and it is decoded once; nobody changes what it has decoded.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._known: dict[int, tuple[Any, Any]] = {}
+
+    def __call__(self, what: Any, *args: Any) -> Any:
+        known = self._known.get(id(what))
+        if known is not None:
+            return known[1]
+        result = self._function(what, *args)
+        if len(self._known) >= REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[id(what)] = what, result  # (which keeps the id its own)
+        return result
 
 
 class NoSpillThreads:
@@ -59,6 +88,21 @@ class NoSpillThreads:
 def is_compiled() -> bool:
     """Whether the modules on the way of a call are C, which nobody can replace parts of."""
     return not skate.worker.executor.__file__.endswith(".py")
+
+
+def _frames_decoded_once() -> SimpleNamespace:
+    """What a node's cluster sees as `frames`."""
+    once = Once(frames.decode)
+
+    def decode(frame: bytes, schemas: Any) -> Any:
+        return (once if len(frame) > LONG_FRAME else frames.decode)(frame, schemas)
+
+    return SimpleNamespace(decode=decode, FrameError=frames.FrameError, VERSION=frames.VERSION)
+
+
+def _letters_read_once() -> Callable[[Any], Any]:
+    once = Once(lambda content, parts: unpack_letter(parts))
+    return lambda parts: once(parts[-1], parts)
 
 
 def _no_file(*_: Any) -> None:
@@ -93,6 +137,9 @@ def replaced(world: World, sockets: type) -> Iterator[Alarms]:
         (skate.node.manager, "send", lambda zygote, message, fds=(): zygote.send(message)),
         (skate.node.manager, "_oom_kills", lambda: 0),
         (skate.node.cluster, "ClusterSockets", sockets),
+        (skate.node.cluster, "frames", _frames_decoded_once()),
+        (skate.node.cluster, "rows_from", Once(rows_from)),
+        (skate.net.cluster, "unpack_letter", _letters_read_once()),
         (skate.node.spiller, "SpillThreads", NoSpillThreads),
         (skate.node.scheduling, "random", world.random),
         (skate.worker.executor, "os", files),

@@ -7,6 +7,7 @@ Ledger. What a program gets must be right, or one of LOSSES where something was 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 from random import Random
 from typing import Any, Final
 
@@ -395,7 +396,8 @@ def spread_work(seed: int, shards: int, tasks: int, mean: float) -> int:
     """A program: `tasks` tasks whose owners are `shards` tasks on as many nodes, some of which have more to do."""
     random = Random(seed)
     weights = [random.uniform(0.5, 1.5) for _ in range(shards)]
-    shares = [int(tasks * weight / sum(weights)) for weight in weights]
-    shares[0] += tasks - sum(shares)
+    # Where the rounded sums end, so that no shard gets what all others lost by rounding.
+    ends = [round(tasks * upto / sum(weights)) for upto in accumulate(weights)]
+    shares = [end - begin for begin, end in pairwise([0, *ends])]
     spread = shard.options(scheduling_strategy="SPREAD")
     return sum(skate.get([spread.remote(random.getrandbits(32), share, mean) for share in shares]))

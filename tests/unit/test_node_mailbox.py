@@ -85,3 +85,17 @@ def test_what_is_held_again_while_it_goes_out(two: tuple) -> None:
     manager.post(ELSEWHERE, said(2))
     manager.flush()
     assert order == ["first", "said 0", "second", "said 1"]
+
+
+def test_many_managers_are_sent_one_frame(two: tuple) -> None:
+    manager, _, _, passed_on = two
+    nodes = [NodeId(name) for name in (b"elsa", b"elsb", b"elsc")]
+    written: list[str] = []
+    manager.hold(lambda: written.append("written"))
+    manager.post_to_managers(nodes, said(1))
+    assert not passed_on
+    manager.flush()
+    assert written == ["written"]
+    assert [(sender, to) for sender, to, _ in passed_on] == [(manager.me, manager_of(node)) for node in nodes]
+    assert len({id(frame) for _, _, frame in passed_on}) == 1
+    assert passed_on[0][2] == frames.frame([said(1)])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from skate._c.resources import MAX_UNITS
 from skate._c.resources import UNITS_PER_ONE as ONE
 from skate.core.labels import matches, parse_selector
+from skate.core.node_table import NodeView
 from skate.core.placement import (
     PACK,
     SPREAD,
@@ -20,7 +21,6 @@ from skate.core.placement import (
     WantedBundle,
     place,
 )
-from skate.core.policies import NodeView
 from skate.core.resources import ResourceSet
 from skate.ids import NodeId
 
@@ -143,7 +143,7 @@ def test_bundles_that_come_again_know_of_the_others() -> None:
 def test_the_hardest_goes_first() -> None:
     """By the bundles' order alone, the small one would sit on the only node that can take the large one."""
     nodes = cluster(1, 4)
-    nodes[0].available["GPU"] = ONE
+    nodes[0].set_free("GPU", ONE)
     large_last = [
         WantedBundle(0, ResourceSet({"CPU": ONE})),
         WantedBundle(1, ResourceSet({"CPU": 4 * ONE})),

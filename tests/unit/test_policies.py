@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from skate._c.resources import UNITS_PER_ONE as ONE
 from skate.config import scheduler_knobs
 from skate.core.labels import DOES_NOT_EXIST, EXISTS, IN, NOT_IN, matches, parse_selector
+from skate.core.node_table import NodeTable, NodeView
 from skate.core.policies import (
     LABELS,
     NODE,
     SPREAD,
     Knobs,
     NodeChooser,
-    NodeView,
     Where,
     where_from,
 )
@@ -78,7 +78,7 @@ def test_default_takes_one_of_the_k_best(
     k: int,
 ) -> None:
     knobs = Knobs(threshold, top_k_fraction=0.0, top_k_absolute=k, avoid_gpu_nodes=False)
-    choice = NodeChooser(knobs).choose(nodes, demand, local=local, chance=chance)
+    choice = NodeChooser(knobs).choose(NodeTable(nodes), demand, local=local, chance=chance)
     candidates = available(nodes, demand) or feasible(nodes, demand)
     assert choice.available is bool(available(nodes, demand))
     assert not choice.never
@@ -96,7 +96,7 @@ def test_default_takes_one_of_the_k_best(
 def test_what_needs_no_gpu_avoids_nodes_that_have_some(
     nodes: list[NodeView], demand: ResourceSet, local: NodeId | None, chance: float
 ) -> None:
-    choice = NodeChooser().choose(nodes, demand, local=local, chance=chance)
+    choice = NodeChooser().choose(NodeTable(nodes), demand, local=local, chance=chance)
     gpus = {node.id for node in nodes if node.total["GPU"]}
     if not demand.get("GPU") and available(nodes, demand) - gpus:
         assert choice.node in available(nodes, demand) - gpus
@@ -108,7 +108,7 @@ def test_no_policy_chooses_what_is_not_feasible(
 ) -> None:
     wheres = [Where(), Where(SPREAD), Where(NODE, IDS[0].hex(), soft=True), Where(LABELS, preferred=ZONE_A)]
     for where in wheres:
-        choice = NodeChooser().choose(nodes, demand, where, local=IDS[0], chance=chance)
+        choice = NodeChooser().choose(NodeTable(nodes), demand, where, local=IDS[0], chance=chance)
         if choice.node is None:
             assert not feasible(nodes, demand)
         else:
@@ -128,10 +128,12 @@ ZONE_A = (("zone", IN, ("a",)),)
 def test_packs_up_to_the_threshold_then_takes_the_least_used() -> None:
     chooser = NodeChooser()
     here, there = node(0, 10, 6), node(1, 10, 10)
-    assert chooser.choose([here, there], CPU, local=IDS[0]).node == IDS[0]  # 40% used: counts as idle
+    assert (
+        chooser.choose(NodeTable([here, there]), CPU, local=IDS[0]).node == IDS[0]
+    )  # 40% used: counts as idle
     here = node(0, 10, 5)
-    assert chooser.choose([here, there], CPU, local=IDS[0]).node == IDS[1]
-    assert chooser.choose([here, node(1, 10, 4)], CPU, local=IDS[1]).node == IDS[0]
+    assert chooser.choose(NodeTable([here, there]), CPU, local=IDS[0]).node == IDS[1]
+    assert chooser.choose(NodeTable([here, node(1, 10, 4)]), CPU, local=IDS[1]).node == IDS[0]
 
 
 def test_k_is_a_share_of_all_nodes_or_a_number() -> None:
@@ -139,7 +141,7 @@ def test_k_is_a_share_of_all_nodes_or_a_number() -> None:
     chances_ = [number / 100 for number in range(100)]
 
     def chosen(knobs: Knobs) -> set[NodeId]:
-        return {NodeChooser(knobs).choose(nodes, CPU, chance=chance).node for chance in chances_}
+        return {NodeChooser(knobs).choose(NodeTable(nodes), CPU, chance=chance).node for chance in chances_}
 
     assert chosen(Knobs()) == {IDS[0]}  # 20% of five
     assert chosen(Knobs(top_k_fraction=0.6)) == set(IDS[:3])
@@ -148,18 +150,18 @@ def test_k_is_a_share_of_all_nodes_or_a_number() -> None:
 
 
 def test_nodes_with_room_go_before_better_ones_without() -> None:
-    choice = NodeChooser().choose([node(0, 1, 0), node(1, 10, 1)], CPU, local=IDS[0])
+    choice = NodeChooser().choose(NodeTable([node(0, 1, 0), node(1, 10, 1)]), CPU, local=IDS[0])
     assert choice == (IDS[1], True, "")
     full = [node(0, 1, 0), node(1, 2, 0)]
-    assert NodeChooser().choose(full, CPU, local=IDS[1]) == (IDS[1], False, "")
-    assert NodeChooser().choose(full, ResourceSet({"CPU": 3 * ONE}), local=IDS[1]).node is None
+    assert NodeChooser().choose(NodeTable(full), CPU, local=IDS[1]) == (IDS[1], False, "")
+    assert NodeChooser().choose(NodeTable(full), ResourceSet({"CPU": 3 * ONE}), local=IDS[1]).node is None
 
 
 @given(clusters(), demands, st.integers(1, 12))
 def test_spread_takes_turns(nodes: list[NodeView], demand: ResourceSet, rounds: int) -> None:
     chooser = NodeChooser()
     candidates = available(nodes, demand) or feasible(nodes, demand)
-    chosen = Counter(chooser.choose(nodes, demand, Where(SPREAD)).node for _ in range(rounds))
+    chosen = Counter(chooser.choose(NodeTable(nodes), demand, Where(SPREAD)).node for _ in range(rounds))
     if not candidates:
         assert set(chosen) == {None}
         return
@@ -172,43 +174,63 @@ def test_affinity() -> None:
     chooser = NodeChooser()
     nodes = [node(0, 4), node(1, 4, 0)]
     there = Where(NODE, IDS[1].hex())
-    assert chooser.choose(nodes, CPU, there) == (IDS[1], False, ""), "it waits for its node"
-    assert chooser.choose(nodes, CPU, there._replace(soft=True)) == (IDS[1], False, "")
-    assert chooser.choose(nodes, CPU, there._replace(soft=True, spill=True)) == (IDS[0], True, "")
-    assert "has no room" in chooser.choose(nodes, CPU, there._replace(fail=True)).never
+    assert chooser.choose(NodeTable(nodes), CPU, there) == (IDS[1], False, ""), "it waits for its node"
+    assert chooser.choose(NodeTable(nodes), CPU, there._replace(soft=True)) == (IDS[1], False, "")
+    assert chooser.choose(NodeTable(nodes), CPU, there._replace(soft=True, spill=True)) == (IDS[0], True, "")
+    assert "has no room" in chooser.choose(NodeTable(nodes), CPU, there._replace(fail=True)).never
     gone = Where(NODE, IDS[2].hex())
-    assert "doesn't exist any more" in chooser.choose(nodes, CPU, gone).never
-    assert chooser.choose(nodes, CPU, gone._replace(soft=True)).node == IDS[0]
+    assert "doesn't exist any more" in chooser.choose(NodeTable(nodes), CPU, gone).never
+    assert chooser.choose(NodeTable(nodes), CPU, gone._replace(soft=True)).node == IDS[0]
     nodes[1].alive = False
-    assert chooser.choose(nodes, CPU, there).never
+    assert chooser.choose(NodeTable(nodes), CPU, there).never
     too_much = ResourceSet({"CPU": 5 * ONE})
-    assert chooser.choose(nodes, too_much, Where(NODE, IDS[0].hex())).never
-    assert chooser.choose(nodes, too_much, Where(NODE, IDS[0].hex(), soft=True)) == (None, False, "")
+    assert chooser.choose(NodeTable(nodes), too_much, Where(NODE, IDS[0].hex())).never
+    assert chooser.choose(NodeTable(nodes), too_much, Where(NODE, IDS[0].hex(), soft=True)) == (
+        None,
+        False,
+        "",
+    )
 
 
 def test_labels() -> None:
     chooser = NodeChooser()
     nodes = [node(0, 4, zone="a"), node(1, 4, 0, zone="a", gpu="yes"), node(2, 4, zone="b")]
     where = Where(LABELS, hard=ZONE_A)
-    assert chooser.choose(nodes, CPU, where).node == IDS[0]
-    assert chooser.choose(nodes, CPU, where._replace(preferred=(("gpu", EXISTS, ()),))) == (IDS[0], True, "")
-    nodes[0].available["CPU"] = 0
-    assert chooser.choose(nodes, CPU, where._replace(preferred=(("gpu", EXISTS, ()),))) == (
+    assert chooser.choose(NodeTable(nodes), CPU, where).node == IDS[0]
+    assert chooser.choose(NodeTable(nodes), CPU, where._replace(preferred=(("gpu", EXISTS, ()),))) == (
+        IDS[0],
+        True,
+        "",
+    )
+    nodes[0].set_free("CPU", 0)
+    assert chooser.choose(NodeTable(nodes), CPU, where._replace(preferred=(("gpu", EXISTS, ()),))) == (
         IDS[1],
         False,
         "",
     )
-    assert chooser.choose(nodes, CPU, Where(LABELS, hard=(("zone", IN, ("c",)),))) == (None, False, "")
+    assert chooser.choose(NodeTable(nodes), CPU, Where(LABELS, hard=(("zone", IN, ("c",)),))) == (
+        None,
+        False,
+        "",
+    )
 
 
 def test_selectors_are_tried_in_turn() -> None:
     chooser = NodeChooser()
     nodes = [node(0, 4, 0, zone="a"), node(1, 4, zone="b"), node(2, 4, zone="c")]
     select = [parse_selector({"zone": wanted}) for wanted in ("a", "b", "nowhere")]
-    assert chooser.choose(nodes, CPU, Where(selectors=(select[0],))) == (IDS[0], False, "")
-    assert chooser.choose(nodes, CPU, Where(selectors=(select[0], select[1]))) == (IDS[1], True, "")
-    assert chooser.choose(nodes, CPU, Where(selectors=(select[2], select[0]))) == (IDS[0], False, "")
-    assert chooser.choose(nodes, CPU, Where(selectors=(select[2],))) == (None, False, "")
+    assert chooser.choose(NodeTable(nodes), CPU, Where(selectors=(select[0],))) == (IDS[0], False, "")
+    assert chooser.choose(NodeTable(nodes), CPU, Where(selectors=(select[0], select[1]))) == (
+        IDS[1],
+        True,
+        "",
+    )
+    assert chooser.choose(NodeTable(nodes), CPU, Where(selectors=(select[2], select[0]))) == (
+        IDS[0],
+        False,
+        "",
+    )
+    assert chooser.choose(NodeTable(nodes), CPU, Where(selectors=(select[2],))) == (None, False, "")
     assert Where(selectors=(select[0],)).chooses
     assert not Where(SPREAD).chooses
 
@@ -217,13 +239,13 @@ def test_selectors_are_tried_in_turn() -> None:
 def test_locality_goes_by_bytes(
     nodes: list[NodeView], demand: ResourceSet, local_bytes: dict[NodeId, int]
 ) -> None:
-    choice = NodeChooser().choose(nodes, demand, local_bytes=local_bytes)
+    choice = NodeChooser().choose(NodeTable(nodes), demand, local_bytes=local_bytes)
     near = {node for node in available(nodes, demand) if local_bytes.get(node)}
     if near:
         assert choice.available
         assert local_bytes[choice.node] == max(local_bytes[node] for node in near)
     else:
-        assert choice == NodeChooser().choose(nodes, demand)
+        assert choice == NodeChooser().choose(NodeTable(nodes), demand)
 
 
 def test_actors_that_ask_for_nothing_go_anywhere() -> None:
@@ -231,11 +253,11 @@ def test_actors_that_ask_for_nothing_go_anywhere() -> None:
     nodes[3].alive = False
     nothing = ResourceSet()
     chosen = {
-        NodeChooser().choose(nodes, nothing, local=IDS[0], chance=n / 30, for_actor=True).node
+        NodeChooser().choose(NodeTable(nodes), nothing, local=IDS[0], chance=n / 30, for_actor=True).node
         for n in range(30)
     }
     assert chosen == set(IDS[:3])
-    assert NodeChooser().choose(nodes, nothing, local=IDS[1], chance=0.9).node == IDS[1]
+    assert NodeChooser().choose(NodeTable(nodes), nothing, local=IDS[1], chance=0.9).node == IDS[1]
 
 
 @pytest.mark.parametrize(

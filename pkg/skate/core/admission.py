@@ -557,7 +557,7 @@ class Admission:
 
     def _line_up(self, lease: NodeLease) -> None:
         """The lease waits for a worker: a task's before all actors'."""
-        lease.request.reserved += 1
+        self._table.count(lease.request, reserved=1)
         waiting = self._waiting.setdefault(lease.request.environment, deque())
         if lease.request.for_actor or not waiting or not waiting[-1].request.for_actor:
             waiting.append(lease)
@@ -582,10 +582,10 @@ class Admission:
 
     def _reclaim(self, unmet: list[LeaseRequest], now: float) -> None:
         """Asks for as many leases of others as there are requests that must wait."""
+        open_reclaims = sum([lease.reclaimed for lease in self._of_tasks.values()]) if unmet else 0
         for request in unmet:
             if request.told:
                 continue
-            open_reclaims = sum(1 for lease in self._of_tasks.values() if lease.reclaimed)
             need = request.wanted - open_reclaims
             for lease in self._of_tasks.values():
                 if need <= 0:
@@ -597,6 +597,7 @@ class Admission:
                 if not lease.request.demand.overlaps(request.demand):
                     continue
                 lease.reclaimed = True
+                open_reclaims += 1
                 need -= 1
                 self._effects.append(Reclaim(lease))
 
@@ -633,8 +634,7 @@ class Admission:
             idle = self._idle.get(environment)
             while waiting and idle:
                 lease = waiting.popleft()
-                lease.request.reserved -= 1
-                lease.request.held += 1
+                self._table.count(lease.request, reserved=-1, held=1)
                 worker = idle.pop()  # the one that was busy last: its caches are warm
                 worker.lease = lease
                 lease.worker = worker
@@ -678,14 +678,18 @@ class Admission:
             del owner.leases[lease.id]
         self.resources.release(lease.allocation)
         if lease.worker is None:
-            lease.request.reserved -= 1
+            self._table.count(lease.request, reserved=-1)
             self._waiting[lease.request.environment].remove(lease)
         else:
-            lease.request.held -= 1
+            self._table.count(lease.request, held=-1)
         if lease.request.brief:
             self._forget_if_over(lease.request)
 
     # --------------------------------------------------------------------------------------------------- reports
+
+    def take_news(self) -> Iterable[tuple[ProcessId, int]]:
+        """(owner, class) of what was asked for that stands otherwise than when this was called last, or is gone."""
+        return self._table.take_news()
 
     def demands(self) -> list[tuple[dict[str, float], int, bool]]:
         """What waits: (resources, how many, feasible)."""

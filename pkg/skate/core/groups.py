@@ -52,8 +52,8 @@ from skate.core.group_records import (
     TellGroup,
     WarnGroup,
 )
+from skate.core.node_table import NodeView
 from skate.core.placement import place
-from skate.core.policies import NodeView
 from skate.core.resources import ResourceSet
 from skate.ids import NodeId, ProcessId, manager_of, node_of, owner_of
 
@@ -84,7 +84,7 @@ class _Node:
             else:
                 del self.reserved[name]
             available = self.view.available.get(name, 0) - sign * units
-            self.view.available[name] = max(0, min(self.view.total.get(name, 0), available))
+            self.view.set_free(name, max(0, min(self.view.total.get(name, 0), available)))
 
     def asks(self, group: bytes, attempt: int, demands: list[ResourceSet]) -> None:
         """The node is asked to prepare these bundles."""
@@ -117,7 +117,7 @@ class _Node:
         before, now = self.view.available, dict(available)
         for name, units in self._asked_units.items():
             now[name] = max(0, now.get(name, 0) - units)
-        self.view.available = now
+        self.view.set_all_free(now)
         return any(units > before.get(name, 0) for name, units in now.items())
 
 
@@ -468,8 +468,7 @@ class GroupDirectory:
             for index, at in sorted((target or {}).items()):
                 demand = group.spec.bundles[index]
                 claims.setdefault(at, []).append(demand)
-                for name, units in demand.items():
-                    by_id[at].available[name] -= units
+                by_id[at].take(demand)
             self._set_claims(group, {node: tuple(demands) for node, demands in claims.items()})
             if target is None and group.infeasible is None:
                 idle = [NodeView(view.id, view.total, None, view.labels) for view in spare]

@@ -21,12 +21,13 @@ Rules:
 * A node that has lost the head waits longer than the head waits for it, before it takes the head's node for dead. So
   where both live, the head decides. It never stops looking for a head at that address.
 * Changes of the table leave together, at most every SHARE_SECONDS; in a large cluster, of more than MANY nodes, in
-  proportion less often, since each node is told of all.
+  proportion less often (`share_seconds`), since each node is told of all. Nodes report no more often than that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple
 
 from skate.core.roster import DEAD_SHOWN, Row
@@ -39,7 +40,7 @@ GRACE_SECONDS: Final = 3.0
 RETURN_SECONDS: Final = 6.0
 #: seconds that a node has, from its hello, to be reached by the head
 JOIN_SECONDS: Final = 10.0
-#: seconds between two messages to all nodes, and between two reports of a node
+#: seconds between two messages to all nodes, and between two reports of a node, where there are few
 SHARE_SECONDS: Final = 0.1
 #: nodes with more of which changes of the table leave less often
 MANY: Final = 100
@@ -48,6 +49,11 @@ JOINING: Final = "JOINING"
 ALIVE: Final = "ALIVE"
 AWAY: Final = "AWAY"
 DEAD: Final = "DEAD"
+
+
+def share_seconds(nodes: int) -> float:
+    """Seconds between two messages to all nodes, and between two reports of a node, in a cluster of so many."""
+    return SHARE_SECONDS * max(1.0, nodes / MANY)
 
 
 class Identity(NamedTuple):
@@ -131,6 +137,12 @@ class Register:
         self.me = me.node
         self.identity = identity
         self.members: dict[NodeId, Member] = {me.node: Member(me, ALIVE, None)}
+        #: address -> who is there, of those that are not dead
+        self._at: dict[str, NodeId] = {me.address: me.node}
+        #: (deadline, node), the earliest first; those that do not count any more among them
+        self._deadlines: list[tuple[float, NodeId]] = []
+        #: how often all were told of changes: since then, all that has changed will be told
+        self.shared = 0
         self._changed: dict[NodeId, None] = {}
         self._share_at = 0.0
         self._effects: list[Effect] = []
@@ -158,15 +170,11 @@ class Register:
 
     def on_recovered(self, rows: Iterable[Row], now: float) -> None:
         """These nodes lived when the last head died."""
-        taken = {member.row.address for member in self.members.values()}
         for row in rows:
-            if row.node in self.members or row.address in taken:
-                continue
-            taken.add(row.address)
-            self.members[row.node] = Member(
-                row._replace(head=False, available={}, demands=[]), AWAY, now + RETURN_SECONDS, met=False
-            )
-            self._note(row.node)
+            if row.node not in self.members and row.address not in self._at:
+                row = row._replace(head=False, available={}, demands=[])
+                self._add(Member(row, AWAY, now + RETURN_SECONDS, met=False))
+                self._note(row.node)
 
     def on_hello(self, hello: Mapping[str, Any], now: float) -> None:
         """A node says who it is, for the first time or again. `hello` is what it sent, not yet checked."""
@@ -197,35 +205,62 @@ class Register:
         self._take_over(row)
         row = row._replace(head=False, alive=True, cause="")
         if member is None or member.state == JOINING:
-            self.members[row.node] = Member(row, JOINING, now + JOIN_SECONDS)
+            self._add(Member(row, JOINING, now + JOIN_SECONDS))
         else:
+            self._at.pop(member.row.address, None)
+            self._at[row.address] = row.node
             member.row, member.met = row, True
             self._note(row.node)
         self._effects.append(Welcome(row.node))
 
+    def _add(self, member: Member) -> None:
+        """One more, or another one for the same node."""
+        node = member.row.node
+        before = self.members.get(node)
+        if before is not None:
+            self._at.pop(before.row.address, None)
+        self.members[node] = member
+        if member.state != DEAD:
+            self._at[member.row.address] = node
+            self._give_until(member, member.deadline)
+
+    def _give_until(self, member: Member, deadline: float | None) -> None:
+        """When it is given up; None: it is not."""
+        member.deadline = deadline
+        if deadline is not None:
+            heappush(self._deadlines, (deadline, member.row.node))
+
+    def _next_deadline(self) -> float | None:
+        deadlines = self._deadlines
+        while deadlines:
+            at, node = deadlines[0]
+            member = self.members.get(node)
+            if member is not None and member.deadline == at:
+                return at
+            heappop(deadlines)
+        return None
+
     def _hear_of(self, known: Sequence[Row], now: float) -> None:
         """Nodes of before this head came back."""
-        taken = {member.row.address for member in self.members.values() if member.state != DEAD}
         for row in known:
             if row.node in self.members:
                 continue
             row = row._replace(head=False, available={}, demands=[])
-            if row.address in taken:
+            if row.address in self._at:
                 row = row._replace(
                     alive=False, cause=row.cause or f"another node came at its address {row.address}"
                 )
-            self.members[row.node] = Member(
-                row, *((AWAY, now + GRACE_SECONDS) if row.alive else (DEAD, None)), met=False
-            )
-            if row.alive:
-                taken.add(row.address)
+            state, deadline = (AWAY, now + GRACE_SECONDS) if row.alive else (DEAD, None)
+            self._add(Member(row, state, deadline, met=False))
             self._note(row.node)
 
     def _take_over(self, row: Row) -> None:
         """Who had the address of this node before is dead."""
-        for node, member in list(self.members.items()):
-            if node != row.node and member.row.address == row.address and member.state != DEAD:
-                self._give_up(member, f"another node, {row.node.hex()}, came at its address {row.address}")
+        node = self._at.get(row.address, row.node)
+        if node != row.node:
+            self._give_up(
+                self.members[node], f"another node, {row.node.hex()}, came at its address {row.address}"
+            )
 
     def on_link_up(self, node: NodeId) -> None:
         """The head reaches the node at its address."""
@@ -242,7 +277,7 @@ class Register:
         member = self.members.get(node)
         if member is not None and member.state == ALIVE and node != self.me:
             member.state = AWAY
-            member.deadline = now + GRACE_SECONDS
+            self._give_until(member, now + GRACE_SECONDS)
 
     def on_goodbye(self, node: NodeId, why: str) -> None:
         member = self.members.get(node)
@@ -259,35 +294,37 @@ class Register:
         """What a node has free, what waits there, and what it has, where that has changed."""
         member = self.members.get(node)
         if member is not None and member.state != DEAD:
-            total = member.row.total if total is None else total
-            member.row = member.row._replace(total=total, available=available, demands=demands)
+            row = member.row
+            total = row.total if total is None else total
+            if (row.total, row.available, row.demands) == (total, available, demands):
+                return  # a node says it anew to each head
+            member.row = row._replace(total=total, available=available, demands=demands)
             if member.state != JOINING:
                 self._note(node)
 
     def tick(self, now: float) -> float | None:
         """Time has passed; gives the time of the next look, or None."""
-        for member in list(self.members.values()):
-            if member.deadline is not None and member.deadline <= now:
-                cause = f"its link was lost, and it did not come back within {GRACE_SECONDS:g} s"
-                if not member.met:
-                    cause = "it lived when the last head died, and did not find this one in time"
-                self._give_up(member, cause)
-        due = min(
-            (each.deadline for each in self.members.values() if each.deadline is not None), default=None
-        )
+        while (due := self._next_deadline()) is not None and due <= now:
+            member = self.members[self._deadlines[0][1]]
+            cause = f"its link was lost, and it did not come back within {GRACE_SECONDS:g} s"
+            if not member.met:
+                cause = "it lived when the last head died, and did not find this one in time"
+            self._give_up(member, cause)
         if not self._changed:
             return due
         if now < self._share_at:
             return self._share_at if due is None else min(due, self._share_at)
         rows = [self.members[node].row for node in self._changed if node in self.members]
         self._changed.clear()
-        self._share_at = now + SHARE_SECONDS * max(1.0, len(self.members) / MANY)
+        self._share_at = now + share_seconds(len(self.members))
+        self.shared += 1
         self._effects.append(Share(rows))
         return due
 
     def _give_up(self, member: Member, cause: str) -> None:
         node = member.row.node
         member.deadline = None
+        self._at.pop(member.row.address, None)
         self._effects.append(DropNode(node))
         if member.state == JOINING:
             del self.members[node]
@@ -313,13 +350,17 @@ class Register:
         """Raises AssertionError where an invariant does not hold."""
         if self.members[self.me].state != ALIVE:
             raise AssertionError(f"the head is {self.members[self.me].state}")
-        addresses: set[str] = set()
+        addresses: dict[str, NodeId] = {}
         for node, member in self.members.items():
             if member.row.node != node or member.row.alive != (member.state != DEAD):
                 raise AssertionError(f"{member} has the row {member.row}")
             if (member.deadline is not None) != (member.state in (JOINING, AWAY)):
                 raise AssertionError(f"{member} is given up at {member.deadline}")
+            if member.deadline is not None and (member.deadline, node) not in self._deadlines:
+                raise AssertionError(f"nobody looks at {member} again")
             if member.state != DEAD:
                 if member.row.address in addresses:
                     raise AssertionError(f"two nodes have the address {member.row.address}")
-                addresses.add(member.row.address)
+                addresses[member.row.address] = node
+        if addresses != self._at:
+            raise AssertionError(f"who is where: {self._at}, not {addresses}")

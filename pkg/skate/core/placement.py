@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from skate._c.resources import MAX_UNITS, PREDEFINED
 from skate.core.labels import Expressions, matches
-from skate.core.policies import NodeView
+from skate.core.node_table import NodeView
 from skate.core.resources import ResourceSet
 from skate.ids import NodeId
 

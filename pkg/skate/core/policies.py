@@ -1,7 +1,7 @@
 """On which node a task or actor is to run.
 
 Pure. State: whose turn it is among nodes that work is spread over. Everything else comes in: the nodes as they are
-known (`NodeView`), what is asked for, where it may run (`Where`), and chance, as a number from 0 to 1.
+known (core.node_table), what is asked for, where it may run (`Where`), and chance, as a number from 0 to 1.
 
 A node is *feasible* if it could run the request were it idle, *available* if it can run it now. Rules, all Ray's:
 
@@ -20,10 +20,12 @@ A node is *feasible* if it could run the request were it idle, *available* if it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from skate.core.labels import Expressions, matches
+from skate.core.node_table import Kind, NodeTable, NodeView, Order
 from skate.core.resources import ResourceSet
 from skate.ids import NodeId
 
@@ -32,8 +34,6 @@ SPREAD: Final = "SPREAD"
 NODE: Final = "NODE"
 LABELS: Final = "LABELS"
 
-#: what a node's score is made of
-_SCORED: Final = ("CPU", "memory", "object_store_memory")
 _NEVER: Final = (
     "The node specified via NodeAffinitySchedulingStrategy doesn't exist any more or is infeasible, and soft=False was "
     "specified. skate.nodes() lists the nodes; soft=True lets it run elsewhere."
@@ -68,46 +68,6 @@ class Where(NamedTuple):
         return self.kind in (NODE, LABELS) or bool(self.selectors)
 
 
-class NodeView:
-    """A node as whoever schedules knows it: amounts in units, by name; placement groups' names among them."""
-
-    __slots__ = ("alive", "available", "id", "labels", "total")
-
-    def __init__(
-        self,
-        node: NodeId,
-        total: Mapping[str, int],
-        available: Mapping[str, int] | None = None,
-        labels: Mapping[str, str] | None = None,
-        *,
-        alive: bool = True,
-    ) -> None:
-        """`available` None: all of it."""
-        self.id = node
-        self.total = dict(total)
-        self.available = dict(total if available is None else available)
-        self.labels = dict(labels or {})
-        self.alive = alive
-
-    def feasible(self, demand: ResourceSet) -> bool:
-        total = self.total
-        return self.alive and all(total.get(name, 0) >= units for name, units in demand.items())
-
-    def fits(self, demand: ResourceSet) -> bool:
-        available = self.available
-        return self.alive and all(available.get(name, 0) >= units for name, units in demand.items())
-
-    def utilization(self) -> float:
-        """The used share of the scarcest resource that counts, 0.0 to 1.0."""
-        shares = [
-            1 - self.available.get(name, 0) / self.total[name] for name in _SCORED if self.total.get(name)
-        ]
-        return max(shares, default=0.0)
-
-    def __repr__(self) -> str:
-        return f"<NodeView {self.id.hex()}{'' if self.alive else ' (dead)'} {self.available} of {self.total}>"
-
-
 class Knobs(NamedTuple):
     """What may be set from outside; see config.scheduler_knobs."""
 
@@ -135,12 +95,12 @@ class NodeChooser:
 
     def __init__(self, knobs: Knobs = Knobs()) -> None:  # noqa: B008 (immutable)
         self._knobs = knobs
-        #: where the next round of SPREAD begins
-        self._turn = 0
+        #: whose turn it was last in SPREAD
+        self._last = NodeId(b"")
 
     def choose(
         self,
-        nodes: Sequence[NodeView],
+        nodes: NodeTable,
         demand: ResourceSet,
         where: Where = Where(),  # noqa: B008 (immutable)
         *,
@@ -154,11 +114,10 @@ class NodeChooser:
         `local_bytes`: of a task's large arguments, node -> bytes that it has.
         """
         if not where.selectors:
-            return self._choose(nodes, demand, where, local, chance, local_bytes, for_actor)
+            return self._choose(nodes, demand, where, (), local, chance, local_bytes, for_actor)
         choices = []
         for selector in where.selectors:
-            narrowed = [node for node in nodes if matches(node.labels, selector)]
-            choice = self._choose(narrowed, demand, where, local, chance, local_bytes, for_actor)
+            choice = self._choose(nodes, demand, where, selector, local, chance, local_bytes, for_actor)
             if choice.available:
                 return choice
             choices.append(choice)
@@ -166,117 +125,124 @@ class NodeChooser:
 
     def _choose(
         self,
-        nodes: Sequence[NodeView],
+        nodes: NodeTable,
         demand: ResourceSet,
         where: Where,
+        selector: Expressions,
         local: NodeId | None,
         chance: float,
         local_bytes: Mapping[NodeId, int] | None,
         for_actor: bool,
     ) -> Choice:
         if where.kind == SPREAD:
-            return self._spread(nodes, demand)
+            return self._spread(nodes.order(Kind(demand, selector)))
         if where.kind == NODE:
-            return self._affinity(nodes, demand, where, local, chance)
+            return self._affinity(nodes, demand, where, selector, local, chance)
         if where.kind == LABELS:
-            return _by_labels(nodes, demand, where, chance)
+            return _by_labels(nodes, demand, where, selector, chance)
         if for_actor and not demand:
-            return _any_of([node for node in nodes if node.alive], chance, True)
+            return _any_of(nodes.order(Kind(demand, selector)).fits, chance, True)
         if local_bytes:
-            near = [node for node in nodes if local_bytes.get(node.id) and node.fits(demand)]
+            near = [view for view in map(nodes.find, local_bytes) if view and local_bytes[view.id]]
+            near = [view for view in near if view.fits(demand) and matches(view.labels, selector)]
             if near:
-                best = max(near, key=lambda node: (local_bytes[node.id], node.id == local, node.id))
+                best = max(near, key=lambda view: (local_bytes[view.id], view.id == local, view.id))
                 return Choice(best.id, True)
-        return self._hybrid(nodes, demand, local, chance)
+        return self._hybrid(nodes, demand, selector, local, chance)
 
     def _hybrid(
-        self, nodes: Sequence[NodeView], demand: ResourceSet, local: NodeId | None, chance: float
-    ) -> Choice:
-        here = next((node for node in nodes if node.id == local), None)
-        if here is not None and here.fits(demand) and not self._score(here) and not self._shuns(here, demand):
-            return Choice(local, True)  # none is better, so there is no need to look at them
-        fits = [node for node in nodes if node.fits(demand)]
-        if not fits:
-            return self._best(nodes, [n for n in nodes if n.feasible(demand)], local, chance, False)
-        fits = [node for node in fits if not self._shuns(node, demand)] or fits
-        return self._best(nodes, fits, local, chance, True)
-
-    def _shuns(self, node: NodeView, demand: ResourceSet) -> bool:
-        """Whether the node's GPUs are to be left to others."""
-        return self._knobs.avoid_gpu_nodes and bool(node.total.get("GPU")) and not demand.asks_of("GPU")
-
-    def _best(
         self,
-        nodes: Sequence[NodeView],
-        candidates: list[NodeView],
+        nodes: NodeTable,
+        demand: ResourceSet,
+        selector: Expressions,
         local: NodeId | None,
         chance: float,
-        available: bool,
     ) -> Choice:
+        threshold = self._knobs.spread_threshold
+        shuns = self._knobs.avoid_gpu_nodes and not demand.asks_of("GPU")
+        here = nodes.find(local)
+        if here is not None and here.fits(demand) and matches(here.labels, selector):
+            used = here.utilization()
+            if not (used and used >= threshold) and not (shuns and here.total.get("GPU")):
+                return Choice(local, True)  # none is better, so there is no need to look at them
+        order = nodes.order(Kind(demand, selector, threshold, shuns))
+        candidates = order.fits or order.shunned or order.feasible
         if not candidates:
             return INFEASIBLE
-        scored = sorted((self._score(node), node.id) for node in candidates)
-        if any(node == local and score <= scored[0][0] for score, node in scored):
-            return Choice(local, available)
-        alive = sum(node.alive for node in nodes)
-        k = max(1, self._knobs.top_k_absolute, int(alive * self._knobs.top_k_fraction))
-        return Choice(scored[int(chance * min(k, len(scored)))][1], available)
+        available = candidates is not order.feasible
+        if local is not None:
+            score = order.score(local, candidates)
+            if score is not None and score <= candidates[0][0]:
+                return Choice(local, available)
+        k = max(1, self._knobs.top_k_absolute, int(order.members * self._knobs.top_k_fraction))
+        return Choice(candidates[int(chance * min(k, len(candidates)))][1], available)
 
-    def _score(self, node: NodeView) -> float:
-        used = node.utilization()
-        return used if used >= self._knobs.spread_threshold else 0.0
-
-    def _spread(self, nodes: Sequence[NodeView], demand: ResourceSet) -> Choice:
-        ring = sorted(nodes, key=lambda node: node.id)
-        tests: tuple[tuple[Callable[[NodeView], bool], bool], ...] = (
-            (lambda node: node.fits(demand), True),
-            (lambda node: node.feasible(demand), False),
-        )
-        for test, available in tests:
-            for step in range(len(ring)):
-                at = (self._turn + step) % len(ring)
-                if test(ring[at]):
-                    self._turn = at + 1
-                    return Choice(ring[at].id, available)
-        return INFEASIBLE
+    def _spread(self, order: Order) -> Choice:
+        ring = order.fits or order.feasible
+        if not ring:
+            return INFEASIBLE
+        at = bisect_right(ring, (0.0, self._last))
+        self._last = ring[at if at < len(ring) else 0][1]
+        return Choice(self._last, ring is order.fits)
 
     def _affinity(
         self,
-        nodes: Sequence[NodeView],
+        nodes: NodeTable,
         demand: ResourceSet,
         where: Where,
+        selector: Expressions,
         local: NodeId | None,
         chance: float,
     ) -> Choice:
-        for node in nodes:
-            if node.id.hex() == where.node and node.feasible(demand):
-                fits = node.fits(demand)
-                if where.fail and not fits:
-                    return Choice(None, never=_NOT_NOW)
-                if fits or not where.spill:
-                    return Choice(node.id, fits)
-                elsewhere = self._hybrid(nodes, demand, local, chance)
-                return elsewhere if elsewhere.available else Choice(node.id)
+        view = nodes.find(_node_named(where.node))
+        if view is not None and view.feasible(demand) and matches(view.labels, selector):
+            fits = view.fits(demand)
+            if where.fail and not fits:
+                return Choice(None, never=_NOT_NOW)
+            if fits or not where.spill:
+                return Choice(view.id, fits)
+            elsewhere = self._hybrid(nodes, demand, selector, local, chance)
+            return elsewhere if elsewhere.available else Choice(view.id)
         if where.soft:
-            return self._hybrid(nodes, demand, local, chance)
+            return self._hybrid(nodes, demand, selector, local, chance)
         return Choice(None, never=_NEVER)
 
 
-def _by_labels(nodes: Sequence[NodeView], demand: ResourceSet, where: Where, chance: float) -> Choice:
-    hard = [node for node in nodes if node.feasible(demand) and matches(node.labels, where.hard)]
-    both = [node for node in hard if where.preferred and matches(node.labels, where.preferred)]
-    for candidates in (both, hard):
-        fits = [node for node in candidates if node.fits(demand)]
-        if fits:
-            return _any_of(fits, chance, True)
-    return _any_of(both or hard, chance, False)
+def _node_named(text: str) -> NodeId | None:
+    """None where the text is no node's id: no node has it."""
+    try:
+        node = NodeId(bytes.fromhex(text))
+    except ValueError:
+        return None
+    return node if node.hex() == text else None
 
 
-def _any_of(nodes: list[NodeView], chance: float, available: bool) -> Choice:
-    if not nodes:
-        return INFEASIBLE
-    ring = sorted(nodes, key=lambda node: node.id)
-    return Choice(ring[int(chance * len(ring))].id, available)
+def _by_labels(
+    nodes: NodeTable, demand: ResourceSet, where: Where, selector: Expressions, chance: float
+) -> Choice:
+    orders = [nodes.order(Kind(demand, selector + where.hard))]
+    if where.preferred:
+        orders.insert(0, nodes.order(Kind(demand, selector + where.hard + where.preferred)))
+    for order in orders:
+        if order.fits:
+            return _any_of(order.fits, chance, True)
+    return _any_of(next((order.feasible for order in orders if order.feasible), []), chance, False)
+
+
+def _any_of(ring: list[tuple[float, NodeId]], chance: float, available: bool) -> Choice:
+    return Choice(ring[int(chance * len(ring))][1], available) if ring else INFEASIBLE
+
+
+def may_run(view: NodeView, demand: ResourceSet, where: Where) -> bool:
+    """Whether the node may ever be chosen, as it is known now: what `choose` says were there no other."""
+    if not view.feasible(demand):
+        return False
+    if where.selectors and not any(matches(view.labels, selector) for selector in where.selectors):
+        return False
+    if where.kind == NODE:
+        here = _node_named(where.node) == view.id
+        return where.soft if not here else not where.fail or view.fits(demand)
+    return where.kind != LABELS or matches(view.labels, where.hard)
 
 
 def where_from(fields: Any) -> Where:

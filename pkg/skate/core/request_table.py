@@ -1,12 +1,15 @@
 """The requests that a node's admission knows, to be found by what an event is about.
 
 State: the requests by owner and class; beside them the same again by owner, by placement group, and those that could be
-granted something. So what an event costs does not grow with the requests that it has nothing to do with. Pure.
+granted something; and which have changed. So what an event costs does not grow with the requests that it has nothing to
+do with. Pure.
 
 Invariant (`check`): the tables agree.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from skate.core.leases import LeaseRequest, Owner
 from skate.ids import ProcessId
@@ -24,6 +27,12 @@ class RequestTable:
         self.open: dict[Key, LeaseRequest] = {}
         #: placement group -> requests for what it has
         self.in_group: dict[str, dict[Key, LeaseRequest]] = {}
+        #: requests that want, or have, something else than when `take_news` was called last
+        self._news: dict[Key, None] = {}
+
+    def take_news(self) -> Iterable[Key]:
+        news, self._news = self._news, {}
+        return news
 
     def add(self, request: LeaseRequest) -> None:
         """A new one, which wants nothing yet."""
@@ -37,13 +46,21 @@ class RequestTable:
         """How many leases a request wants from now on."""
         request.wanted = wanted
         key = (request.owner, request.class_id)
+        self._news[key] = None
         if wanted and request.feasible:
             self.open[key] = request
         else:
             self.open.pop(key, None)
 
+    def count(self, request: LeaseRequest, *, reserved: int = 0, held: int = 0) -> None:
+        """So many more of its leases wait for workers, or have them."""
+        request.reserved += reserved
+        request.held += held
+        self._news[request.owner, request.class_id] = None
+
     def drop(self, key: Key) -> None:
         request = self.all.pop(key)
+        self._news[key] = None
         self.open.pop(key, None)
         del self.owners[request.owner].requests[request.class_id]
         group = request.demand.group

@@ -75,6 +75,11 @@ class Row(NamedTuple):
         return cls(**fields)
 
 
+def rows_from(plain: Iterable[Any]) -> list[Row]:
+    """Rows as a message tells of them. ValueError where one is none."""
+    return [Row.from_plain(row) for row in plain]
+
+
 _KINDS: Final = {
     "node": str, "address": str, "hostname": str, "pid": int, "folder": str, "head": bool, "total": dict,
     "labels": dict, "available": dict, "demands": list, "alive": bool, "cause": str,
@@ -147,8 +152,14 @@ class Roster:
         self.in_cluster = in_cluster
         #: node -> its row; the order is that of joining
         self.rows: dict[NodeId, Row] = {me.node: me}
-        #: rises when the head has told of nodes
+        #: rises when the head has told of other nodes
         self.version = 0
+        #: how many others live
+        self.others = 0
+        #: other nodes of which there is news since `take_changed`; None: all
+        self._changed: dict[NodeId, None] | None = {}
+        #: those that are dead, in the order of their deaths
+        self._dead: dict[NodeId, None] = {}
         #: the node of the head; None until it has answered
         self.head: NodeId | None = me.node if me.head else None
         #: the nodes on which it was before, the latest last
@@ -179,6 +190,13 @@ class Roster:
         if self._living is None:
             self._living = [row for row in self.rows.values() if row.alive]
         return self._living
+
+    def take_changed(self) -> list[Row]:
+        """The rows of other nodes, dead ones among them, of which there is news since this was called last."""
+        changed, self._changed = self._changed, {}
+        if changed is None:
+            return [row for row in self.rows.values() if row.node != self.me]
+        return [self.rows[node] for node in changed if node in self.rows]
 
     def address(self, node: NodeId) -> str | None:
         """Where to reach the node; None where that is not known."""
@@ -222,26 +240,38 @@ class Roster:
 
     def on_rows(self, rows: Iterable[Row]) -> None:
         """The head tells of nodes."""
-        self.version += 1
-        self._living = None
+        table, news = self.rows, 0
         for row in rows:
-            known = self.rows.get(row.node)
-            if row.node == self.me:
+            node = row.node
+            if node == self.me:
                 if not row.alive:
                     self._effects.append(Leave(f"the head has taken this node for dead: {row.cause}"))
                 continue
+            known = table.get(node)
             if known is not None and not known.alive:
                 continue  # dead for ever
+            news += 1
             if row.alive:
-                self.rows[row.node] = row
-                self._found(row.node)
+                if known is None:
+                    self.others += 1
+                table[node] = row
+                if self._unknown:
+                    self._found(node)
+                if self._changed is not None:
+                    self._changed[node] = None
             elif known is not None:
-                self._bury(row.node, row.cause, row)
+                self._bury(node, row.cause, row)
             else:
-                self.rows[row.node] = row
-                self._introduced.pop(row.node, None)
-                self._unknown.pop(row.node, None)
-                self._effects.append(BuryNode(row.node, row.cause))  # a process here may know of it
+                table[node] = row
+                self._dead[node] = None
+                self._introduced.pop(node, None)
+                self._unknown.pop(node, None)
+                self._effects.append(BuryNode(node, row.cause))  # a process here may know of it
+        if news:
+            self.version += 1
+            self._living = None
+        if self._changed is not None and len(self._changed) > len(table) / 2:
+            self._changed = None
         self._forget_oldest()
 
     def on_introduced(self, node: NodeId, address: str) -> None:
@@ -298,6 +328,10 @@ class Roster:
         if known is None or not known.alive or node == self.me:
             return
         self._living = None
+        self.others -= 1
+        self._dead[node] = None
+        if self._changed is not None:
+            self._changed[node] = None
         self.rows[node] = (row or known)._replace(alive=False, cause=cause, available={}, demands=[])
         self._introduced.pop(node, None)
         if returns:
@@ -305,14 +339,21 @@ class Roster:
         self._effects.append(BuryNode(node, cause, returns))
 
     def _forget_oldest(self) -> None:
-        dead = [node for node, row in self.rows.items() if not row.alive]
-        for node in dead[: max(0, len(dead) - DEAD_SHOWN)]:
-            del self.rows[node]
+        while len(self._dead) > DEAD_SHOWN:
+            node = next(iter(self._dead))
+            del self._dead[node], self.rows[node]
 
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""
         if self._living not in (None, [row for row in self.rows.values() if row.alive]):
             raise AssertionError("the list of those that live is not that of the table")
+        living = sum(row.alive for row in self.rows.values())
+        if self.others != living - 1 or self._dead.keys() != {
+            n for n, row in self.rows.items() if not row.alive
+        }:
+            raise AssertionError(
+                f"{self.others} others are counted, {len(self._dead)} dead of {len(self.rows)}"
+            )
         if not self.rows[self.me].alive:
             raise AssertionError("this node counts itself as dead")
         for node, row in self.rows.items():

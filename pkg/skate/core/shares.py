@@ -31,7 +31,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from skate.core.policies import Choice, NodeChooser, NodeView, Where
+from skate.core.node_table import NodeTable, NodeView
+from skate.core.policies import Choice, NodeChooser, Where, may_run
 from skate.core.resources import ResourceSet
 from skate.ids import NodeId, ProcessId
 
@@ -188,8 +189,7 @@ class Shares:
             share.waiting, share.reserved, share.held = waiting, reserved, held
             if not (waiting or reserved or held) and node in split.taken:
                 view, taken = split.taken.pop(node)
-                for name, units in split.demand.items():
-                    view.available[name] += units * taken
+                view.give_back(split.demand, taken)
             if split.leaves == node:
                 split.leaves = None
                 if not waiting and not reserved:
@@ -271,11 +271,11 @@ class Shares:
 
     def decide(
         self,
-        views: Mapping[NodeId, NodeView],
+        views: NodeTable,
         chance: Callable[[], float],
         here: Callable[[Split], tuple[int, int]],
     ) -> list[Effect]:
-        """Splits what there is to split. `views`: the living nodes, which are told of what is taken from them.
+        """Splits what there is to split. `views`: the living nodes; what is taken of them is noted there.
 
         `here` gives (waiting, reserved) of a split on this node.
         """
@@ -292,7 +292,7 @@ class Shares:
         self,
         key: Key,
         split: Split,
-        views: Mapping[NodeId, NodeView],
+        views: NodeTable,
         chance: Callable[[], float],
         effects: list[Effect],
     ) -> None:
@@ -306,7 +306,7 @@ class Shares:
         split.wanted, split.lost = None, 0
         target: dict[NodeId, int] = {}
         refusal = ""
-        alone = views.keys() == {self._me} and not split.where.chooses
+        alone = len(views) == 1 and self._me in views and not split.where.chooses
         if alone:
             if left:
                 target[self._me] = left
@@ -336,7 +336,7 @@ class Shares:
     def _may_move(
         self,
         split: Split,
-        views: Mapping[NodeId, NodeView],
+        views: NodeTable,
         chance: Callable[[], float],
         effects: list[Effect],
     ) -> bool:
@@ -346,7 +346,7 @@ class Shares:
         for node, share in split.shares.items():
             if share.waiting and node != self._me:
                 view = views.get(node)
-                choice = self._choose(list(views.values()), split, chance())
+                choice = self._choose(views, split, chance())
                 if choice.available and choice.node != node and not (view and view.fits(split.demand)):
                     self._number += 1
                     share.number, share.waiting = self._number, 0
@@ -359,12 +359,11 @@ class Shares:
         self,
         split: Split,
         left: int,
-        views: Mapping[NodeId, NodeView],
+        views: NodeTable,
         chance: Callable[[], float],
         target: dict[NodeId, int],
     ) -> str:
         """Fills `target`; or gives why that can never be."""
-        nodes = list(views.values())
         demand = split.demand
         step = -(-left // STEPS)
 
@@ -374,8 +373,7 @@ class Shares:
             number = 0
             while number < most and view.fits(demand):
                 number += 1
-                for name, units in demand.items():
-                    view.available[name] -= units
+                view.take(demand)
             if number:
                 target[node] = target.get(node, 0) + number
                 before = split.taken.get(node)
@@ -388,7 +386,7 @@ class Shares:
                 left -= take(node, min(left, share.waiting))
         choice: Choice | None = None
         while left:
-            choice = self._choose(nodes, split, chance())
+            choice = self._choose(views, split, chance())
             if choice.never:
                 return choice.never
             if choice.node is None or not choice.available:
@@ -411,9 +409,9 @@ class Shares:
             target[waits] = target.get(waits, 0) + left
         return ""
 
-    def _choose(self, nodes: list[NodeView], split: Split, chance: float) -> Choice:
+    def _choose(self, views: NodeTable, split: Split, chance: float) -> Choice:
         return self._chooser.choose(
-            nodes,
+            views,
             split.demand,
             split.where,
             local=self._me,
@@ -422,12 +420,10 @@ class Shares:
             for_actor=split.for_actor,
         )
 
-    def _may_run(self, split: Split, node: NodeId, views: Mapping[NodeId, NodeView]) -> bool:
+    def _may_run(self, split: Split, node: NodeId, views: NodeTable) -> bool:
         """Whether it could run on the node, were that idle."""
-        view = views.get(node)
-        if view is None or not view.feasible(split.demand):
-            return False
-        return not split.where.chooses or self._choose([view], split, 0.0).node is not None
+        view = views.find(node)
+        return view is not None and may_run(view, split.demand, split.where)
 
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""

@@ -17,6 +17,7 @@ import logging
 import os
 import socket as sockets
 from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -41,7 +42,6 @@ from skate.wire.cluster import (
     is_bulk,
     join_address,
     pack_envelope,
-    pack_letter,
     parse_address,
     unpack_envelope,
     unpack_letter,
@@ -149,6 +149,8 @@ class ClusterSockets:
         self._busy: dict[NodeId, None] = {}
         #: node -> when to look at it again: something is to be acknowledged to it, or it had no room
         self._due: dict[NodeId, float] = {}
+        #: the same, the earliest first; what does not count any more is among it
+        self._looks: list[tuple[float, NodeId]] = []
         #: host -> (when it was logged last, knocks since)
         self._knocks: dict[str, tuple[float, int]] = {}
         self._zap: zmq.Socket[bytes] | None = None
@@ -226,8 +228,8 @@ class ClusterSockets:
         if link.up:
             self._begin(link)
 
-    def write(self, address: str, kind: bytes, content: dict[str, Any], *, now: float | None = None) -> None:
-        """Sends a letter to whoever is at the address, as soon as there is a connection.
+    def write(self, address: str, letter: list[bytes], *, now: float | None = None) -> None:
+        """Sends a letter (see pack_letter) to whoever is at the address, as soon as there is a connection.
 
         With `now`, the address is of somebody whom nothing else will be said to: the link ends soon.
         """
@@ -237,7 +239,6 @@ class ClusterSockets:
         if now is not None and passing:
             link.until = now + LETTER_SECONDS
             self._passing[link] = None
-        letter = pack_letter(kind, content)
         if link.up:
             link.socket.send_multipart(letter)
         else:
@@ -369,14 +370,22 @@ class ClusterSockets:
 
     def step(self, now: float) -> float | None:
         """Sends what can leave; gives the time of the next look, or None. Does not block."""
-        late = [node for node, at in self._due.items() if at <= now] if self._due else ()
+        looks, late = self._looks, []
+        while looks and looks[0][0] <= now:
+            at, node = heappop(looks)
+            if self._due.get(node) == at:
+                late.append(node)
         for node in (*self._busy, *late):
-            self._due.pop(node, None)
-            at = self._advance(node, now)
-            if at is not None:
-                self._due[node] = at
+            before = self._due.pop(node, None)
+            due = self._advance(node, now)
+            if due is not None:
+                self._due[node] = due
+                if due != before or due <= now:
+                    heappush(looks, (due, node))
         self._busy.clear()
-        due = min(self._due.values(), default=None)
+        while looks and self._due.get(looks[0][1]) != looks[0][0]:
+            heappop(looks)
+        due = looks[0][0] if looks else None
         for link in list(self._passing):
             if link.until is None or self._links.get(link.address) is not link:
                 del self._passing[link]

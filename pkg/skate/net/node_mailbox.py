@@ -7,7 +7,7 @@ receiver has a lane, the frame goes by the socket, and a mark in the lane says w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -16,7 +16,7 @@ import zmq
 
 from skate._c import frames
 from skate._c.lanes import Lane
-from skate.ids import ProcessId
+from skate.ids import NodeId, ProcessId, manager_of
 from skate.net.mailbox import FRAME_RECORDS, Link, Mailbox, Relay
 
 Forward = Callable[[ProcessId, ProcessId, bytes, "memoryview | None"], None]
@@ -55,6 +55,15 @@ class NodeMailbox(Mailbox):
             self.pass_on(self.me, to, frames.frame([record]), None)
             return False
         return super().post(to, record)
+
+    def post_to_managers(self, nodes: Sequence[NodeId], record: bytes) -> None:
+        """Queues a record for the managers of many other nodes, which have one frame in common."""
+        if self._before is not None:
+            self._held.append(partial(self.post_to_managers, nodes, record))
+            return
+        frame = frames.frame([record])
+        for node in nodes:
+            self.pass_on(self.me, manager_of(node), frame, None)
 
     def post_bulk(self, to: ProcessId, record: bytes, bulk: memoryview) -> None:
         """Queues a record for the manager of another node, and bytes of an object, which stay as they are, with it."""

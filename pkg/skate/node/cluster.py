@@ -22,14 +22,14 @@ from skate._c import frames
 from skate.config import VERSION
 from skate.core import membership, roster
 from skate.core.acquaintances import Acquaintances
-from skate.core.membership import SHARE_SECONDS, DropNode, Identity, Refuse, Register, Share, Welcome
-from skate.core.roster import BuryNode, Leave, Roster, Row, SendHeld, check_report, node_id
+from skate.core.membership import DropNode, Identity, Refuse, Register, Share, Welcome, share_seconds
+from skate.core.roster import BuryNode, Leave, Roster, Row, SendHeld, check_report, node_id, rows_from
 from skate.ids import NodeId, ProcessId, manager_of, node_of
 from skate.net.cluster import ClusterSockets
 from skate.net.cluster_key import keys_of
 from skate.net.node_mailbox import NodeMailbox
 from skate.wire import messages as m
-from skate.wire.cluster import HELLO, REFUSED, WELCOME
+from skate.wire.cluster import HELLO, REFUSED, WELCOME, pack_letter
 from skate.wire.messages import SCHEMAS, encode
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ class NodeCluster:
         #: when to look next at what is free here, and what the head was told of it
         self._look_at = 0.0
         self._told: tuple[dict[str, int], dict[str, int], list[Any]] | None = None
+        #: as head: the letter of welcome, and what it hangs on
+        self._welcomes: tuple[Any, list[bytes]] | None = None
         self._head_address: str | None = None
         self._sockets: ClusterSockets | None = None
         mailbox.pass_on = self.pass_on
@@ -275,7 +277,7 @@ class NodeCluster:
     def _nodes_changed(self, node: NodeId, rows: Any) -> None:
         if node != self.roster.head:
             raise ValueError("only the head tells of nodes")
-        self.roster.on_rows([Row.from_plain(plain) for plain in rows])
+        self.roster.on_rows(rows_from(rows))
 
     def _reported(self, node: NodeId, total: Any, available: Any, demands: Any) -> None:
         if self.register is None:
@@ -325,7 +327,7 @@ class NodeCluster:
     def _welcomed(self, head: NodeId, content: dict[str, Any]) -> None:
         assert self._sockets is not None
         assert self._head_address is not None
-        rows = [Row.from_plain(plain) for plain in content.get("rows", ())]
+        rows = rows_from(content.get("rows", ()))
         differs = self._identity.differs_from(content)
         if differs:
             self.roster.on_refused(differs)
@@ -344,7 +346,7 @@ class NodeCluster:
         address = str(hello.get("address"))
         log.warning("node %.40s at %.60s was refused: %s", hello.get("node"), address, why)
         try:
-            self._sockets.write(address, REFUSED, {"why": why}, now=monotonic())
+            self._sockets.write(address, pack_letter(REFUSED, {"why": why}), now=monotonic())
         except ValueError as error:
             log.warning("it cannot be told: %s", error)
 
@@ -359,7 +361,7 @@ class NodeCluster:
                 "row": self.roster.rows[self.roster.me].to_plain(),
                 "known": known,
             }
-            self._sockets.write(address, HELLO, hello)
+            self._sockets.write(address, pack_letter(HELLO, hello))
         elif self.register is not None and node is not None:
             self.register.on_link_up(node)
 
@@ -398,10 +400,10 @@ class NodeCluster:
             return self._look_at
         if self.roster.head is None:
             return None
-        self._look_at = now + SHARE_SECONDS
+        self._look_at = now + share_seconds(self.roster.others + 1)
         total, available, demands = measured = self._hooks.measure()
         # What processes put into the store wakes nobody here.
-        again = now + STORE_SECONDS if len(self.roster.living()) > 1 else None
+        again = now + STORE_SECONDS if self.roster.others else None
         if measured == self._told:
             return again
         self._told = measured
@@ -421,12 +423,7 @@ class NodeCluster:
             self._sockets.know(row.address, effect.node)
             if self._sockets.is_up(effect.node):
                 self.register.on_link_up(effect.node)
-            rows = [each.to_plain() for each in self.register.rows()]
-            about_head = {
-                "former": [node.hex() for node in self.roster.former],
-                "returns": self.roster.head_returns,
-            }
-            self._sockets.write(row.address, WELCOME, self._identity._asdict() | {"rows": rows} | about_head)
+            self._sockets.write(row.address, self._welcome())
         elif type(effect) is Refuse:
             self._refuse({"node": effect.node, "address": effect.address}, effect.why)
         elif type(effect) is DropNode:
@@ -435,14 +432,26 @@ class NodeCluster:
             assert type(effect) is Share
             self._share(effect.rows)
 
+    def _welcome(self) -> list[bytes]:
+        """The letter to a node that is let in. What has changed since it was packed the node hears with all others."""
+        assert self.register is not None
+        facts = (self.register.shared, self.roster.former, self.roster.head_returns)
+        if self._welcomes is None or self._welcomes[0] != facts:
+            content: dict[str, Any] = self._identity._asdict() | {
+                "rows": [row.to_plain() for row in self.register.rows()],
+                "former": [node.hex() for node in self.roster.former],
+                "returns": self.roster.head_returns,
+            }
+            self._welcomes = facts, pack_letter(WELCOME, content)
+        return self._welcomes[1]
+
     def _share(self, rows: Sequence[Row]) -> None:
         assert self.register is not None
         self.roster.on_rows(rows)
         if self.ledger is not None:
             self.ledger.nodes_changed(rows, self.roster.me)
         changed = encode(m.NodesChanged([row.to_plain() for row in rows]))
-        for node in self.register.expected():
-            self._mailbox.post(manager_of(node), changed)
+        self._mailbox.post_to_managers(self.register.expected(), changed)
 
     def _carry_out(self, effect: roster.Effect) -> None:
         """Does what the roster has decided."""

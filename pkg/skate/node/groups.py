@@ -27,7 +27,7 @@ from skate.core.group_records import (
     offered,
 )
 from skate.core.groups import GroupDirectory
-from skate.core.policies import NodeView
+from skate.core.node_table import NodeView
 from skate.core.resources import ResourceSet
 from skate.core.roster import check_report
 from skate.ids import (

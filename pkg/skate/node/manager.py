@@ -541,7 +541,7 @@ class NodeManager:
         else:
             assert type(effect) is WarnInfeasible
             request = effect.request
-            total, others = self._admission.resources.total_dict(), len(self.cluster.roster.living()) - 1
+            total, others = self._admission.resources.total_dict(), self.cluster.roster.others
             text = none_can(request, total, self._session["labels"], others)
             # An actor's request is told to the process that made the actor: its id begins the actor's.
             self._post(owner_of(request.owner), m.Infeasible(request.class_id, text))
@@ -743,6 +743,8 @@ class NodeManager:
 
     def _unlink_who_left(self, now: float) -> float | None:
         """Gives the time of the next look, or None."""
+        if not self._leaving:
+            return None
         for process in [process for process, until in self._leaving.items() if until <= now]:
             self._unlink(process)
         return min(self._leaving.values(), default=None)

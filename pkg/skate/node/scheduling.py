@@ -16,9 +16,10 @@ from skate.config import scheduler_knobs
 from skate.core.admission import Admission
 from skate.core.bundles import BundledResources
 from skate.core.leases import Lacks, LeaseRequest, NodeLease
-from skate.core.policies import Knobs, NodeChooser, NodeView, Where
+from skate.core.node_table import NodeTable, NodeView
+from skate.core.policies import Knobs, NodeChooser, Where
 from skate.core.resources import ResourceSet
-from skate.core.roster import Roster, Row
+from skate.core.roster import Roster
 from skate.core.shares import Ask, Refuse, Shares, Split
 from skate.ids import (
     OBJECT_ID_BYTES,
@@ -108,12 +109,14 @@ class NodeScheduling:
         self._resources: BundledResources = admission.resources
         self._chooser = NodeChooser(Knobs(**scheduler_knobs()))
         self.shares = Shares(node, self._chooser)
-        #: node -> its row and what is made of it, less what it was asked for since
-        self._views: dict[NodeId, tuple[Row, NodeView]] = {}
-        #: the living nodes as they were looked at last
-        self._seen: list[Row] = []
+        #: the nodes that live, as they were told of when something was split last, less what they were asked for since
+        self._views = NodeTable()
+        #: version of the table of nodes for which what waits was looked at
+        self._version = 0
         #: (owner, class) -> (number of the latest request, what its node was told: see `_standing`)
         self._foreign: dict[tuple[ProcessId, int], tuple[int, int, int, bool]] = {}
+        #: those that were asked for since others were told last
+        self._asked_now: dict[tuple[ProcessId, int], None] = {}
         #: detached actors of other nodes' directories that have asked for a worker here
         self._detached: set[ProcessId] = set()
         self.handlers: Final[dict[int, Callable[..., None]]] = {
@@ -166,15 +169,18 @@ class NodeScheduling:
                 self.hooks.post(split.owner, notice)
 
     def node_died(self, node: NodeId) -> None:
-        self._views.pop(node, None)
+        self._views.drop(node)
         self.shares.node_died(node)
 
     def act(self) -> bool:
         """Splits what is asked for over the nodes; whether there was anything."""
-        views = self._look()
+        if self._version != self.roster.version:
+            self._version = self.roster.version
+            self.shares.look_again()
         if not self.shares.undecided:
             return False
-        for effect in self.shares.decide(views, random.random, self._stand_here):
+        self._look()
+        for effect in self.shares.decide(self._views, random.random, self._stand_here):
             if type(effect) is Refuse:
                 split = effect.split
                 self.hooks.refused(split.owner, split.class_id, effect.why, split.for_actor)
@@ -183,43 +189,30 @@ class NodeScheduling:
                 self._ask(effect)
         return True
 
-    def _look(self) -> dict[NodeId, NodeView]:
-        """The living nodes as they are known. Where one has changed, what waits is looked at again."""
-        rows = self.roster.living()
-        if rows is not self._seen and (len(rows) > 1 or len(self._views) > 1):
-            self._seen = rows
-            changed = False
-            for row in rows:
-                if row.node == self._me:
-                    continue
-                known = self._views.get(row.node)
-                if known is None or known[0] is not row:
-                    self._views[row.node] = (
-                        row,
-                        NodeView(row.node, row.total, row.available, row.labels),
-                    )
-                    changed = True
-            if changed:
-                self.shares.look_again()
-        if not self.shares.undecided:
-            return {}
-        views = {self._me: NodeView(self._me, *self._resources.all_units(), self._labels)}
-        views |= {row.node: self._views[row.node][1] for row in rows if row.node != self._me}
+    def _look(self) -> None:
+        """Has the views show the nodes as they are known now."""
+        views = self._views
+        for row in self.roster.take_changed():
+            known = views.find(row.node)
+            if not row.alive:
+                views.drop(row.node)
+            elif known is None or known.source is not row:  # else what it was asked for since counts
+                view = NodeView(row.node, row.total, row.available, row.labels)
+                view.source = row
+                views.put(view)
+        views.put(NodeView(self._me, *self._resources.all_units(), self._labels))
         if len(views) > 1:
-            self._add_groups(views)
-        return views
+            self._add_groups()
 
-    def _add_groups(self, views: Mapping[NodeId, NodeView]) -> None:
+    def _add_groups(self) -> None:
         """What nodes have for groups is known before they report it: nobody has used it then."""
         for group in set(self.shares.groups_to_split()):
             for node, names in self.hooks.offered(group).items():
-                view = views.get(node)
+                view = self._views.find(node)
                 if view is not None and node != self._me:
                     for name, units in names.items():
                         if view.total.get(name) != units:
-                            more = units - view.total.get(name, 0)
-                            view.available[name] = max(0, view.available.get(name, 0) + more)
-                            view.total[name] = units
+                            view.offer(name, units)
 
     def _stand_here(self, split: Split) -> tuple[int, int]:
         return self._standing(split.owner, split.class_id)[:2]
@@ -338,6 +331,7 @@ class NodeScheduling:
         details = Details(environment_of(job["id"], variables), depth, captures, lends, needs, detached)
         self._ask_here(asks_for, class_id, ResourceSet(demand), wanted, details, for_actor, allowed=True)
         self._foreign[asks_for, class_id] = (number, wanted, -1, False)
+        self._asked_now[asks_for, class_id] = None
 
     def _stands(
         self, node: Any, owner: bytes, class_id: int, number: int, waiting: int, reserved: int, held: bool
@@ -374,13 +368,18 @@ class NodeScheduling:
 
     def tell(self) -> None:
         """Tells other nodes how what they have asked for stands, where that has changed."""
-        for (owner, class_id), (number, *told) in list(self._foreign.items()):
-            stands = self._standing(owner, class_id)
+        asked, self._asked_now = self._asked_now, {}
+        for key in {**asked, **dict.fromkeys(self._admission.take_news())}:
+            if key not in self._foreign:
+                continue
+            number, *told = self._foreign[key]
+            stands = self._standing(*key)
+            if stands == (0, 0, False):
+                del self._foreign[key]  # until it is asked for again
+            else:
+                self._foreign[key] = (number, *stands)
             if stands != tuple(told):
-                self._foreign[owner, class_id] = (number, *stands)
-                self.hooks.post(manager_of(owner), m.LeasesStand(owner, class_id, number, *stands))
-            elif stands == (0, 0, False):
-                del self._foreign[owner, class_id]  # (the next request is told of again)
+                self.hooks.post(manager_of(key[0]), m.LeasesStand(*key, number, *stands))
 
     def actor_placed(self, actor: ActorId) -> None:
         """Another node has a worker for an actor that was made here."""
