@@ -101,6 +101,17 @@ PRINTED = {
         r"sorted by tasks within tasks: True",
         r"six tasks deep, each waiting for the next: 6 processes",
     ],
+    "nodes": [
+        r"3 nodes with 5 CPUs",
+        r"by name: north",
+        r"by label: south",
+        r"by resource: south",
+        r"counted in the south: 4000000",
+        r"read here: 4000000",
+        r"a task began in the south",
+        r"it ended elsewhere: True",
+        r"nodes that live: 2",
+    ],
     "objects": [
         r"put once: 80 MB",
         r"100 tasks read it, and agree: True",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from skate.core.group_names import asked_of_group, of_bundle
 from skate.core.node_table import NodeTable, NodeView
-from skate.core.policies import Choice, NodeChooser, Where
+from skate.core.policies import NODE, Choice, NodeChooser, Where
 from skate.core.resources import ResourceSet
 from skate.core.shares import STEPS, Ask, Refuse, Shares, Split
 from skate.ids import NodeId, ProcessId, process_id
@@ -212,6 +212,16 @@ def test_this_node_first_then_others_the_rest_waits_here() -> None:
     shares.wanted(OWNERS[0], 1, DEMANDS[0], None, 9, None)
     views = [NodeView(ME, {"CPU": 2 * ONE}), NodeView(OTHER, {"CPU": 4 * ONE})]
     assert split_of(shares, views) == {ME: 5, OTHER: 4}
+
+
+def test_what_is_rather_for_a_node_waits_for_it_as_long_as_it_is_there() -> None:
+    shares = Shares(ME, NodeChooser())
+    rather = Where(NODE, node=OTHER.hex(), soft=True)
+    shares.wanted(OWNERS[0], 1, DEMANDS[0], rather, 3, None)
+    views = [NodeView(ME, {"CPU": 2 * ONE}), NodeView(OTHER, {"CPU": 2 * ONE}, {"CPU": ONE})]
+    assert split_of(shares, views) == {OTHER: 3}
+    shares.node_died(OTHER)
+    assert split_of(shares, views[:1]) == {ME: 3}
 
 
 def wants_near(shares: Shares, wanted: int, near: dict[NodeId, int]) -> None:

@@ -205,8 +205,16 @@ class Choices(RuleBasedStateMachine):
     def may_run(self, data: Any, demand: ResourceSet, where: Where) -> None:
         view = self.table[data.draw(st.sampled_from(sorted(self.table)))]
         options = {"local": None, "chance": 0.0, "local_bytes": {}, "for_actor": False}
-        alone, _, _ = Slow(Knobs()).choose([view], demand, where, **options)
-        assert may_run(view, demand, where) is (alone is not None)
+        beside = [view]
+        if where.kind == NODE and not where.spill:  # the node that was named is waited for, if it is there
+            beside += [
+                each for each in self.table.values() if each.id.hex() == where.node and each is not view
+            ]
+        chosen = [
+            Slow(Knobs()).choose(beside, demand, where._replace(selectors=selectors), **options)[0]
+            for selectors in [(each,) for each in where.selectors] or [()]
+        ]
+        assert may_run(self.table, view, demand, where) is (view.id in chosen)
 
     @invariant()
     def orders_are_right(self) -> None:

@@ -233,15 +233,25 @@ def _any_of(ring: list[tuple[float, NodeId]], chance: float, available: bool) ->
     return Choice(ring[int(chance * len(ring))][1], available) if ring else INFEASIBLE
 
 
-def may_run(view: NodeView, demand: ResourceSet, where: Where) -> bool:
-    """Whether the node may ever be chosen, as it is known now: what `choose` says were there no other."""
-    if not view.feasible(demand):
-        return False
-    if where.selectors and not any(matches(view.labels, selector) for selector in where.selectors):
+def may_run(nodes: NodeTable, view: NodeView, demand: ResourceSet, where: Where) -> bool:
+    """Whether the node may be chosen, as nodes are known now, or waited for."""
+    return view.feasible(demand) and any(
+        _may_run(nodes, view, demand, where, selector) for selector in where.selectors or ((),)
+    )
+
+
+def _may_run(
+    nodes: NodeTable, view: NodeView, demand: ResourceSet, where: Where, selector: Expressions
+) -> bool:
+    if not matches(view.labels, selector):
         return False
     if where.kind == NODE:
-        here = _node_named(where.node) == view.id
-        return where.soft if not here else not where.fail or view.fits(demand)
+        named = nodes.find(_node_named(where.node))
+        if named is view:
+            return not where.fail or view.fits(demand)
+        if named is not None and named.feasible(demand) and matches(named.labels, selector):
+            return where.spill  # else it waits for the node that was named, however full that is
+        return where.soft
     return where.kind != LABELS or matches(view.labels, where.hard)
 
 

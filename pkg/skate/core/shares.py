@@ -423,7 +423,7 @@ class Shares:
     def _may_run(self, split: Split, node: NodeId, views: NodeTable) -> bool:
         """Whether it could run on the node, were that idle."""
         view = views.find(node)
-        return view is not None and may_run(view, split.demand, split.where)
+        return view is not None and may_run(views, view, split.demand, split.where)
 
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""
