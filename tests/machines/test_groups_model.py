@@ -101,6 +101,8 @@ class Cluster:
         self.warned: list[bytes] = []
         #: with what each group ends, unless it is detached
         self.lives: dict[bytes, Any] = {}
+        #: what a head that comes back would know
+        self.written: dict[bytes, tuple[Any, ...]] = {}
 
     def join(self, cpus: int, gpus: int, zone: str = "a") -> NodeId:
         self.serial += 1
@@ -162,9 +164,22 @@ class Cluster:
                         self.waits.add((effect.group, watcher))
             elif type(effect) is g.WarnGroup:
                 self.warned.append(effect.group.id)
+            elif type(effect) is g.KeepGroup:
+                self.keep(effect.group)
             else:
                 assert effect.node in self.nodes, f"{effect} goes to a node that is gone"
                 self.nodes[effect.node].orders.append(effect)
+
+    def keep(self, group: g.Group) -> None:
+        """It is to be written down how the group stands."""
+        self.written.pop(group.id, None)
+        if group.state != g.REMOVED:
+            self.written[group.id] = (
+                group.spec,
+                group.lives_with,
+                group.state != g.PENDING,
+                list(group.nodes),
+            )
 
     def stands(self, effect: g.TellGroup) -> Told:
         group = self.directory.groups.get(effect.group)
@@ -217,6 +232,10 @@ class Cluster:
             known = [(index, node) for index, node in enumerate(group.nodes) if node is not None]
             assert sorted(there.pop(group_id.hex(), [])) == known
         assert not there, "bundles of groups that are gone"
+        assert self.written == {
+            group.id: (group.spec, group.lives_with, group.state != g.PENDING, group.nodes)
+            for group in self.directory.groups.values()
+        }
         assert set(self.directory.groups) == set(self.made) - self.removed
         for group_id, process in self.waits:
             group = self.directory.groups[group_id]
@@ -739,7 +758,7 @@ def test_another_head() -> None:
     followed.told(placed, g.CREATED, (CPU,), (HERE,))
     followed.watched(wanted, PROCESS)
     followed.take_effects()
-    followed.head_changed()
+    followed.head_changed(remembers=False)
     assert set(followed.take_effects()) == {
         AskAgain("make it"),
         Follow(wanted),

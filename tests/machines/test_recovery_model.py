@@ -278,7 +278,8 @@ class World(RuleBasedStateMachine):
             (each.actor, worker, each.lease, {"resources": {"CPU": 1.0}, "devices": []})
             for worker, each in self.workers[node].items()
         ]
-        self.head.recovery.called(node, [], housed)
+        self.head.actors.names.called(node, [])
+        self.head.recovery.called(node, housed)
         self.head.turn()
 
     @rule(data=st.data())

@@ -103,7 +103,7 @@ def messages(value: Any, group: TaskId = GROUP) -> list[Any]:
         m.ClaimRoom(group, value),
         m.GroupStands(group, 1, value, value),
         m.GroupStands(group, 99, [], []),
-        m.LifeEnded(value if isinstance(value, bytes) else b""),
+        m.LifeEnded(1, value if isinstance(value, bytes) else b""),
     ]
 
 
@@ -139,15 +139,15 @@ def test_who_may_say_what() -> None:
         m.EndGroup(GROUP), m.ClaimRoom(GROUP, [{"CPU": ONE}]), m.DropClaim(GROUP), m.GroupStands(GROUP, 0, [], []),
     ]  # fmt: skip
     to_head = [
-        m.MakeGroup(0, GROUP, SPEC, MAKER), m.FollowGroup(GROUP), m.RemoveGroup(GROUP), m.FindGroup(1, "n", "s"),
-        m.LifeEnded(MAKER), m.BundlesPrepared(GROUP, 1, True, {}), m.RoomMade({}),
+        m.MakeGroup(0, GROUP, SPEC, MAKER), m.FollowGroup(GROUP), m.RemoveGroup(1, GROUP), m.FindGroup(1, "n", "s"),
+        m.LifeEnded(1, MAKER), m.BundlesPrepared(GROUP, 1, True, {}), m.RoomMade({}),
     ]  # fmt: skip
     for message in from_head():
         refused(other, message, STRANGE)
     for message in to_head:
         refused(head, message, STRANGE)
         refused(other, message, OTHER)
-    refused(head, m.LifeEnded(process_id(STRANGE, 1)), OTHER)
+    refused(head, m.LifeEnded(1, process_id(STRANGE, 1)), OTHER)
     refused(other, m.CommitBundles(GROUP, [0]), HEAD)
 
 
@@ -156,6 +156,9 @@ def test_a_group_from_its_making_to_its_end() -> None:
     head, other = Node(HEAD), Node(OTHER)
     head.groups.node_reported(OTHER, {"CPU": 2 * ONE})
     head.head.roster.on_rows([row(OTHER)])
+    head.heard()
+    assert not head.groups.directory.knows(OTHER), "it may have bundles"
+    head.groups.called(OTHER, [], [])
     head.say(m.MakeGroup(7, GROUP, SPEC, MAKER), OTHER)
     said = head.heard()
     orders = [message for to, message in said if isinstance(message, m.PrepareBundles)]
@@ -181,8 +184,10 @@ def test_a_group_from_its_making_to_its_end() -> None:
     head.say(m.FollowGroup(GROUP), OTHER)
     other.say(head.heard()[-1][1])
     assert other.groups.offered(GROUP.hex()) == head.groups.offered(GROUP.hex())
-    head.say(m.RemoveGroup(GROUP), OTHER)
-    for _, message in head.heard():
+    head.say(m.RemoveGroup(8, GROUP), OTHER)
+    *said, answer = head.heard()
+    assert answer == (manager_of(OTHER), m.StateReply(8, None)), "last, when it is sure"
+    for _, message in said:
         other.say(message)
     other.heard()
     assert other.scheduling.heard[-1] == head.scheduling.heard[-1] == ("ended", GROUP.hex())

@@ -9,8 +9,9 @@ Rules:
 * The head is asked about a group once, and then tells of every change of it, until it is removed.
 * Who has made a group hears of every change, others once it is CREATED or REMOVED.
 * What a process of this node has removed is removed here at once, whatever the head has yet to say.
-* A head that was started again knows no groups: those that were placed have ended with the one before. What was asked
-  of that one and not answered is asked again.
+* When another head has come, what the one before was asked and has not answered is asked again, in the order in which
+  it was made. A head that has come back knows how the others stand: it is asked, too. Any other knows no groups: those
+  that were placed have ended.
 
 Invariant (`check`): nobody waits for what is known.
 """
@@ -65,11 +66,14 @@ class FollowedGroups(Machine):
         super().__init__()
         self.groups: dict[bytes, Followed] = {}
         self._removed: dict[bytes, None] = {}
+        #: process of this node -> the newest of the groups that it has made
+        self._newest: dict[ProcessId, bytes] = {}
 
     def made(self, group: bytes, maker: ProcessId, request: Any) -> None:
         """A process of this node makes the group: the head is asked for it with `request`, and tells how it stands."""
         followed = self.groups.setdefault(group, Followed())
         followed.maker, followed.request = maker, request
+        self._newest[maker] = max(group, self._newest.get(maker, b""))
 
     def refused(self, group: bytes) -> None:
         """The head does not make it: its name is taken."""
@@ -117,20 +121,25 @@ class FollowedGroups(Machine):
 
     def process_left(self, process: ProcessId) -> None:
         """A process of this node has ended."""
+        self._newest.pop(process, None)
         for followed in self.groups.values():
             followed.watchers.discard(process)
             if followed.maker == process:
                 followed.maker = None
 
-    def head_changed(self) -> None:
-        """Another head has come, which knows of no group."""
-        for group, followed in list(self.groups.items()):
+    def head_changed(self, *, remembers: bool) -> None:
+        """Another head has come; whether it knows what the last one knew. `newest` is to be told when that has left."""
+        for group, followed in sorted(self.groups.items()):
             if followed.request is not None:
                 self._effects.append(AskAgain(followed.request))
-            elif followed.state is None:
+            if remembers or (followed.request is None and followed.state in (None, PENDING)):
                 self._effects.append(Follow(group))
-            else:
+            elif followed.request is None:
                 self.told(group, REMOVED, (), ())
+
+    def newest(self) -> list[bytes]:
+        """Of each process of this node that has made groups, the newest of which the head is told."""
+        return list(self._newest.values())
 
     def is_gone(self, group: bytes) -> bool:
         """Whether it is known that nothing can ever run in the group."""

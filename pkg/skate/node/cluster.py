@@ -139,7 +139,6 @@ class NodeCluster:
         assert self.register is not None
         self.ledger, self.recovery = ledger, recovery
         recovery.begin(self.roster, self.register.on_recovered)
-        self.handle({m.RollCall.code: recovery.called})  # type: ignore[attr-defined]
 
     @property
     def address(self) -> str:

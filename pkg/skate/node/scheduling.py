@@ -138,6 +138,10 @@ class NodeScheduling:
     ) -> None:
         self.shares.wanted(owner, class_id, demand, where, wanted, details, for_actor=for_actor, near=near)
 
+    def housed(self, actor: ProcessId, demand: ResourceSet, where: Where, node: NodeId) -> None:
+        """An actor of this node's directory has had a worker on that node since before this node was there."""
+        self.shares.housed(actor, demand, where, node)
+
     def owner_left(self, owner: ProcessId) -> None:
         """A process of this node is gone, or an actor that was made here: what was asked for it is taken back."""
         self._admission.process_left(owner)
