@@ -59,6 +59,8 @@ class Heads(RuleBasedStateMachine):
         #: groups that ought to be there
         self.there: set[bytes] = set()
         self.actors: set[bytes] = set()
+        #: drivers that have left
+        self.gone: set[bytes] = set()
         self.head: NodeId | None = None
         self.start_head()
 
@@ -91,7 +93,7 @@ class Heads(RuleBasedStateMachine):
         return NodeView(node, *self.nodes[node].resources.units(), {})
 
     def lives_process(self, process: bytes) -> bool:
-        return node_of(process) in self.nodes
+        return node_of(process) in self.nodes and process not in self.gone
 
     def turn(self) -> None:
         """What the head has decided is written, and leaves."""
@@ -155,7 +157,7 @@ class Heads(RuleBasedStateMachine):
         life = self.lives[group]
         self.directory.created(group, self.specs[group], life, 0.0, manager_of(group))
         if life is not None and life not in self.actors and not self.lives_process(life):
-            self.directory.ended(life)
+            self.directory.ended(life)  # (whose node would tell, where it lives)
 
     def remove_at_head(self, group: bytes) -> None:
         self.directory.removed(group, awaited=self.lives_process(group))
@@ -217,18 +219,24 @@ class Heads(RuleBasedStateMachine):
             self.turn()
             known = dict(Ledger(self.file).groups()) if self.head is None else self.directory.groups
             self.there -= {group for group in self.there - known.keys() if node_of(group) == node}
-            del self.nodes[node]
-            self.end_with(node)
+            unheard = self.nodes.pop(node).removals
+            for group in {*unheard} & known.keys():
+                if not any(group in other.removals for other in self.nodes.values()):
+                    self.there.add(group)  # nobody else knows that it is not wanted
+            self.end_lives()
             self.ghosts.add(node)
             if self.head is not None:
                 self.node_is_dead(node)
 
-    def end_with(self, node: NodeId) -> None:
+    def end_lives(self) -> None:
         """The groups that have lived with what was there have ended; but detached actors of heads come back."""
-        gone = {group for group in self.there if (self.lives[group] or b"").startswith(node)}
-        if node == self.head:
-            gone = {group for group in gone if self.lives[group] not in self.actors}
-        self.there -= gone
+        self.there = {
+            group
+            for group in self.there
+            if self.lives[group] is None
+            or self.lives[group] in self.actors
+            or self.lives_process(self.lives[group] or b"")
+        }
 
     @rule(
         data=st.data(),
@@ -304,6 +312,7 @@ class Heads(RuleBasedStateMachine):
         driver = ProcessId(data.draw(st.sampled_from(drivers)))
         name = node_of(driver)
         self.there = {group for group in self.there if self.lives[group] != driver}
+        self.gone.add(driver)
         self.nodes[name].left.append(driver)
         if self.nodes[name].head == self.head:
             self.directory.ended(driver)
@@ -345,7 +354,7 @@ class Heads(RuleBasedStateMachine):
             self.turn()
         assert self.head is not None
         del self.nodes[self.head]
-        self.end_with(self.head)
+        self.end_lives()
         self.head = None
         for node in self.nodes.values():
             node.orders.clear()
