@@ -8,7 +8,7 @@ and say what they have; and each bundle that they may use stays where it is as l
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -23,11 +23,18 @@ from skate.core.ledger import Gang, Ledger, Record, Standing
 from skate.core.placement import STRATEGIES
 from skate.core.policies import NodeView
 from skate.core.resources import ResourceSet
-from skate.ids import PROCESS_ID_BYTES, NodeId, ProcessId, TaskId, manager_of, node_of, process_id
+from skate.ids import PROCESS_ID_BYTES, NodeId, ProcessId, TaskId, manager_of, node_of, owner_of, process_id
 from test_groups_model import SimulatedNode, Told
 
 ACTOR_SPEC = {"environment": ("job", ())}
 JOB = {"id": "job"}
+
+
+class Answer(NamedTuple):
+    """The head has done what it was asked."""
+
+    what: str
+    identifier: bytes
 
 
 class Node(SimulatedNode):
@@ -37,9 +44,10 @@ class Node(SimulatedNode):
         super().__init__(cpus=3, gpus=0, zone="a")
         #: the head that it has called last
         self.head: NodeId | None = None
-        #: what the head was asked, and has not answered: groups to be removed, and drivers that have left
-        self.removals: list[bytes] = []
-        self.left: list[ProcessId] = []
+        #: what the head was asked, and has not answered: "make" or "remove" a group, or a driver has "left"
+        self.asked: list[tuple[str, bytes]] = []
+        #: to how much of that the answers are under way, if no head dies
+        self.answered = 0
 
     def held(self) -> list[HeldBundles]:
         return [HeldBundles(bytes.fromhex(group), *bundles) for group, *bundles in self.resources.bundles()]
@@ -108,8 +116,8 @@ class Heads(RuleBasedStateMachine):
         self.file += self.ledger.take_records()
         for node in self.nodes.values():
             if node.head == self.head:
-                node.removals.clear()
-                node.left.clear()
+                node.orders.extend(Answer(*asked) for asked in node.asked[node.answered :])
+                node.answered = len(node.asked)
         for effect in told:
             if type(effect) is g.TellGroup:
                 for watcher in effect.watchers:
@@ -153,14 +161,39 @@ class Heads(RuleBasedStateMachine):
                 assert type(effect) is AskAgain
                 self.make(effect.request)
 
+    def ask(self, name: NodeId, what: str, identifier: bytes) -> None:
+        """A node asks the head for something, or the next one."""
+        node = self.nodes[name]
+        node.asked.append((what, identifier))
+        if node.head == self.head:
+            self.hear(what, identifier)
+
+    def hear(self, what: str, identifier: bytes) -> None:
+        if what == "make":
+            self.make(identifier)
+        elif what == "remove":
+            self.directory.removed(identifier, awaited=self.lives_process(identifier))
+        else:
+            self.directory.ended(identifier)
+
+    def obey(self, name: NodeId) -> None:
+        """A node takes in what the head has said next."""
+        node = self.nodes[name]
+        if type(node.orders[0]) is not Answer:
+            node.obey()
+        else:
+            what, identifier = answer = node.orders.popleft()
+            assert node.asked.pop(0) == answer
+            node.answered -= 1
+            if what == "make":
+                node.followed.registered(identifier, owner_of(identifier))
+        self.follow(name)
+
     def make(self, group: bytes) -> None:
         life = self.lives[group]
         self.directory.created(group, self.specs[group], life, 0.0, manager_of(group))
         if life is not None and life not in self.actors and not self.lives_process(life):
             self.directory.ended(life)  # (whose node would tell, where it lives)
-
-    def remove_at_head(self, group: bytes) -> None:
-        self.directory.removed(group, awaited=self.lives_process(group))
 
     def call(self, name: NodeId) -> None:
         """A node has found the head that has come."""
@@ -178,10 +211,8 @@ class Heads(RuleBasedStateMachine):
         self.follow(name)
         self.directory.node_joined(self.view(name), node.held())
         self.directory.makers_called(node.followed.newest())
-        for group in node.removals:
-            self.remove_at_head(group)
-        for driver in node.left:
-            self.directory.ended(driver)
+        for asked in node.asked:
+            self.hear(*asked)
         self.turn()
         for order in node.orders:
             if type(order) is g.EndGroup or (type(order) is Told and order.state == g.REMOVED):
@@ -219,10 +250,11 @@ class Heads(RuleBasedStateMachine):
             self.turn()
             known = dict(Ledger(self.file).groups()) if self.head is None else self.directory.groups
             self.there -= {group for group in self.there - known.keys() if node_of(group) == node}
-            unheard = self.nodes.pop(node).removals
-            for group in {*unheard} & known.keys():
-                if not any(group in other.removals for other in self.nodes.values()):
-                    self.there.add(group)  # nobody else knows that it is not wanted
+            unheard = self.nodes.pop(node).asked
+            if self.head is None:
+                for what, group in unheard:
+                    if what == "remove" and group in known:
+                        self.there.add(group)  # nobody knows that it is not wanted
             self.end_lives()
             self.ghosts.add(node)
             if self.head is not None:
@@ -276,8 +308,7 @@ class Heads(RuleBasedStateMachine):
         self.lives[group] = lives
         self.there.add(group)
         self.nodes[name].followed.made(group, process_id(name, 5), group)
-        if self.nodes[name].head == self.head:
-            self.make(group)
+        self.ask(name, "make", group)
 
     @rule(data=st.data())
     @precondition(lambda self: self.specs)
@@ -297,11 +328,9 @@ class Heads(RuleBasedStateMachine):
         if manager_of(group) != process_id(name, 0) and followed is not None and followed.state is None:
             return  # (nor is it sure that the maker will not ask for it once more)
         self.there.discard(group)
-        self.nodes[name].removals.append(group)
+        self.ask(name, "remove", group)
         self.nodes[name].followed.told(group, g.REMOVED, (), ())
         self.follow(name)
-        if self.nodes[name].head == self.head:
-            self.remove_at_head(group)
 
     @rule(data=st.data())
     def a_driver_leaves(self, data: st.DataObject) -> None:
@@ -313,9 +342,7 @@ class Heads(RuleBasedStateMachine):
         name = node_of(driver)
         self.there = {group for group in self.there if self.lives[group] != driver}
         self.gone.add(driver)
-        self.nodes[name].left.append(driver)
-        if self.nodes[name].head == self.head:
-            self.directory.ended(driver)
+        self.ask(name, "left", driver)
 
     @rule()
     def the_head_takes_a_turn(self) -> None:
@@ -327,8 +354,7 @@ class Heads(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.nodes)))
         node = self.nodes[name]
         while node.orders:
-            node.obey()
-            self.follow(name)
+            self.obey(name)
             if not much:
                 break
 
@@ -359,6 +385,7 @@ class Heads(RuleBasedStateMachine):
         for node in self.nodes.values():
             node.orders.clear()
             node.answers.clear()
+            node.answered = 0
             assert node.head is not None
         if back:
             self.start_head()
@@ -394,8 +421,7 @@ class Heads(RuleBasedStateMachine):
             self.turn()
             for name, node in self.nodes.items():
                 while node.orders:
-                    node.obey()
-                    self.follow(name)
+                    self.obey(name)
                 self.answer(name)
             if not self.directory.undecided:
                 return
@@ -439,7 +465,7 @@ class Heads(RuleBasedStateMachine):
         self.all_is_quiet()
         for group in sorted(self.there):
             self.there.discard(group)
-            self.remove_at_head(group)
+            self.directory.removed(group)
         self.all_is_quiet()
         for node in self.nodes.values():
             assert node.resources.available_dict() == {"CPU": 3.0}

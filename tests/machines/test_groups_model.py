@@ -750,11 +750,14 @@ def test_what_is_removed_here_stays_removed_whatever_is_on_its_way() -> None:
 
 
 def test_another_head() -> None:
-    """What was placed has ended; what was asked for, or about, and not answered is asked again."""
-    placed, wanted, made = (bytes([number]) * 16 for number in (1, 2, 3))
+    """What was placed has ended; what was made, or asked about, and not told of is asked again."""
+    placed, wanted, made, asked = (bytes([number]) * 16 for number in (1, 2, 3, 4))
     followed = FollowedGroups()
-    followed.made(made, PROCESS, "make it")
     followed.made(placed, PROCESS, "make that")
+    followed.made(made, PROCESS, "make it")
+    followed.registered(placed, PROCESS)
+    followed.registered(made, PROCESS)
+    followed.made(asked, PROCESS, "it is not answered, so whoever has asked asks again")
     followed.told(placed, g.CREATED, (CPU,), (HERE,))
     followed.watched(wanted, PROCESS)
     followed.take_effects()
@@ -764,7 +767,27 @@ def test_another_head() -> None:
         Follow(wanted),
         g.TellGroup(placed, g.REMOVED, (PROCESS,)),
     }
+    assert followed.newest() == [made]
     followed.check()
+
+
+def test_a_head_that_has_come_back() -> None:
+    """It is asked how all stand that it has heard of."""
+    placed, wanted, made, asked = (bytes([number]) * 16 for number in (1, 2, 3, 4))
+    followed = FollowedGroups()
+    for group in (placed, made, asked):
+        followed.made(group, PROCESS, "request")
+    for group in (placed, made):
+        followed.registered(group, PROCESS)
+    followed.told(placed, g.CREATED, (CPU,), (HERE,))
+    followed.watched(wanted, PROCESS)
+    followed.take_effects()
+    followed.head_changed(remembers=True)
+    assert followed.take_effects() == [Follow(placed), Follow(wanted), Follow(made)]
+    followed.told(placed, g.RESCHEDULING, (CPU,), (None,))
+    assert followed.take_effects() == [g.TellGroup(placed, g.RESCHEDULING, (PROCESS,))]
+    followed.process_left(PROCESS)
+    assert not followed.newest()
 
 
 def test_a_follower_forgets_who_has_left(monkeypatch: pytest.MonkeyPatch) -> None:

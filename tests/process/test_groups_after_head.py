@@ -87,7 +87,7 @@ def nothing_is_held(heads: Heads) -> None:
             row = rows(heads.head)[node.node_id]
             names = row["total"].keys() - {"object_store_memory"}
             return all(
-                "_group_" not in name and row["available"][name] == row["total"][name] for name in names
+                "_group_" not in name and row["available"].get(name) == row["total"][name] for name in names
             )
 
         eventually(free, 20)

@@ -203,6 +203,7 @@ def test_another_head_knows_nothing() -> None:
     pending, placed = GROUP, TaskId(MAKER + bytes(7) + b"\2")
     for group in (pending, placed):
         node.groups.followed.made(group, MAKER, m.MakeGroup(0, group, SPEC, MAKER))
+        node.groups.followed.registered(group, MAKER)
     node.say(m.PrepareBundles(placed, 1, {0: {"CPU": ONE}}))
     node.say(m.CommitBundles(placed, [0]))
     node.say(m.ClaimRoom(pending, [{"CPU": 2 * ONE}]))

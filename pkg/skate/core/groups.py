@@ -208,11 +208,13 @@ class GroupDirectory:
         `follower`: who hears how it stands in its maker's place.
         """
         key = (spec.namespace, spec.name)
-        if spec.name and key in self.names:
-            other = self.names[key]
-            return None if other.id == group_id else other
-        if group_id in self.groups or self._is_old(group_id):
-            return None  # said twice
+        other = self.names.get(key) if spec.name else None
+        if other is not None and other.id != group_id:
+            return other
+        if group_id in self.groups or self._is_old(group_id):  # said twice
+            if follower is not None:
+                self.watched(group_id, follower, owner_lives=True)
+            return None
         group = self.groups[group_id] = self._pending[group_id] = Group(group_id, spec, lives_with, now)
         self._newest[group.owner] = group_id
         group.followers.add(group.owner if follower is None else follower)

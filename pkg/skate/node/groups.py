@@ -144,14 +144,14 @@ class NodeGroups:
             return
         request = m.MakeGroup(0, group, spec, lives_with)
         self.followed.made(group, process.id, request)
-        if not token:
-            self._head.tell(request)
-            return
 
         def answered(other: Any) -> None:
             if other is not None:
                 self.followed.refused(group)
-            self._post_if_it_lives(process.id, m.StateReply(token, other))
+            elif self.hooks.lives(process.id):
+                self.followed.registered(group, process.id)
+            if token:
+                self._post_if_it_lives(process.id, m.StateReply(token, other))
 
         self._head.ask(lambda number: request._replace(token=number), answered)
 
@@ -376,7 +376,7 @@ class NodeGroups:
         self.directory.watched(group, process, lives)
 
     def _head_changed(self) -> None:
-        """Another head has come. What was asked of the last one is asked again before it hears what there was."""
+        """Another head has come. It hears of groups that were made before, and then what there is: see `roll`."""
         remembers = self._head.remembers
         self._bundles.head_changed(remembers=remembers)
         self.followed.head_changed(remembers=remembers)

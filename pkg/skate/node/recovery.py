@@ -7,8 +7,8 @@ placement groups, then stands in the new one's.
     head dies ─▶ others: its node is dead, but detached actors of its directory that live here stay, and so does what
                  was said to that directory; so do the bundles that they have for groups
     head back ─▶ it has its ledger; nodes that were written down are awaited
-    others   ──▶ what was kept for the directory, groups that were asked for and those that they follow, their names,
-                 RollCall: which of its actors live here, and which bundles; what was asked and is not answered
+    others   ──▶ what was kept for the directory; which groups they follow; their names; RollCall: which of its actors
+                 live here, and which bundles; then all that was asked and is not answered, in its order
     head     ──▶ keeps these, ends what it does not know, deals with what is missing as with a death
     all have called, or are dead ─▶ what was on the head's own node, or waited for a worker, is placed
 
