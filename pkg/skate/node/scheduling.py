@@ -334,10 +334,11 @@ class NodeScheduling:
             log.warning("%s asked in the name of %s: refused", asker.id.hex(), owner.hex())
             return
         asks_for = ProcessId(owner)
-        self.hooks.adopt(job)
-        self.hooks.introduce(asks_for)
-        if detached:
-            self._detached.add(asks_for)
+        if wanted:  # else it takes back what it wanted, perhaps of the node on which the head was before
+            self.hooks.adopt(job)
+            self.hooks.introduce(asks_for)
+            if detached:
+                self._detached.add(asks_for)
         needs = None if arguments is None else _checked(arguments)
         details = Details(environment_of(job["id"], variables), depth, captures, lends, needs, detached)
         self._ask_here(asks_for, class_id, ResourceSet(demand), wanted, details, for_actor, allowed=True)
