@@ -204,7 +204,6 @@ class Heads(RuleBasedStateMachine):
         remembers, node.head = node.head in self.former, self.head
         node.claims.clear()
         if not remembers:
-            assert not may_use or not self.directory.groups, "it ends what it has"
             for group in list(node.bundles()):
                 node.resources.remove_group(group)
         node.followed.head_changed(remembers=remembers)
@@ -250,9 +249,9 @@ class Heads(RuleBasedStateMachine):
             self.turn()
             known = dict(Ledger(self.file).groups()) if self.head is None else self.directory.groups
             self.there -= {group for group in self.there - known.keys() if node_of(group) == node}
-            unheard = self.nodes.pop(node).asked
-            if self.head is None:
-                for what, group in unheard:
+            dead = self.nodes.pop(node)
+            if dead.head != self.head:
+                for what, group in dead.asked:
                     if what == "remove" and group in known:
                         self.there.add(group)  # nobody knows that it is not wanted
             self.end_lives()
@@ -444,7 +443,7 @@ class Heads(RuleBasedStateMachine):
                     assert group_at_head.state == g.PENDING
                 else:
                     assert followed.state == group_at_head.state
-                    assert list(followed.nodes) == group_at_head.nodes
+                    assert [at if at in self.nodes else None for at in followed.nodes] == group_at_head.nodes
         for group_at_head in self.directory.groups.values():
             places = {index: at for index, at in enumerate(group_at_head.nodes) if at is not None}
             assert held.pop(group_at_head.id.hex(), {}) == places
@@ -474,3 +473,90 @@ class Heads(RuleBasedStateMachine):
 
 Heads.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 TestHeads = Heads.TestCase
+
+
+# -------------------------------------------------------------------------------------------------- by example
+
+NODE, OTHER = NodeId(b"node"), NodeId(b"othe")
+GROUP, UNKNOWN = (
+    TaskId(process_id(NODE, 5) + bytes(7) + b"\1"),
+    TaskId(process_id(NODE, 5) + bytes(7) + b"\2"),
+)
+CPU = ResourceSet({"CPU": ONE})
+
+
+def come_back(*nodes: NodeId | None, created: bool = True, life: bytes | None = None) -> GroupDirectory:
+    """A head's directory that knows of one group, whose bundles were on these nodes."""
+    directory = GroupDirectory()
+    spec = GroupSpec((CPU,) * len(nodes), "PACK", detached=life is None)
+    directory.recovered(GROUP, spec, life, nodes, 0.0, created=created)
+    return directory
+
+
+def joins(directory: GroupDirectory, node: NodeId, *held: HeldBundles) -> list[Any]:
+    """Says what follows, but for what is written down."""
+    directory.node_joined(NodeView(node, {"CPU": 3 * ONE}, {}, {}), held)
+    directory.check()
+    return [effect for effect in directory.decide() if type(effect) is not g.KeepGroup]
+
+
+def test_what_a_node_has_that_joins_again() -> None:
+    group = (directory := come_back(NODE, NODE)).groups[GROUP]
+    assert not directory.decide()
+    assert joins(directory, NODE, HeldBundles(GROUP, [], [0, 1])) == []
+    assert (group.state, group.nodes) == (g.CREATED, [NODE, NODE])
+    assert directory.unreserved(NODE, "CPU") == ONE
+
+    group = (directory := come_back(NODE, OTHER)).groups[GROUP]
+    assert joins(directory, NODE, HeldBundles(GROUP, [0], [])) == [g.CommitBundles(NODE, group, (0,))], (
+        "it was written down, and not said"
+    )
+    effects = joins(directory, OTHER, HeldBundles(GROUP, [0], []))
+    assert effects[:2] == [g.ReturnBundles(OTHER, group, (0,)), g.TellGroup(GROUP, g.RESCHEDULING, ())]
+    directory.node_updated(OTHER, {"CPU": 3 * ONE})
+    orders = [effect for effect in directory.decide() if type(effect) is g.PrepareBundles]
+    assert [order.node for order in orders] == [OTHER]
+    directory.check()
+
+
+def test_what_a_node_has_and_nobody_knows() -> None:
+    group = (directory := come_back(None, created=False)).groups[GROUP]
+    assert group.state == g.PENDING
+    effects = joins(directory, NODE, HeldBundles(GROUP, [0], []), HeldBundles(UNKNOWN, [], [0]))
+    assert effects[:2] == [
+        g.ReturnBundles(NODE, group, (0,)),
+        g.TellGroup(UNKNOWN, g.REMOVED, (manager_of(NODE),)),
+    ]
+    group = (directory := come_back(OTHER)).groups[GROUP]
+    assert joins(directory, NODE, HeldBundles(GROUP, [], [0])) == [g.EndGroup(NODE, group)]
+    assert group.nodes == [OTHER]
+
+
+def test_what_happens_before_a_node_joins_again() -> None:
+    directory = come_back(NODE, OTHER)
+    assert joins(directory, NODE, HeldBundles(GROUP, [], [0])) == []
+    directory.node_left(OTHER)
+    assert directory.groups[GROUP].nodes == [NODE, None]
+    directory.check()
+
+    directory = come_back(OTHER)
+    directory.removed(GROUP)
+    assert [type(effect) for effect in directory.decide()] == [g.KeepGroup, g.TellGroup]
+    assert joins(directory, OTHER, HeldBundles(GROUP, [], [0])) == [
+        g.TellGroup(GROUP, g.REMOVED, (manager_of(OTHER),))
+    ]
+
+    directory = come_back(NODE, life=process_id(OTHER, 3))
+    directory.node_left(OTHER)  # it does not come back, and the group's driver was there
+    assert not directory.groups
+
+
+def test_who_asks_about_what_is_gone_hears_when_its_maker_s_node_calls() -> None:
+    directory = come_back(NODE)
+    directory.watched(UNKNOWN, process_id(OTHER, 0), owner_lives=True)
+    directory.removed(UNKNOWN, awaited=True)
+    assert not directory.decide()
+    directory.makers_called([UNKNOWN])
+    assert directory.decide() == [g.TellGroup(UNKNOWN, g.REMOVED, (process_id(OTHER, 0),))]
+    assert not directory._unwanted
+    assert GROUP in directory.groups

@@ -124,6 +124,16 @@ def test_whatever_is_said_is_done_or_refused(me: NodeId) -> None:
                     pass
                 node.heard()
                 node.check()
+    for value in ODD:
+        for bundles in (value, [value], [(GROUP, value, value)]):
+            for sender in (OTHER, STRANGE):
+                try:
+                    node.groups.called(sender, bundles, value)
+                except ValueError:
+                    pass
+                node.groups.node_reported(sender, {})
+                node.heard()
+                node.check()
     assert node.groups._answers("group no hex")() is None  # type: ignore[misc]
 
 
