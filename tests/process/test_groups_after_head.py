@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
+import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,9 @@ from skate.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from .clusters import Heads, come_in, rows
 
 pytestmark = pytest.mark.timeout(120)
+
+#: kills of the head, while groups are made
+KILLS = int(os.environ.get("SKATE_TEST_KILLS", "30")) // 6
 
 HERE, THERE, HEAD = {"CPU": 1, "here": 1}, {"CPU": 1, "there": 1}, {"CPU": 1, "head": 1}
 
@@ -241,3 +247,59 @@ def test_detached_groups_and_those_of_programs_on_the_head_s_node(heads: Heads, 
     with pytest.raises(ActorDiedError, match="placement group was removed"):
         skate.get(box.pid.remote(), timeout=20)
     nothing_is_held(heads)
+
+
+@pytest.mark.timeout(60 + 15 * KILLS)
+def test_kills_while_groups_are_made(heads: Heads, program: Callable, tmp_path: Path) -> None:
+    """Each group that a program has made and not removed is there after each kill, whole; at the end nothing is."""
+    here, there = heads.node("here"), heads.node("there")
+    come_in(here)
+    chance = random.Random(KILLS)
+    program(
+        there,
+        GROUPS + "import random\n"
+        "chance, kept, number = random.Random(7), [], 0\n"
+        "def one():\n"
+        "    return 1\n"
+        "while not os.path.exists(exchange + '/end'):\n"
+        "    number += 1\n"
+        "    bundles = [{name: 1} for name in chance.choices(['here', 'there', 'head'], k=chance.randrange(1, 4))]\n"
+        "    name = f'name{number % 40}' if number % 3 else ''\n"
+        "    kept.append(placement_group(bundles, strategy='SPREAD', name=name))\n"
+        "    if number % 2:\n"
+        "        assert kept[-1].wait(60)\n"
+        "    if number % 7 == 0:\n"
+        "        chosen = InGroup(kept[-1], 0)\n"
+        "        task = skate.remote(num_cpus=0, resources={}, scheduling_strategy=chosen, max_retries=-1)(one)\n"
+        "        assert skate.get(task.remote(), timeout=60) == 1\n"
+        "    if len(kept) > 10:\n"
+        "        remove_placement_group(kept.pop(chance.randrange(len(kept))))\n"
+        "    give('made', number)\n"
+        "states = [placement_group_table(group)['state'] for group in kept if group.wait(60)]\n"
+        "give('states', states)\n"
+        "for group in kept:\n"
+        "    remove_placement_group(group)\n"
+        "give('over', 1)\n"
+        "input()",
+    )
+
+    def made() -> int:
+        return int(taken("made"))
+
+    def taken(name: str) -> Any:
+        eventually(lambda: (tmp_path / name).exists(), 60)
+        return pickle.loads((tmp_path / name).read_bytes())
+
+    for _ in range(KILLS):
+        before = made()
+        eventually(lambda before=before: made() > before + 10, 60)
+        time.sleep(chance.random() * 0.05)
+        heads.kill()
+        time.sleep(chance.random() * 0.5)
+        heads.back()
+    heads.wait_until_all_are_back()
+    (tmp_path / "end").touch()
+    assert set(taken("states")) == {"CREATED"}
+    taken("over")
+    nothing_is_held(heads)
+    eventually(lambda: {row["state"] for row in placement_group_table().values()} <= {"REMOVED"})
