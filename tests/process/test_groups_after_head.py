@@ -255,7 +255,7 @@ def test_kills_while_groups_are_made(heads: Heads, program: Callable, tmp_path: 
     here, there = heads.node("here"), heads.node("there")
     come_in(here)
     chance = random.Random(KILLS)
-    program(
+    maker = program(
         there,
         GROUPS + "import random\n"
         "chance, kept, number = random.Random(7), [], 0\n"
@@ -264,7 +264,7 @@ def test_kills_while_groups_are_made(heads: Heads, program: Callable, tmp_path: 
         "while not os.path.exists(exchange + '/end'):\n"
         "    number += 1\n"
         "    bundles = [{name: 1} for name in chance.choices(['here', 'there', 'head'], k=chance.randrange(1, 4))]\n"
-        "    name = f'name{number % 40}' if number % 3 else ''\n"
+        "    name = f'name{number}' if number % 3 else ''\n"
         "    kept.append(placement_group(bundles, strategy='SPREAD', name=name))\n"
         "    if number % 2:\n"
         "        assert kept[-1].wait(60)\n"
@@ -299,6 +299,7 @@ def test_kills_while_groups_are_made(heads: Heads, program: Callable, tmp_path: 
         heads.back()
     heads.wait_until_all_are_back()
     (tmp_path / "end").touch()
+    assert maker.process.poll() is None
     assert set(taken("states")) == {"CREATED"}
     taken("over")
     nothing_is_held(heads)

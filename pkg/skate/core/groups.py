@@ -171,11 +171,10 @@ class GroupDirectory:
         for group in list(self.groups.values()):
             if group.lives_with is not None and node_of(group.lives_with) == node:
                 self.removed(group.id)
-        if node not in self._nodes and node not in self._away:
-            return
-        self._nodes.pop(node, None)
-        self._away.discard(node)
         self._nodes_changed()
+        if self._nodes.pop(node, None) is None and node not in self._away:
+            return
+        self._away.discard(node)
         self._effects = [
             effect
             for effect in self._effects
