@@ -594,24 +594,6 @@ def test_a_node_that_dies_with_its_answer_under_way() -> None:
     assert state(cluster, group) == "CREATED"
 
 
-def test_a_bundle_is_lost_while_another_one_is_placed_again() -> None:
-    cluster = Cluster()
-    first, second = cluster.join(1, 0), cluster.join(1, 0)
-    group = cluster.create(spec(CPU, CPU, strategy="STRICT_SPREAD"))
-    cluster.settle()
-    cluster.leave(first)
-    third = cluster.join(1, 0)
-    cluster.decide()
-    cluster.nodes[third].obey()  # it has prepared the one that was lost
-    cluster.leave(second)
-    cluster.settle()
-    assert state(cluster, group) == "RESCHEDULING", "it is not whole with one"
-    cluster.join(1, 0)
-    cluster.settle()
-    assert state(cluster, group) == "CREATED"
-    cluster.check_at_rest()
-
-
 def test_room_is_cleared_where_only_tasks_are_in_the_way() -> None:
     cluster = Cluster()
     node = cluster.join(2, 0)
