@@ -101,6 +101,8 @@ class Cluster:
         self.warned: list[bytes] = []
         #: with what each group ends, unless it is detached
         self.lives: dict[bytes, Any] = {}
+        #: what a head that comes back would know
+        self.written: dict[bytes, tuple[Any, ...]] = {}
 
     def join(self, cpus: int, gpus: int, zone: str = "a") -> NodeId:
         self.serial += 1
@@ -162,9 +164,22 @@ class Cluster:
                         self.waits.add((effect.group, watcher))
             elif type(effect) is g.WarnGroup:
                 self.warned.append(effect.group.id)
+            elif type(effect) is g.KeepGroup:
+                self.keep(effect.group)
             else:
                 assert effect.node in self.nodes, f"{effect} goes to a node that is gone"
                 self.nodes[effect.node].orders.append(effect)
+
+    def keep(self, group: g.Group) -> None:
+        """It is to be written down how the group stands."""
+        self.written.pop(group.id, None)
+        if group.state != g.REMOVED:
+            self.written[group.id] = (
+                group.spec,
+                group.lives_with,
+                group.state != g.PENDING,
+                list(group.nodes),
+            )
 
     def stands(self, effect: g.TellGroup) -> Told:
         group = self.directory.groups.get(effect.group)
@@ -217,6 +232,10 @@ class Cluster:
             known = [(index, node) for index, node in enumerate(group.nodes) if node is not None]
             assert sorted(there.pop(group_id.hex(), [])) == known
         assert not there, "bundles of groups that are gone"
+        assert self.written == {
+            group.id: (group.spec, group.lives_with, group.state != g.PENDING, group.nodes)
+            for group in self.directory.groups.values()
+        }
         assert set(self.directory.groups) == set(self.made) - self.removed
         for group_id, process in self.waits:
             group = self.directory.groups[group_id]
@@ -731,21 +750,44 @@ def test_what_is_removed_here_stays_removed_whatever_is_on_its_way() -> None:
 
 
 def test_another_head() -> None:
-    """What was placed has ended; what was asked for, or about, and not answered is asked again."""
-    placed, wanted, made = (bytes([number]) * 16 for number in (1, 2, 3))
+    """What was placed has ended; what was made, or asked about, and not told of is asked again."""
+    placed, wanted, made, asked = (bytes([number]) * 16 for number in (1, 2, 3, 4))
     followed = FollowedGroups()
-    followed.made(made, PROCESS, "make it")
     followed.made(placed, PROCESS, "make that")
+    followed.made(made, PROCESS, "make it")
+    followed.registered(placed, PROCESS)
+    followed.registered(made, PROCESS)
+    followed.made(asked, PROCESS, "it is not answered, so whoever has asked asks again")
     followed.told(placed, g.CREATED, (CPU,), (HERE,))
     followed.watched(wanted, PROCESS)
     followed.take_effects()
-    followed.head_changed()
+    followed.head_changed(remembers=False)
     assert set(followed.take_effects()) == {
         AskAgain("make it"),
         Follow(wanted),
         g.TellGroup(placed, g.REMOVED, (PROCESS,)),
     }
+    assert followed.newest() == [made]
     followed.check()
+
+
+def test_a_head_that_has_come_back() -> None:
+    """It is asked how all stand that it has heard of."""
+    placed, wanted, made, asked = (bytes([number]) * 16 for number in (1, 2, 3, 4))
+    followed = FollowedGroups()
+    for group in (placed, made, asked):
+        followed.made(group, PROCESS, "request")
+    for group in (placed, made):
+        followed.registered(group, PROCESS)
+    followed.told(placed, g.CREATED, (CPU,), (HERE,))
+    followed.watched(wanted, PROCESS)
+    followed.take_effects()
+    followed.head_changed(remembers=True)
+    assert followed.take_effects() == [Follow(placed), Follow(wanted), Follow(made)]
+    followed.told(placed, g.RESCHEDULING, (CPU,), (None,))
+    assert followed.take_effects() == [g.TellGroup(placed, g.RESCHEDULING, (PROCESS,))]
+    followed.process_left(PROCESS)
+    assert not followed.newest()
 
 
 def test_a_follower_forgets_who_has_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import tempfile
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from skate.core.actors import ALIVE, PENDING, RESTARTING
-from skate.core.ledger import Ledger, Record, Standing
+from skate.core.ledger import Gang, Ledger, Record, Standing
 from skate.ids import ActorId, NodeId, process_id
 from skate.node.state_file import StateFile
 
@@ -33,11 +33,13 @@ class Model:
         #: detached actors of the heads -> how they stand
         self.actors: dict[ActorId, Standing] = {}
         self.specs: dict[ActorId, str] = {}  # with the job of each
+        self.groups: dict[bytes, Gang] = {}
 
     def copy(self) -> Model:
         other = Model()
         other.heads, other.nodes = list(self.heads), set(self.nodes)
         other.names, other.actors, other.specs = dict(self.names), dict(self.actors), dict(self.specs)
+        other.groups = dict(self.groups)
         return other
 
     def dies(self) -> None:
@@ -48,8 +50,14 @@ class Model:
             node = NodeId(actor[:4])
             if actor not in self.actors if node in self.heads else node not in self.nodes:
                 del self.names[key]
+        for group, gang in list(self.groups.items()):
+            life = gang.lives_with
+            nodes = [node if node in self.nodes else None for node in gang.nodes]
+            self.groups[group] = gang._replace(nodes=nodes)
+            if life is not None and life not in self.actors and (life[:4] not in self.nodes):
+                del self.groups[group]
         of_some = {NodeId(actor[:4]) for actor in self.actors} | set(self.heads[-1:])
-        self.heads = [head for head in self.heads if head in of_some]
+        self.heads = [head for head in self.heads if head in of_some or self.groups]
 
     def ends(self, actor: ActorId) -> None:
         self.actors.pop(actor, None)
@@ -65,6 +73,7 @@ class Model:
         assert {actor: each.standing for actor, each in kept.items()} == self.actors
         assert {actor: each.spec["environment"][0] for actor, each in kept.items()} == self.specs
         assert {job["id"] for job in ledger.jobs()} == set(self.specs.values())
+        assert dict(ledger.groups()) == self.groups
         for each in kept.values():
             assert each.about == (f"about {each.standing.name}" if each.standing.name else None)
 
@@ -206,6 +215,48 @@ class Heads(RuleBasedStateMachine):
             key = data.draw(st.sampled_from(sorted(elsewhere)))
             self.ledger.name_freed(key[1], key[0])
             del self.model.names[key]
+
+    @rule(
+        data=st.data(),
+        life=st.sampled_from(["nothing", "driver", "actor elsewhere", "actor"]),
+        name=NAMES,
+        bundles=st.integers(1, 3),
+    )
+    def a_group_is_made(self, data: st.DataObject, life: str, name: str, bundles: int) -> None:
+        number = next(self.serial)
+        lives_with: bytes | None = None
+        nodes = sorted(self.model.nodes)
+        if life == "actor" and self.model.actors:
+            lives_with = data.draw(st.sampled_from(sorted(self.model.actors)))
+        elif life != "nothing" and nodes:
+            node = data.draw(st.sampled_from(nodes))
+            lives_with = process_id(node, 1) if life == "driver" else actor_id(node, number)
+        taken = {gang.spec["name"] for gang in self.model.groups.values()}
+        spec = {"bundles": [{"CPU": 1}] * bundles, "name": "" if name in taken else name, "namespace": "x"}
+        self.group_stands(
+            process_id(node_id(number), 1) + bytes(8), Gang(spec, lives_with, False, [None] * bundles)
+        )
+
+    def group_stands(self, group: bytes, gang: Gang) -> None:
+        self.ledger.group_stands(group, gang)
+        self.model.groups[group] = gang
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.model.groups)
+    def a_group_is_placed(self, data: st.DataObject) -> None:
+        group = data.draw(st.sampled_from(sorted(self.model.groups)))
+        gang = self.model.groups[group]
+        nodes = st.sampled_from([self.me, *sorted(self.model.nodes)])
+        self.group_stands(
+            group, gang._replace(created=True, nodes=[at or data.draw(nodes) for at in gang.nodes])
+        )
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.model.groups)
+    def a_group_is_removed(self, data: st.DataObject) -> None:
+        group = data.draw(st.sampled_from(sorted(self.model.groups)))
+        self.ledger.group_removed(group)
+        del self.model.groups[group]
 
     # -- and how it dies
 

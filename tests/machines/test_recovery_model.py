@@ -67,6 +67,15 @@ class Worker:
         self.made = False
 
 
+class NoGroups:
+    """They have a model of their own: test_group_recovery_model."""
+
+    def recovered(self, kept: list[Any], former: list[NodeId]) -> None:
+        assert not kept
+
+    def life_ended(self, actor: ActorId) -> None: ...
+
+
 class Head:
     """The head's node, as far as actors go."""
 
@@ -85,7 +94,9 @@ class Head:
         )  # type: ignore[arg-type]  # fmt: skip
         self.roster = link.roster = Roster(row(me)._replace(head=True), in_cluster=True)
         self.actors.names.ledger = self.ledger
-        self.recovery = HeadRecovery(me, self.ledger, self.actors, self.jobs, lambda _: None, self.post)
+        self.recovery = HeadRecovery(
+            me, self.ledger, self.actors, NoGroups(), self.jobs, lambda _: None, self.post
+        )  # type: ignore[arg-type]
         self.recovery.begin(self.roster, lambda rows, _: None)
         self.awaited = {each["node"] for each in self.ledger.ledger.nodes()}
 
@@ -100,6 +111,9 @@ class Head:
     def wants(self, owner: ProcessId, *_: Any, **__: Any) -> None:
         assert owner not in self.wanted, "an actor is asked for twice"
         self.wanted[ActorId(owner)] = None  # type: ignore[arg-type]
+
+    def housed(self, actor: ProcessId, *_: Any) -> None:
+        assert actor not in self.wanted
 
     def actor_placed(self, actor: ActorId) -> None:
         assert actor not in self.wanted
@@ -278,7 +292,8 @@ class World(RuleBasedStateMachine):
             (each.actor, worker, each.lease, {"resources": {"CPU": 1.0}, "devices": []})
             for worker, each in self.workers[node].items()
         ]
-        self.head.recovery.called(node, [], housed)
+        self.head.actors.names.called(node, [])
+        self.head.recovery.called(node, housed)
         self.head.turn()
 
     @rule(data=st.data())

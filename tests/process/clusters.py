@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import skate
 import zmq
 from api.rendezvous import eventually
 from skate._c import frames
-from skate.cluster_utils import ClusterNode
+from skate.cluster_utils import Cluster, ClusterNode
 from skate.driver.nodes import ask_nodes
 from skate.ids import NodeId, ProcessId, process_id
 from skate.net.cluster_key import Keys
@@ -146,3 +147,42 @@ class Peer:
 
 def frame_of(*records: bytes) -> bytes:
     return frames.frame(list(records))
+
+
+class Heads:
+    """A cluster whose head can be killed and come back."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = folder / "state" / "head.sqlite"
+        self.cluster = Cluster()
+        self.back()
+
+    @property
+    def head(self) -> ClusterNode:
+        assert self.cluster.head_node is not None
+        return self.cluster.head_node
+
+    def back(self, **arguments: Any) -> None:
+        """A head starts, with what the last one has left."""
+        self.cluster.add_node(
+            **({"num_cpus": 4, "resources": {"head": 100}, "state_file": self.state} | arguments)
+        )
+
+    def kill(self) -> None:
+        self.cluster.remove_node(self.head, allow_graceful=False)
+
+    def stop(self) -> None:
+        self.cluster.remove_node(self.head)
+
+    def node(self, name: str) -> ClusterNode:
+        """One more, with a resource of this name."""
+        return self.cluster.add_node(num_cpus=2, resources={name: 100})
+
+    def wait_until_all_are_back(self) -> None:
+        everybody = {node.node_id for node in self.cluster.list_all_nodes()}
+        for node in self.cluster.list_all_nodes():
+            eventually(lambda node=node: living(node) == everybody, 20)
+
+
+def come_in(node: ClusterNode) -> None:
+    skate.init(address=node.session_dir, namespace="shared", log_to_driver=False)

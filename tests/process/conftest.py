@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import skate
+from skate.cluster_utils import ClusterNode
 
+from .clusters import Heads, Program
 from .drivers import Driver
 
 TESTS = str(Path(__file__).parents[1])
@@ -41,3 +44,24 @@ def start_driver(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
     yield start
     for driver in started:
         driver.kill()
+
+
+@pytest.fixture
+def heads(tmp_path: Path) -> Iterator[Heads]:
+    made = Heads(tmp_path)
+    yield made
+    skate.shutdown()
+    made.cluster.shutdown()
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Callable[[ClusterNode, str], Program]]:
+    started: list[Program] = []
+
+    def start(node: ClusterNode, text: str) -> Program:
+        started.append(Program(node, tmp_path, text))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()

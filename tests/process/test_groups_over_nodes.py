@@ -689,8 +689,9 @@ group.wait(5)
 # ------------------------------------------------------------------------------------------------------ another head
 
 
-def test_another_head_knows_of_no_groups(tmp_path: Path) -> None:
-    """While there is none, a group is used where it is; it ends when one comes. What waited is asked for again."""
+def test_a_fresh_head_knows_of_no_groups(tmp_path: Path) -> None:
+    """While there is none, a group is used where it is; it ends when one comes that does not take up what the last one
+    has left. What waited is asked for again."""
     key_file = str(tmp_path / "key")
     write_key(key_file, make_key())
 
@@ -718,7 +719,7 @@ def test_another_head_knows_of_no_groups(tmp_path: Path) -> None:
         )
         assert skate.get(where.options(**inside(group, index)).remote(), timeout=30) == second["node"]
         stuck = where.options(**inside(group, places.index(old["node"]))).remote()
-        start("--head", "--port", old["address"].rpartition(":")[2])
+        start("--head", "--fresh", "--port", old["address"].rpartition(":")[2])
         with pytest.raises(TaskPlacementGroupRemoved):
             skate.get(stuck, timeout=30)
         with pytest.raises(TaskPlacementGroupRemoved):

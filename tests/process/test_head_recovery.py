@@ -13,21 +13,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import skate
 from api.rendezvous import eventually
-from skate.cluster_utils import Cluster, ClusterNode
+from skate.cluster_utils import Cluster
 from skate.config import SESSIONS_FOLDER
 from skate.core.membership import RETURN_SECONDS
 from skate.driver.nodes import CannotJoin
 from skate.node.sessions import standing
 from skate.util import list_named_actors
 
-from .clusters import Program, living, log_of, rows
+from .clusters import Heads, come_in, living, log_of, rows
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -49,66 +49,6 @@ class Box:
     def raises(self):
         raise ValueError("on purpose")
 """
-
-
-class Heads:
-    """A cluster whose head can be killed and come back."""
-
-    def __init__(self, folder: Path) -> None:
-        self.state = folder / "state" / "head.sqlite"
-        self.cluster = Cluster()
-        self.back()
-
-    @property
-    def head(self) -> ClusterNode:
-        assert self.cluster.head_node is not None
-        return self.cluster.head_node
-
-    def back(self, **arguments: Any) -> None:
-        """A head starts, with what the last one has left."""
-        self.cluster.add_node(
-            **({"num_cpus": 4, "resources": {"head": 100}, "state_file": self.state} | arguments)
-        )
-
-    def kill(self) -> None:
-        self.cluster.remove_node(self.head, allow_graceful=False)
-
-    def stop(self) -> None:
-        self.cluster.remove_node(self.head)
-
-    def node(self, name: str) -> ClusterNode:
-        """One more, with a resource of this name."""
-        return self.cluster.add_node(num_cpus=2, resources={name: 100})
-
-    def wait_until_all_are_back(self) -> None:
-        everybody = {node.node_id for node in self.cluster.list_all_nodes()}
-        for node in self.cluster.list_all_nodes():
-            eventually(lambda node=node: living(node) == everybody, 20)
-
-
-@pytest.fixture
-def heads(tmp_path: Path) -> Iterator[Heads]:
-    made = Heads(tmp_path)
-    yield made
-    skate.shutdown()
-    made.cluster.shutdown()
-
-
-@pytest.fixture
-def program(tmp_path: Path) -> Iterator[Callable[[ClusterNode, str], Program]]:
-    started: list[Program] = []
-
-    def start(node: ClusterNode, text: str) -> Program:
-        started.append(Program(node, tmp_path, text))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.kill()
-
-
-def come_in(node: ClusterNode) -> None:
-    skate.init(address=node.session_dir, namespace="shared", log_to_driver=False)
 
 
 def called(handle: Any, seconds: float = 20) -> Any:

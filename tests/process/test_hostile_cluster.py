@@ -240,10 +240,10 @@ def about_groups(values: list[Any], group: TaskId, lives_with: bytes) -> list[An
     """What managers say of placement groups, to the head and from it."""
     said: list[Any] = [
         m.FollowGroup(group),
-        m.RemoveGroup(group),
+        m.RemoveGroup(1, group),
         m.FindGroup(1, "name", "space"),
-        m.LifeEnded(lives_with),
-        m.LifeEnded(b""),
+        m.LifeEnded(1, lives_with),
+        m.LifeEnded(1, b""),
         m.EndGroup(group),
         m.DropClaim(group),
         m.StateQuery(1, "groups"),

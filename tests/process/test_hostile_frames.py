@@ -164,7 +164,7 @@ def whole_messages(runtime: Any) -> list[bytes]:
         {"a": {"b": None}},
     ]
     found: list[Any] = [
-        m.RemoveGroup(task),
+        m.RemoveGroup(0, task),
         m.WatchGroup(task),
         m.GroupState(task, 99),
         m.FindGroup(-1, "", ""),

@@ -27,6 +27,8 @@ def machines_of(process: Any) -> Iterator[tuple[str, Any]]:
         yield "names", manager.actors.names.table
         yield "groups", manager.groups.directory
         yield "followed groups", manager.groups.followed
+        if manager.groups.ledger is not None:
+            yield "ledger", manager.groups.ledger.ledger
         yield "pulls", manager.puller.machine
         yield "roster", manager.cluster.roster
         if manager.cluster.register is not None:

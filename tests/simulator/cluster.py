@@ -5,12 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from skate._c import frames
+from skate.core.ledger import Record
 from skate.ids import NODE_ID_BYTES, NodeId
 
 from simulator.network import Network
 from simulator.node import Node
 from simulator.process import Driver, OwnerProcess
 from simulator.world import World
+
+
+class MemoryFile:
+    """A head's state file: what is written stays, whoever dies."""
+
+    named, path = True, "head.sqlite"
+
+    def __init__(self) -> None:
+        self._facts: dict[tuple[str, bytes], Any] = {}
+
+    def records(self) -> list[Record]:
+        return [Record(*key, _copy(body)) for key, body in self._facts.items()]
+
+    def write(self, records: list[Record]) -> None:
+        for kind, key, body in records:
+            if body is None:
+                self._facts.pop((kind, key), None)
+            else:
+                self._facts[kind, key] = _copy(body)
+
+    def close(self, *, remove: bool = False) -> None: ...
+
+
+def _copy(body: Any) -> Any:
+    """As it comes back from a file."""
+    [(_, (value,))] = frames.decode(frames.frame([frames.encode(1, b"X", (body,))]), [None, b"X"])
+    return value
 
 
 class Cluster:
@@ -23,6 +52,8 @@ class Cluster:
         self.nodes: dict[NodeId, Node] = {}
         self.drivers: list[Driver] = []
         self.head_address = ""
+        #: where the head writes down what it must know when it comes back; None: it comes back and knows nothing
+        self.state: MemoryFile | None = None
         #: told of each process that has run; set by who checks
         self.on_step: Callable[[Any], None] | None = None
         #: how often the zygote has no memory for a process

@@ -160,6 +160,8 @@ class Node:
         self._waking = False
         self.manager = self._make_manager(head, resources, labels)
         cluster.network.receivers[process_id(node, 0)] = self.receive
+        if head is None and cluster.state is not None:
+            self.manager.come_back(cluster.state)  # type: ignore[arg-type]
         self.run()
 
     def _make_manager(

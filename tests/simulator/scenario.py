@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, Final
 
 from simulator.checkers import Always, check_quiet, nothing_is_left_of_jobs
-from simulator.cluster import Cluster
+from simulator.cluster import Cluster, MemoryFile
 from simulator.faults import PLANS, Faults
 from simulator.network import SimClusterSockets
 from simulator.node import Node
@@ -99,6 +99,9 @@ class Scenario:
         world, random, plan = self.world, self.world.random, PLANS[self.plan]
         cluster = Cluster(world)
         ledger = world.ledger = Ledger(lossy=plan.lossy)
+        if plan.restart_head and random.random() < 0.7:
+            cluster.state = MemoryFile()
+            ledger.head_returns = True
         cluster.on_step = Always(cluster, self._size.check_every).after
         resources: dict[str, Any] = {"CPU": random.randrange(1, 4)}
         nodes = [cluster.add_node(resources) for _ in range(random.randrange(1, self._size.nodes + 1))]

@@ -22,7 +22,7 @@ from skate.exceptions import (
     WorkerCrashedError,
 )
 from skate.runtime import current
-from skate.util.placement_group import placement_group, remove_placement_group
+from skate.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from skate.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
     PlacementGroupSchedulingStrategy,
@@ -44,6 +44,8 @@ class Ledger:
     def __init__(self, *, lossy: bool) -> None:
         #: something is killed in this world: calls may fail for that
         self.lossy = lossy
+        #: the head comes back with what it knew: groups last until they are removed
+        self.head_returns = False
         self.begun = 0
         self.ended = 0
         self.lost = 0
@@ -340,7 +342,22 @@ class Program:
             for ref in refs:
                 if self._random.random() < 0.7 or not self._book.lossy:
                     self._get(ref, lambda value: value in (1, 2))
+            if self._book.head_returns:
+                self._keep(group, len(bundles))
         remove_placement_group(group)
+
+    def _keep(self, group: PlacementGroup, bundles: int) -> None:
+        """Uses a group for a while, which outlives heads."""
+        for _ in range(self._random.randrange(4)):
+            sleep(self._random.uniform(0.0, 1.5))
+            chosen = PlacementGroupSchedulingStrategy(group, self._random.randrange(-1, bundles))
+            ref = work.options(scheduling_strategy=chosen).remote(self._seconds(), 7)
+            try:
+                skate.get(ref, timeout=5.0)
+            except (GetTimeoutError, WorkerCrashedError):
+                pass
+            except TaskPlacementGroupRemoved as error:
+                raise Failed(f"nobody has removed it: {error}") from None
 
     def _where(self) -> None:
         """A task that is to be somewhere."""

@@ -103,7 +103,7 @@ def messages(value: Any, group: TaskId = GROUP) -> list[Any]:
         m.ClaimRoom(group, value),
         m.GroupStands(group, 1, value, value),
         m.GroupStands(group, 99, [], []),
-        m.LifeEnded(value if isinstance(value, bytes) else b""),
+        m.LifeEnded(1, value if isinstance(value, bytes) else b""),
     ]
 
 
@@ -124,6 +124,16 @@ def test_whatever_is_said_is_done_or_refused(me: NodeId) -> None:
                     pass
                 node.heard()
                 node.check()
+    for value in ODD:
+        for bundles in (value, [value], [(GROUP, value, value)]):
+            for sender in (OTHER, STRANGE):
+                try:
+                    node.groups.called(sender, bundles, value)
+                except ValueError:
+                    pass
+                node.groups.node_reported(sender, {})
+                node.heard()
+                node.check()
     assert node.groups._answers("group no hex")() is None  # type: ignore[misc]
 
 
@@ -139,15 +149,15 @@ def test_who_may_say_what() -> None:
         m.EndGroup(GROUP), m.ClaimRoom(GROUP, [{"CPU": ONE}]), m.DropClaim(GROUP), m.GroupStands(GROUP, 0, [], []),
     ]  # fmt: skip
     to_head = [
-        m.MakeGroup(0, GROUP, SPEC, MAKER), m.FollowGroup(GROUP), m.RemoveGroup(GROUP), m.FindGroup(1, "n", "s"),
-        m.LifeEnded(MAKER), m.BundlesPrepared(GROUP, 1, True, {}), m.RoomMade({}),
+        m.MakeGroup(0, GROUP, SPEC, MAKER), m.FollowGroup(GROUP), m.RemoveGroup(1, GROUP), m.FindGroup(1, "n", "s"),
+        m.LifeEnded(1, MAKER), m.BundlesPrepared(GROUP, 1, True, {}), m.RoomMade({}),
     ]  # fmt: skip
     for message in from_head():
         refused(other, message, STRANGE)
     for message in to_head:
         refused(head, message, STRANGE)
         refused(other, message, OTHER)
-    refused(head, m.LifeEnded(process_id(STRANGE, 1)), OTHER)
+    refused(head, m.LifeEnded(1, process_id(STRANGE, 1)), OTHER)
     refused(other, m.CommitBundles(GROUP, [0]), HEAD)
 
 
@@ -156,6 +166,9 @@ def test_a_group_from_its_making_to_its_end() -> None:
     head, other = Node(HEAD), Node(OTHER)
     head.groups.node_reported(OTHER, {"CPU": 2 * ONE})
     head.head.roster.on_rows([row(OTHER)])
+    head.heard()
+    assert not head.groups.directory.knows(OTHER), "it may have bundles"
+    head.groups.called(OTHER, [], [])
     head.say(m.MakeGroup(7, GROUP, SPEC, MAKER), OTHER)
     said = head.heard()
     orders = [message for to, message in said if isinstance(message, m.PrepareBundles)]
@@ -181,8 +194,10 @@ def test_a_group_from_its_making_to_its_end() -> None:
     head.say(m.FollowGroup(GROUP), OTHER)
     other.say(head.heard()[-1][1])
     assert other.groups.offered(GROUP.hex()) == head.groups.offered(GROUP.hex())
-    head.say(m.RemoveGroup(GROUP), OTHER)
-    for _, message in head.heard():
+    head.say(m.RemoveGroup(8, GROUP), OTHER)
+    *said, answer = head.heard()
+    assert answer == (manager_of(OTHER), m.StateReply(8, None)), "last, when it is sure"
+    for _, message in said:
         other.say(message)
     other.heard()
     assert other.scheduling.heard[-1] == head.scheduling.heard[-1] == ("ended", GROUP.hex())
@@ -198,6 +213,7 @@ def test_another_head_knows_nothing() -> None:
     pending, placed = GROUP, TaskId(MAKER + bytes(7) + b"\2")
     for group in (pending, placed):
         node.groups.followed.made(group, MAKER, m.MakeGroup(0, group, SPEC, MAKER))
+        node.groups.followed.registered(group, MAKER)
     node.say(m.PrepareBundles(placed, 1, {0: {"CPU": ONE}}))
     node.say(m.CommitBundles(placed, [0]))
     node.say(m.ClaimRoom(pending, [{"CPU": 2 * ONE}]))

@@ -98,6 +98,10 @@ class BundledResources(NodeResources):
         """The groups that have bundles here."""
         return list(self._pools)
 
+    def bundles(self) -> list[tuple[str, list[int], list[int]]]:
+        """Of each group that has bundles here: (its name, those that are prepared, those that are committed)."""
+        return [(name, list(pool.prepared), list(pool.committed)) for name, pool in self._pools.items()]
+
     def are_prepared(self, group: str, indexes: Iterable[int]) -> bool:
         """Whether `commit` of these bundles makes sense."""
         pool = self._pools.get(group)

@@ -9,8 +9,9 @@ Rules:
 * The head is asked about a group once, and then tells of every change of it, until it is removed.
 * Who has made a group hears of every change, others once it is CREATED or REMOVED.
 * What a process of this node has removed is removed here at once, whatever the head has yet to say.
-* A head that was started again knows no groups: those that were placed have ended with the one before. What was asked
-  of that one and not answered is asked again.
+* A head that has come back knows how groups stand, and is asked once more. Any other knows none: those that were placed
+  have ended, and those that were not, and that were made here, are asked for again. (What the head before has not
+  answered is asked again anyway, see node.head.)
 
 Invariant (`check`): nobody waits for what is known.
 """
@@ -44,7 +45,7 @@ class AskAgain(NamedTuple):
 class Followed:
     """A group as this node knows it."""
 
-    __slots__ = ("bundles", "maker", "nodes", "request", "state", "watchers")
+    __slots__ = ("asked", "bundles", "maker", "nodes", "request", "state", "watchers")
 
     def __init__(self) -> None:
         #: None until the head has told
@@ -55,6 +56,8 @@ class Followed:
         #: the process of this node that has made it, and what the head was asked then; opaque here
         self.maker: ProcessId | None = None
         self.request: Any = None
+        #: that is not answered
+        self.asked = False
         self.watchers: set[ProcessId] = set()
 
 
@@ -65,11 +68,19 @@ class FollowedGroups(Machine):
         super().__init__()
         self.groups: dict[bytes, Followed] = {}
         self._removed: dict[bytes, None] = {}
+        #: process of this node -> the newest of the groups that it has made
+        self._newest: dict[ProcessId, bytes] = {}
 
     def made(self, group: bytes, maker: ProcessId, request: Any) -> None:
         """A process of this node makes the group: the head is asked for it with `request`, and tells how it stands."""
         followed = self.groups.setdefault(group, Followed())
-        followed.maker, followed.request = maker, request
+        followed.maker, followed.request, followed.asked = maker, request, True
+
+    def registered(self, group: bytes, maker: ProcessId) -> None:
+        """The head has answered: it has the group. The maker lives. Answers come in the order of what was made."""
+        self._newest[maker] = group
+        if group in self.groups:
+            self.groups[group].asked = False
 
     def refused(self, group: bytes) -> None:
         """The head does not make it: its name is taken."""
@@ -117,20 +128,29 @@ class FollowedGroups(Machine):
 
     def process_left(self, process: ProcessId) -> None:
         """A process of this node has ended."""
+        self._newest.pop(process, None)
         for followed in self.groups.values():
             followed.watchers.discard(process)
             if followed.maker == process:
                 followed.maker = None
 
-    def head_changed(self) -> None:
-        """Another head has come, which knows of no group."""
-        for group, followed in list(self.groups.items()):
-            if followed.request is not None:
+    def head_changed(self, *, remembers: bool) -> None:
+        """Another head has come; whether it knows what the last one knew."""
+        for group, followed in sorted(self.groups.items()):
+            if followed.asked and followed.state is None:
+                continue  # whoever has asked asks again
+            if remembers:
+                self._effects.append(Follow(group))
+            elif followed.request is not None:
                 self._effects.append(AskAgain(followed.request))
-            elif followed.state is None:
+            elif followed.state in (None, PENDING):
                 self._effects.append(Follow(group))
             else:
                 self.told(group, REMOVED, (), ())
+
+    def newest(self) -> list[bytes]:
+        """Of each process of this node that makes groups, the newest that a head has had. For the one that has come."""
+        return list(self._newest.values())
 
     def is_gone(self, group: bytes) -> bool:
         """Whether it is known that nothing can ever run in the group."""

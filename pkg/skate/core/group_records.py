@@ -5,7 +5,7 @@ Owns nothing: the records are core.groups', which alone changes them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from skate.core import group_names
@@ -85,9 +85,33 @@ class WarnGroup(NamedTuple):
     group: Group
 
 
+class KeepGroup(NamedTuple):
+    """Effect: write down how the group stands; of a REMOVED one, that it is no more."""
+
+    group: Group
+
+
 #: what a node is to do
 Order = PrepareBundles | CommitBundles | ReturnBundles | EndGroup | ClaimRoom | DropClaim
-Effect = Order | TellGroup | WarnGroup
+Effect = Order | TellGroup | WarnGroup | KeepGroup
+
+
+class HeldBundles(NamedTuple):
+    """What a node has of a group."""
+
+    group: bytes
+    prepared: Sequence[int]
+    committed: Sequence[int]
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> HeldBundles:
+        """ValueError where it is none."""
+        if not isinstance(plain, list | tuple) or len(plain) != 3 or not isinstance(plain[0], bytes):
+            raise ValueError(f"no node has of a group {plain!r:.60}")
+        for indexes in plain[1:]:
+            if not isinstance(indexes, list | tuple) or not all(type(index) is int for index in indexes):
+                raise ValueError(f"bundles are named by a list of numbers, not {indexes!r:.60}")
+        return cls(*plain)
 
 
 class GroupSpec(NamedTuple):
@@ -131,6 +155,19 @@ class GroupSpec(NamedTuple):
             selectors=tuple(parse_selector(selector) for selector in selectors),
             target=None if target is None else NodeId(target),
         )
+
+    def kept(self) -> dict[str, Any]:
+        """As a head writes it down."""
+        return self._asdict() | {"bundles": [bundle.units() for bundle in self.bundles]}
+
+    @classmethod
+    def from_kept(cls, kept: Mapping[str, Any]) -> GroupSpec:
+        """What `kept` gave, also when it has been in a file."""
+        selectors = tuple(
+            tuple((label, operator, tuple(values)) for label, operator, values in selector)
+            for selector in kept["selectors"]
+        )
+        return cls(**{**kept, "bundles": bundles_from(kept["bundles"]), "selectors": selectors})
 
 
 def bundles_from(plain: Any) -> tuple[ResourceSet, ...]:

@@ -2,8 +2,7 @@
 
 Pure. There is one directory in a cluster, the head's. State: the nodes as they were last told of, a Group for each that
 is not removed, the queue of those that wait to be placed, the table of names, and the last ones that were removed.
-Events are the methods below; `decide` places what can be placed and gives the effects. What must be written down for
-a directory to be built again: of each group its id, spec, what it lives with and `nodes`. A group's life:
+Events are the methods below; `decide` places what can be placed and gives the effects. A group's life:
 
     PENDING -> CREATED -> REMOVED
                  |  ^
@@ -27,14 +26,22 @@ Rules:
   managers whose processes have to do with it. Others hear once.
 
 Whoever asks about a group before its maker's word has come is told later, and who removes it is obeyed then; ids of one
-maker rise, so an id below its newest is of a group that was removed. Invariants: see `check`.
+maker rise, so an id below its newest is of a group that was removed.
+
+A head that comes back builds its directory again (`recovered`) from what the last one wrote down: KeepGroup says when,
+before anybody hears of that. Nodes then say which bundles they have as they join again, and nothing is placed on one
+before: what was written as there and is not there is placed again, what is there and was not written is given back.
+Managers say what their processes have made (`makers_called`), so who asks about a group that is gone hears that.
+
+Invariants: see `check`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from skate.core.group_nodes import GroupNode
 from skate.core.group_records import (
     CREATED,
     PENDING,
@@ -47,6 +54,8 @@ from skate.core.group_records import (
     EndGroup,
     Group,
     GroupSpec,
+    HeldBundles,
+    KeepGroup,
     PrepareBundles,
     ReturnBundles,
     TellGroup,
@@ -61,66 +70,6 @@ from skate.ids import NodeId, ProcessId, manager_of, node_of, owner_of
 REMOVED_REMEMBERED: Final = 1_000
 
 
-class _Node:
-    """A node, and what groups hold of it."""
-
-    __slots__ = ("_asked_units", "asked", "reserved", "view")
-
-    def __init__(self, view: NodeView) -> None:
-        self.view = view
-        #: (group, attempt) -> bundles that it was asked to prepare, and has not answered
-        self.asked: dict[tuple[bytes, int], list[ResourceSet]] = {}
-        #: their sum
-        self._asked_units: dict[str, int] = {}
-        #: units that bundles hold, committed or being prepared
-        self.reserved: dict[str, int] = {}
-
-    def reserve(self, demand: ResourceSet, sign: int) -> None:
-        """Counts a bundle in (1) or out (-1); what is available is guessed until the node tells."""
-        for name, units in demand.items():
-            held = self.reserved.get(name, 0) + sign * units
-            if held:
-                self.reserved[name] = held
-            else:
-                del self.reserved[name]
-            available = self.view.available.get(name, 0) - sign * units
-            self.view.set_free(name, max(0, min(self.view.total.get(name, 0), available)))
-
-    def asks(self, group: bytes, attempt: int, demands: list[ResourceSet]) -> None:
-        """The node is asked to prepare these bundles."""
-        self.asked[group, attempt] = demands
-        for demand in demands:
-            self.reserve(demand, 1)
-            for name, units in demand.items():
-                self._asked_units[name] = self._asked_units.get(name, 0) + units
-
-    def answered(self, group: bytes, attempt: int) -> bool:
-        """It has answered that; False where it was not asked."""
-        demands = self.asked.pop((group, attempt), None)
-        for demand in demands or ():
-            for name, units in demand.items():
-                self._asked_units[name] -= units
-        return demands is not None
-
-    def check(self) -> None:
-        """Raises AssertionError if what it was asked for is not counted right."""
-        units: dict[str, int] = {}
-        for demands in self.asked.values():
-            for demand in demands:
-                for name, amount in demand.items():
-                    units[name] = units.get(name, 0) + amount
-        if units != {name: amount for name, amount in self._asked_units.items() if amount}:
-            raise AssertionError(f"{self.view} is asked for {units}, counted as {self._asked_units}")
-
-    def told(self, available: Mapping[str, int]) -> bool:
-        """The node has said what it has free; whether that is more of something than was known."""
-        before, now = self.view.available, dict(available)
-        for name, units in self._asked_units.items():
-            now[name] = max(0, now.get(name, 0) - units)
-        self.view.set_all_free(now)
-        return any(units > before.get(name, 0) for name, units in now.items())
-
-
 class GroupDirectory:
     """All placement groups of a cluster."""
 
@@ -128,7 +77,9 @@ class GroupDirectory:
         self.groups: dict[bytes, Group] = {}
         self.names: dict[tuple[str, str], Group] = {}
         self.removed_groups: dict[bytes, Group] = {}
-        self._nodes: dict[NodeId, _Node] = {}
+        self._nodes: dict[NodeId, GroupNode] = {}
+        #: nodes that had bundles when the last head died, and have not joined again
+        self._away: set[NodeId] = set()
         #: those that wait to be placed, in turn: of dead nodes, then new ones
         self._rescheduling: dict[bytes, Group] = {}
         self._pending: dict[bytes, Group] = {}
@@ -150,10 +101,52 @@ class GroupDirectory:
 
     # --------------------------------------------------------------------------------------------------- the nodes
 
-    def node_joined(self, view: NodeView) -> None:
-        """A node is there, with nothing of any group. The view is the directory's from here on."""
-        self._nodes[view.id] = _Node(view)
+    def node_joined(self, view: NodeView, held: Iterable[HeldBundles] = ()) -> None:
+        """A node is there, and has these bundles. The view is the directory's from here on."""
+        node = view.id
+        known = self._nodes[node] = GroupNode(view)
         self._nodes_changed()
+        there = {bundles.group: self._confirmed(known, bundles) for bundles in held}
+        if node in self._away:
+            self._away.discard(node)
+            for group in self.groups.values():
+                self._lose(group, node, there.get(group.id, ()))
+
+    def _confirmed(self, known: GroupNode, held: HeldBundles) -> Collection[int]:
+        """A node that joins again has these bundles of a group: gives those that it keeps."""
+        node, group = known.view.id, self.groups.get(held.group)
+        if group is None:
+            self._effects.append(TellGroup(held.group, REMOVED, (manager_of(node),)))
+            return ()
+        mine = {index for index, at in enumerate(group.nodes) if at == node}
+        if not mine.issuperset(held.committed):  # what it may use is written down before it is told
+            self._effects.append(EndGroup(node, group))
+            return ()
+        told = tuple(sorted(mine.intersection(held.prepared)))
+        if told:
+            self._effects.append(
+                CommitBundles(node, group, told)
+            )  # the last head died before it could say so
+        if len(told) < len(held.prepared):
+            self._effects.append(ReturnBundles(node, group, tuple(sorted(set(held.prepared) - mine))))
+        kept = mine.intersection((*held.committed, *told))
+        for index in kept:
+            known.keeps(group.spec.bundles[index])
+        return kept
+
+    def _lose(self, group: Group, node: NodeId, kept: Collection[int] = ()) -> None:
+        """The node has none of the group's bundles any more, but for those `kept`: they are placed again."""
+        lost = [index for index, at in enumerate(group.nodes) if at == node and index not in kept]
+        if not lost:
+            return
+        self._give_up_attempt(group)  # it was for the others alone
+        for index in lost:
+            group.nodes[index] = None
+        self._effects.append(KeepGroup(group))
+        if group.state == CREATED:
+            group.state = RESCHEDULING
+            self._rescheduling[group.id] = group
+            self._tell(group)
 
     def knows(self, node: NodeId) -> bool:
         return node in self._nodes
@@ -178,27 +171,21 @@ class GroupDirectory:
         for group in list(self.groups.values()):
             if group.lives_with is not None and node_of(group.lives_with) == node:
                 self.removed(group.id)
-        if self._nodes.pop(node, None) is None:
-            return
         self._nodes_changed()
+        if self._nodes.pop(node, None) is None and node not in self._away:
+            return
+        self._away.discard(node)
         self._effects = [
             effect
             for effect in self._effects
-            if isinstance(effect, (TellGroup, WarnGroup)) or effect.node != node
+            if isinstance(effect, (TellGroup, WarnGroup, KeepGroup)) or effect.node != node
         ]
         for group in self.groups.values():
             group.claims.pop(node, None)
             group.avoids.discard(node)
-            if node in group.target.values() or (group.target and node in group.nodes):
-                self._give_up_attempt(group)  # the next one is for all bundles that are missing then
-            if node in group.nodes:
-                for index, at in enumerate(group.nodes):
-                    if at == node:
-                        group.nodes[index] = None
-                if group.state == CREATED:
-                    group.state = RESCHEDULING
-                    self._rescheduling[group.id] = group
-                    self._tell(group)
+            if node in group.target.values():
+                self._give_up_attempt(group)
+            self._lose(group, node)
 
     def _more_is_free(self, node: NodeId) -> None:
         self._dirty = True
@@ -220,11 +207,13 @@ class GroupDirectory:
         `follower`: who hears how it stands in its maker's place.
         """
         key = (spec.namespace, spec.name)
-        if spec.name and key in self.names:
-            other = self.names[key]
-            return None if other.id == group_id else other
-        if group_id in self.groups or self._is_old(group_id):
-            return None  # said twice
+        other = self.names.get(key) if spec.name else None
+        if other is not None and other.id != group_id:
+            return other
+        if group_id in self.groups or self._is_old(group_id):  # said twice
+            if follower is not None:
+                self.watched(group_id, follower, owner_lives=True)
+            return None
         group = self.groups[group_id] = self._pending[group_id] = Group(group_id, spec, lives_with, now)
         self._newest[group.owner] = group_id
         group.followers.add(group.owner if follower is None else follower)
@@ -232,6 +221,7 @@ class GroupDirectory:
             self._watches(group, process)
         if spec.name:
             self.names[key] = group
+        self._effects.append(KeepGroup(group))
         self._fresh.append(group)
         if group_id in self._unwanted or group.lives_with in self._ends:
             self._unwanted.discard(group_id)
@@ -252,16 +242,18 @@ class GroupDirectory:
         self._rescheduling.pop(group_id, None)
         if self.names.get((group.spec.namespace, group.spec.name)) is group:
             del self.names[group.spec.namespace, group.spec.name]
+        group.state = REMOVED
+        self._effects.append(KeepGroup(group))
         for node in group.claims:
             self._effects.append(DropClaim(node, group))
         group.claims = {}
         self._give_up_attempt(group)
         for node in group.placed_on:
-            self._effects.append(EndGroup(node, group))
+            if node in self._nodes:  # else it is told when it joins
+                self._effects.append(EndGroup(node, group))
         for index, at in enumerate(group.nodes):
-            if at is not None:
+            if at in self._nodes:
                 self._nodes[at].reserve(group.spec.bundles[index], -1)
-        group.state = REMOVED
         if by is not None:
             group.followers.discard(by)
             group.watchers.discard(by)
@@ -297,6 +289,45 @@ class GroupDirectory:
         self._newest.pop(process, None)
         if any(group.lives_with == process for group in self.groups.values()):
             self.ended(process)
+
+    # ------------------------------------------------------------------------------------------- a head comes back
+
+    def recovered(
+        self,
+        group_id: bytes,
+        spec: GroupSpec,
+        lives_with: Any,
+        nodes: Sequence[NodeId | None],
+        now: float,
+        *,
+        created: bool,
+    ) -> None:
+        """A group as it stood when the last head died. `created`: it was whole once. Its nodes join again, or die."""
+        group = self.groups[group_id] = Group(group_id, spec, lives_with, now)
+        group.nodes = list(nodes)
+        if spec.name:
+            self.names[spec.namespace, spec.name] = group
+        if not created:
+            self._pending[group_id] = group
+        elif None in group.nodes:
+            group.state = RESCHEDULING
+            self._rescheduling[group_id] = group
+        else:
+            group.state = CREATED
+        if created:
+            group.created_at = now
+        self._away.update(node for node in group.placed_on if node not in self._nodes)
+        self._dirty = True
+
+    def makers_called(self, newest: Iterable[bytes]) -> None:
+        """Of processes that make groups, the newest of each: those before it that are not there will not come."""
+        for group_id in newest:
+            maker = owner_of(group_id)
+            self._newest[maker] = max(group_id, self._newest.get(maker, b""))
+        for awaited in [awaited for awaited in self._awaited if self._is_old(awaited)]:
+            watchers = self._awaited.pop(awaited)
+            self._effects.append(TellGroup(awaited, REMOVED, tuple(sorted(watchers))))
+        self._unwanted = {group_id for group_id in self._unwanted if not self._is_old(group_id)}
 
     # -------------------------------------------------------------------------------------------- what anybody asks
 
@@ -435,6 +466,7 @@ class GroupDirectory:
             self._effects.append(ReturnBundles(node, group, tuple(indexes)))
 
     def _commit(self, group: Group, now: float) -> None:
+        self._effects.append(KeepGroup(group))
         for node in sorted(set(group.target.values())):
             indexes = tuple(sorted(index for index, at in group.target.items() if at == node))
             self._effects.append(CommitBundles(node, group, indexes))
@@ -477,7 +509,7 @@ class GroupDirectory:
                     self._effects.append(WarnGroup(group))
 
     @staticmethod
-    def _without_tasks(node: _Node) -> NodeView:
+    def _without_tasks(node: GroupNode) -> NodeView:
         """The node as it would be if only groups held something of it."""
         view, reserved = node.view, node.reserved
         free = {name: units - reserved.get(name, 0) for name, units in view.total.items()}
@@ -509,11 +541,15 @@ class GroupDirectory:
             for index, at in (*enumerate(group.nodes), *group.target.items()):
                 if at is None:
                     continue
+                if at in self._away:
+                    continue
                 if at not in reserved:
                     raise AssertionError(f"{group} has bundle {index} on {at.hex()}, which is gone")
                 for name, units in group.spec.bundles[index].items():
                     reserved[at][name] = reserved[at].get(name, 0) + units
             _check_strategy(group)
+        if self._away & self._nodes.keys():
+            raise AssertionError(f"{self._away} are away, and {list(self._nodes)} there")
         for node, amounts in reserved.items():
             known = self._nodes[node]
             known.check()

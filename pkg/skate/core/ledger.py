@@ -11,24 +11,28 @@ record is kept, and that is all that a file has to hold.
     actor   actor id            a Standing: a detached actor in the directory of a head's node
     spec    actor id            how to make it
     job     job id              what workers of its program need to know
+    group   group id            a Gang: a placement group
 
 Rules:
 
-* Only what outlives the head's node is kept: detached actors that were made there, all names, all nodes.
+* Only what outlives the head's node is kept: detached actors that were made there, all names, all nodes, the placement
+  groups that do not live with a driver of that node.
 * A name is written down before the actor that has it, and an actor's end before its name is free. So an actor that is
   kept has its name after every record, not only after each transaction.
 * The next head `mend`s what it finds: what the end of the log has cut in two is dropped, and so is what died with the
-  node of the last head (names of actors that were not detached), and earlier heads of which no actor is left. It tells
-  which actors are lost by that.
+  node of the last head (names of actors that were not detached, bundles of groups), groups whose drivers or actors can
+  not come back, and earlier heads of which no actor is left, and no group (a node may have met none since, and ends its
+  bundles where the head does not say that it is that one). It tells which actors are lost by that.
 
 Invariants (`check`), after every record of a log: an actor is of one of the heads, and has its name if it is to have
-one; a name leads to one actor. And once it is mended: an actor has its spec, a spec its actor and its job, a job an
-actor; a name is of an actor that is kept, or of a node that is.
+one; a name leads to one actor, or one group; a group that was never whole is nowhere. And once it is mended: an actor
+has its spec, a spec its actor and its job, a job an actor; a name is of an actor that is kept, or of a node that is; a
+group has its bundles on nodes that are kept, and lives with an actor that is, or with a driver or actor of such a node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from skate.ids import ActorId, NodeId, node_of
@@ -39,7 +43,8 @@ NAME: Final = "name"
 ACTOR: Final = "actor"
 SPEC: Final = "spec"
 JOB: Final = "job"
-KINDS: Final = (HEAD, NODE, NAME, ACTOR, SPEC, JOB)
+GROUP: Final = "group"
+KINDS: Final = (HEAD, NODE, NAME, ACTOR, SPEC, JOB, GROUP)
 
 
 class Record(NamedTuple):
@@ -61,6 +66,15 @@ class Standing(NamedTuple):
     worker: bytes  #: the process that it is in; empty: none
     lease: int
     allocation: Any
+
+
+class Gang(NamedTuple):
+    """How a placement group stands."""
+
+    spec: Mapping[str, Any]  #: what its maker says of it
+    lives_with: bytes | None  #: the driver or detached actor with which it ends; None: it is detached
+    created: bool  #: it was whole once
+    nodes: Sequence[NodeId | None]  #: where each bundle is
 
 
 class Kept(NamedTuple):
@@ -117,6 +131,10 @@ class Ledger:
             kept.append(Kept(ActorId(actor), standing, about, self._facts[SPEC][actor]))  # type: ignore[arg-type]
         return kept
 
+    def groups(self) -> list[tuple[bytes, Gang]]:
+        """The placement groups by their ids, once what was found is mended."""
+        return [(group, Gang(*body)) for group, body in self._facts[GROUP].items()]
+
     # ------------------------------------------------------------------------------------------------------- events
 
     def head_began(self, node: NodeId) -> None:
@@ -159,6 +177,13 @@ class Ledger:
             if all(_job_of(other) != job for other in self._facts[SPEC].values()):
                 self._drop(JOB, job)
 
+    def group_stands(self, group: bytes, gang: Gang) -> None:
+        """A placement group was made, or something about it has changed."""
+        self._put(GROUP, group, tuple(gang))
+
+    def group_removed(self, group: bytes) -> None:
+        self._drop(GROUP, group)
+
     def mend(self) -> list[tuple[ActorId, Standing]]:
         """Another head takes this up: drops what cannot go on without the last one; gives the actors among that."""
         heads = self._facts[HEAD]
@@ -181,11 +206,27 @@ class Ledger:
             node = node_of(holder)
             if holder not in actors if node in heads else node not in self._facts[NODE]:
                 self._drop(NAME, key)
+        self._mend_groups()
         needed_heads = {node_of(actor) for actor in actors}
         for head in self.heads()[:-1]:
-            if head not in needed_heads:
+            if head not in needed_heads and not self._facts[GROUP]:
                 self._drop(HEAD, head)
         return lost
+
+    def _mend_groups(self) -> None:
+        nodes = self._facts[NODE]
+        for group, gang in self.groups():
+            if not self._may_live(gang.lives_with):
+                self.group_removed(group)
+            elif any(node is not None and node not in nodes for node in gang.nodes):
+                there = [node if node in nodes else None for node in gang.nodes]
+                self.group_stands(group, gang._replace(nodes=there))
+
+    def _may_live(self, lives_with: bytes | None) -> bool:
+        if lives_with is None:
+            return True
+        node = node_of(lives_with)
+        return lives_with in self._facts[ACTOR] if node in self._facts[HEAD] else node in self._facts[NODE]
 
     # -------------------------------------------------------------------------------------------------------- rules
 
@@ -226,6 +267,13 @@ class Ledger:
         holders = [holder for holder, _ in names.values()]
         if len(set(holders)) != len(holders):
             raise AssertionError(f"an actor has two names: {names}")
+        groups = self.groups()
+        called = [(gang.spec["namespace"], gang.spec["name"]) for _, gang in groups if gang.spec["name"]]
+        if len(set(called)) != len(called):
+            raise AssertionError(f"two groups have one name: {called}")
+        for group, gang in groups:
+            if len(gang.nodes) != len(gang.spec["bundles"]) or (not gang.created and any(gang.nodes)):
+                raise AssertionError(f"group {group.hex()} is {gang}")
         if not mended:
             return
         specs, jobs = self._facts[SPEC], self._facts[JOB]
@@ -238,6 +286,11 @@ class Ledger:
                 node_of(holder) in heads or node_of(holder) not in self._facts[NODE]
             ):
                 raise AssertionError(f"a name is of actor {holder.hex()}, which nobody has")
+        for group, gang in groups:
+            if not self._may_live(gang.lives_with):
+                raise AssertionError(f"group {group.hex()} lives with what is gone")
+            if any(node is not None and node not in self._facts[NODE] for node in gang.nodes):
+                raise AssertionError(f"group {group.hex()} is on nodes that are gone: {gang.nodes}")
 
 
 def _key_of(namespace: str, name: str) -> bytes:

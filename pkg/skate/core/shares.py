@@ -2,8 +2,8 @@
 
 Pure. State: what each owner of this node wants, how much of it every node was asked for, and how that stands there; the
 nodes as they were told of last, less what they were asked for since. Events: wanted, stands, owner_left, node_died,
-look_again, group_changed, group_ended, actor_placed. They only note what happened; `decide` then splits what waits
-anew, and says what changes. Effects: Ask, Refuse.
+look_again, group_changed, group_ended, actor_placed, housed. They only note what happened; `decide` then splits what
+waits anew, and says what changes. Effects: Ask, Refuse.
 
 Rules:
 
@@ -160,17 +160,30 @@ class Shares:
 
         `near`: see Split.
         """
+        split = self._split_of(owner, class_id, demand, where, for_actor=for_actor)
+        split.details = details
+        split.leaves = None
+        split.near = near
+        split.wanted = wanted
+        self._to_split[owner, class_id] = split
+
+    def housed(self, actor: ProcessId, demand: ResourceSet, where: Where, node: NodeId) -> None:
+        """An actor has a worker on the node, for which the node of another head has asked."""
+        split = self._split_of(actor, 0, demand, where, for_actor=True)
+        self._number += 1
+        share = split.shares[node] = Share()
+        share.number, share.held = self._number, True
+
+    def _split_of(
+        self, owner: ProcessId, class_id: int, demand: ResourceSet, where: Where | None, *, for_actor: bool
+    ) -> Split:
         key = owner, class_id
         split = self.splits.get(key)
         if split is None:
             split = self.splits[key] = Split(owner, class_id, demand, where or _ANYWHERE, for_actor)
             if demand.group is not None:
                 self._in_group.setdefault(demand.group, {})[key] = split
-        split.details = details
-        split.leaves = None
-        split.near = near
-        split.wanted = wanted
-        self._to_split[key] = split
+        return split
 
     def stands(
         self,

@@ -147,9 +147,12 @@ class NodeActors:
         self._leases[actor] = lease.id, granted_allocation(lease)
         self.directory.placed(actor, lease.worker.id)
 
-    def housed(self, actor: ActorId, lease: int, allocation: dict[str, Any]) -> None:
+    def housed(self, actor: ActorId, worker: ProcessId, lease: int, allocation: dict[str, Any]) -> None:
         """The actor had this lease of a worker when the last head died."""
         self._leases[actor] = lease, allocation
+        spec = self.directory.actors[actor].spec
+        demand, where = ResourceSet(spec["demand"]), where_from(spec["where"])
+        self._scheduling.housed(ProcessId(actor), demand, where, node_of(worker))
 
     def placed_elsewhere(
         self, node: Any, actor: ActorId, worker: bytes, lease: int, may: Any, why: str

@@ -16,6 +16,7 @@ from skate.core.group_records import (
     ClaimRoom,
     CommitBundles,
     EndGroup,
+    HeldBundles,
     Order,
     PrepareBundles,
     ReturnBundles,
@@ -91,11 +92,19 @@ class NodeBundles:
         """The group is removed: nothing runs in it, or waits for it, any more."""
         self._admission.group_ended(group)
 
-    def end_all(self) -> None:
-        """The head that had the directory is gone, and another one has come."""
+    def head_changed(self, *, remembers: bool) -> None:
+        """The head that had the directory is gone, and another one has come, which has its directory, or has not."""
         self._admission.claims_dropped()
-        for group in self._admission.resources.groups:
-            self._admission.group_ended(bytes.fromhex(group))
+        if not remembers:
+            for group in self._admission.resources.groups:
+                self._admission.group_ended(bytes.fromhex(group))
+
+    def held(self) -> list[HeldBundles]:
+        """What this node has of groups."""
+        return [
+            HeldBundles(bytes.fromhex(group), prepared, committed)
+            for group, prepared, committed in self._admission.resources.bundles()
+        ]
 
     # ----------------------------------------------------------------------------------------------- from the head
 

@@ -141,7 +141,7 @@ class NodeCluster:
         assert self.register is not None
         self.ledger, self.recovery = ledger, recovery
         recovery.begin(self.roster, self.register.on_recovered)
-        self.handle({m.RollCall.code: recovery.called})  # type: ignore[attr-defined]
+        self.roster.on_rows(self.register.rows())  # before anybody looks who lives
 
     @property
     def address(self) -> str:

@@ -1,16 +1,18 @@
 """The placement groups, as one node has to do with them: what processes say of groups, and who hears how they stand.
 
-State: on the head, and on a node that is in no cluster, the directory of the cluster's groups (core.groups); on others
-the groups that their processes have to do with (core.followed_groups). Those pass on to the head what their processes
-say. The bundles of a node are in its admission, see node.bundles.
+State: on the head, and on a node that is in no cluster, the directory of the cluster's groups (core.groups), and the
+answers that wait until what they say is written down; on others the groups that their processes have to do with
+(core.followed_groups). Those pass on to the head what their processes say. The bundles of a node are in its admission,
+see node.bundles.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from time import monotonic
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from skate.core.followed_groups import AskAgain, Follow, FollowedGroups
 from skate.core.group_names import parse
@@ -21,6 +23,8 @@ from skate.core.group_records import (
     STATE_NAMES,
     Group,
     GroupSpec,
+    HeldBundles,
+    KeepGroup,
     TellGroup,
     WarnGroup,
     bundles_from,
@@ -47,6 +51,10 @@ from skate.node.head import HeadLink
 from skate.node.scheduling import NodeScheduling
 from skate.wire import messages as m
 
+if TYPE_CHECKING:
+    from skate.core.ledger import Gang
+    from skate.node.ledger import NodeLedger
+
 log = logging.getLogger("skate.node")
 
 #: what is asked of the head in StateQuery: (bundles, strategy, feasible) of each group that waits to be placed
@@ -70,6 +78,8 @@ class NodeGroups:
     """The placement groups of a node. `hooks` is set once the node manager has them."""
 
     hooks: Hooks
+    #: of a head that is to come back
+    ledger: NodeLedger | None = None
 
     def __init__(
         self, node: NodeId, labels: dict[str, str], bundles: NodeBundles, head: HeadLink, post: Post
@@ -87,6 +97,10 @@ class NodeGroups:
         self._version = 0
         #: nodes that have reported, and so know who the head is, and are not the directory's yet: what they have free
         self._reported: dict[NodeId, Mapping[str, int]] = {}
+        #: what such nodes have of groups, where they have said so
+        self._called: dict[NodeId, list[HeldBundles]] = {}
+        #: gives answers; when what has been decided before is done
+        self._owed: list[Callable[[], None]] = []
         #: processes of other nodes of whose deaths this one, the head, has asked to be told
         self._watched: set[ProcessId] = set()
         head.on_new_head.append(self._head_changed)
@@ -124,28 +138,28 @@ class NodeGroups:
         lives_with = _id_of_actor(spec.get("actor")) or process.job.driver
         if self._head.is_here:
             other = self.directory.created(group, checked, lives_with, monotonic())
-            self._watch_driver(lives_with)
+            self._end_if_over(lives_with)
             if token:
-                self._post(process.id, m.StateReply(token, other and other.id))
+                self._owe_here(process.id, token, other and other.id)
             return
         request = m.MakeGroup(0, group, spec, lives_with)
         self.followed.made(group, process.id, request)
-        if not token:
-            self._head.tell(request)
-            return
 
         def answered(other: Any) -> None:
             if other is not None:
                 self.followed.refused(group)
-            self._post_if_it_lives(process.id, m.StateReply(token, other))
+            elif self.hooks.lives(process.id):
+                self.followed.registered(group, process.id)
+            if token:
+                self._post_if_it_lives(process.id, m.StateReply(token, other))
 
         self._head.ask(lambda number: request._replace(token=number), answered)
 
-    def _remove(self, process: Any, group: TaskId) -> None:
+    def _remove(self, process: Any, _: int, group: TaskId) -> None:
         if self._head.is_here:
             self.directory.removed(group, process.id, awaited=self._may_live(owner_of(group)))
         else:
-            self._head.tell(m.RemoveGroup(group))
+            self._head.ask(lambda number: m.RemoveGroup(number, group), _done)
             self.followed.told(group, REMOVED, (), ())
 
     def _watch(self, process: Any, group: TaskId) -> None:
@@ -155,13 +169,19 @@ class NodeGroups:
             self.followed.watched(group, process.id)
 
     def _find(self, process: Any, token: int, name: str, namespace: str) -> None:
-        def answered(found: Any) -> None:
-            self._post_if_it_lives(process.id, m.StateReply(token, found))
-
         if self._head.is_here:
-            answered(self._named(name, namespace))
-        else:
-            self._head.ask(lambda number: m.FindGroup(number, name, namespace), answered)
+            self._owe_here(process.id, token, self._named(name, namespace))
+            return
+        self._head.ask(
+            lambda number: m.FindGroup(number, name, namespace),
+            lambda found: self._post_if_it_lives(process.id, m.StateReply(token, found)),
+        )
+
+    def _owe_here(self, process: ProcessId, token: int, value: Any) -> None:
+        self._owed.append(partial(self._post_if_it_lives, process, m.StateReply(token, value)))
+
+    def _owe(self, node: NodeId, token: int, value: Any) -> None:
+        self._owed.append(partial(self._head.reply, manager_of(node), token, value))
 
     def _post_if_it_lives(self, process: ProcessId, message: Any) -> None:
         if self.hooks.lives(process):
@@ -205,7 +225,7 @@ class NodeGroups:
         if self._head.is_here:
             self.directory.ended(lives_with)
         elif node_of(lives_with) == self._me:
-            self._head.tell(m.LifeEnded(lives_with))
+            self._head.ask(lambda number: m.LifeEnded(number, lives_with), _done)
 
     def process_left(self, process: ProcessId) -> None:
         """A process is gone, of this node or of another."""
@@ -214,8 +234,11 @@ class NodeGroups:
         self.followed.process_left(process)
 
     def node_died(self, node: NodeId) -> None:
+        if node in self._head.roster.former:
+            return  # what it had is dealt with; and the groups of its detached actors are this node's
         self._watched = {process for process in self._watched if node_of(process) != node}
         self._reported.pop(node, None)
+        self._called.pop(node, None)
         self.directory.node_left(node)
 
     def node_reported(self, node: NodeId, available: Mapping[str, int]) -> None:
@@ -226,6 +249,43 @@ class NodeGroups:
         else:
             self._reported[node] = available
             self._version = 0
+
+    # ------------------------------------------------------------------------------------------- a head comes back
+
+    def recovered(self, kept: Iterable[tuple[bytes, Gang]], former: Collection[NodeId]) -> None:
+        """As head: the groups as they stood when the last one died, which has been on these nodes."""
+        for group, gang in kept:
+            spec = GroupSpec.from_kept(gang.spec)
+            if spec.target is not None and spec.target in former:
+                spec = spec._replace(target=self._me)
+            self.directory.recovered(
+                group, spec, gang.lives_with, gang.nodes, monotonic(), created=gang.created
+            )
+
+    def is_there(self, group_hex: str) -> bool:
+        """As head: whether there is such a group."""
+        return bytes.fromhex(group_hex) in self.directory.groups
+
+    def roll(self) -> tuple[list[Any], list[bytes]]:
+        """What a head is told that has come: see RollCall."""
+        return [tuple(held) for held in self._bundles.held()], self.followed.newest()
+
+    def called(self, node: NodeId, bundles: Any, made: Any) -> None:
+        """To the head: what another node has of groups, and which ones its processes have made."""
+        self._check_asked(node)
+        if not isinstance(bundles, list | tuple) or not isinstance(made, list | tuple):
+            raise ValueError(f"bundles and groups of a node are lists, not {bundles!r:.60} and {made!r:.60}")
+        if not all(isinstance(group, bytes) and node_of(group) == node for group in made):
+            raise ValueError(f"groups that the node's processes have made are not {made!r:.60}")
+        self._called[node] = [HeldBundles.from_plain(each) for each in bundles]
+        self._version = 0
+        matter = {owner_of(group) for group in made}
+        for known in self.directory.groups.values():
+            matter |= {known.owner, known.lives_with}
+        for process in matter:
+            if process is not None and node_of(process) == node and len(process) == PROCESS_ID_BYTES:
+                self._watch_process(process)
+        self.directory.makers_called(made)
 
     # ------------------------------------------------------------------------------------ from other nodes' managers
 
@@ -242,12 +302,13 @@ class NodeGroups:
             group, GroupSpec.from_plain(spec), lives_with, monotonic(), manager_of(node)
         )
         self._watch_process(owner_of(group))
-        self._watch_driver(lives_with)
-        self._head.reply(manager_of(node), token, other and other.id)
+        self._end_if_over(lives_with)
+        self._owe(node, token, other and other.id)
 
-    def _remove_for(self, node: NodeId, group: TaskId) -> None:
+    def _remove_for(self, node: NodeId, token: int, group: TaskId) -> None:
         self._check_asked(node)
         self.directory.removed(group, awaited=self._may_live(owner_of(group)))
+        self._owe(node, token, None)
 
     def _follow_for(self, node: NodeId, group: TaskId) -> None:
         self._check_asked(node)
@@ -255,13 +316,14 @@ class NodeGroups:
 
     def _find_for(self, node: NodeId, token: int, name: str, namespace: str) -> None:
         self._check_asked(node)
-        self._head.reply(manager_of(node), token, self._named(name, namespace))
+        self._owe(node, token, self._named(name, namespace))
 
-    def _ended_there(self, node: NodeId, lives_with: bytes) -> None:
+    def _ended_there(self, node: NodeId, token: int, lives_with: bytes) -> None:
         self._check_asked(node)
         if node_of(lives_with) != node:
             raise ValueError(f"{lives_with.hex()} is not that node's")
         self.directory.ended(lives_with)
+        self._owe(node, token, None)
 
     def _prepared(self, node: NodeId, group: TaskId, attempt: int, taken: bool, available: Any) -> None:
         self._check_asked(node)
@@ -288,15 +350,20 @@ class NodeGroups:
         """Whether a process lives, for all that the head knows. Of one of another node it asks to be told."""
         if node_of(process) == self._me:
             return self.hooks.lives(process)
-        if self._head.roster.is_dead(node_of(process)):
+        if node_of(process) in self._head.roster.former or self._head.roster.is_dead(node_of(process)):
             return False
         self._watch_process(process)
         return True
 
-    def _watch_driver(self, lives_with: bytes) -> None:
-        """Of a detached actor that is the group's life its own node tells."""
+    def _end_if_over(self, lives_with: bytes) -> None:
+        """A group was made that is to end with this driver or actor: perhaps it has come too late."""
+        former, node = self._head.roster.former, node_of(lives_with)
         if len(lives_with) == PROCESS_ID_BYTES:
-            self._watch_process(ProcessId(lives_with))
+            over = not self._may_live(ProcessId(lives_with))
+        else:  # (its own node tells)
+            over = node not in former and self._head.roster.is_dead(node)
+        if over:
+            self.directory.ended(lives_with)
 
     def _watch_process(self, process: ProcessId) -> None:
         """Has the node of a process tell of its death, at once if it is dead."""
@@ -309,16 +376,20 @@ class NodeGroups:
         self.directory.watched(group, process, lives)
 
     def _head_changed(self) -> None:
-        """Another head has come, with a directory that knows of nothing."""
-        self._bundles.end_all()
-        self.followed.head_changed()
+        """Another head has come. It hears of groups that were made before, and then what there is: see `roll`."""
+        remembers = self._head.remembers
+        self._bundles.head_changed(remembers=remembers)
+        self.followed.head_changed(remembers=remembers)
+        self.act()
 
     # ------------------------------------------------------------------------------------------------------ effects
 
     @property
     def undecided(self) -> bool:
         """Whether `act` has something to do since nodes have come or gone."""
-        return self._head.is_here and (self.directory.undecided or self._head.roster.version != self._version)
+        return self._head.is_here and (
+            self.directory.undecided or bool(self._owed) or self._head.roster.version != self._version
+        )
 
     def act(self) -> bool:
         """Does what the directory decides, or tells what the head's has decided; whether there was anything."""
@@ -345,26 +416,30 @@ class NodeGroups:
                     self._tell(each)
                 elif isinstance(each, WarnGroup):
                     self._warn(each.group)
+                elif isinstance(each, KeepGroup):
+                    if self.ledger is not None:
+                        self.ledger.group_changed(each.group, self._me)
                 elif each.node == self._me:
                     self._bundles.obey(each, self._prepared_here)
                 else:
                     self._post(manager_of(each.node), as_message(each))
+        owed, self._owed = self._owed, []
+        for answer in owed:
+            answer()
         return acted
 
     def _look_at_nodes(self) -> None:
-        """Nodes that have joined are the directory's, too."""
+        """Nodes that have joined, and have said what they have, are the directory's, too."""
         roster = self._head.roster
         if roster.version == self._version:
             return
         self._version = roster.version
         for row in roster.living():
-            available = self._reported.pop(row.node, None)
-            if available is not None:
+            if row.node in self._reported and row.node in self._called:
                 total = {name: units for name, units in row.total.items() if parse(name) is None}
-                store = "object_store_memory"
-                self.directory.node_joined(
-                    NodeView(row.node, total, {**available, store: total.get(store, 0)}, row.labels)
-                )
+                view = NodeView(row.node, total, {}, row.labels)
+                self.directory.node_joined(view, self._called.pop(row.node))
+                self.node_reported(row.node, self._reported.pop(row.node))
 
     def _prepared_here(self, group: bytes, attempt: int, taken: bool, free: dict[str, int]) -> None:
         self.directory.prepared(self._me, group, attempt, taken, free, monotonic())
@@ -437,6 +512,10 @@ class NodeGroups:
             for group in self.directory.groups.values()
             if group.state != CREATED
         ]
+
+
+def _done(_: Any) -> None:
+    """The head has done what it was asked."""
 
 
 def _id_of_actor(claimed: Any) -> bytes | None:

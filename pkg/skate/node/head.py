@@ -2,7 +2,8 @@
 
 State: what was asked and is not answered. On the head itself, and on a node that is in no cluster, whoever would ask
 has the answer (`is_here`). Managers ask the head with the messages with which processes ask their managers. When the
-head is dead, another one is told, by who is in `on_new_head`, what it has to know, and asked what was not answered.
+head is dead, another one is told, by who is in `on_new_head`, what it has to know, and asked what was not answered. So
+what must not be lost with a head, nor while there is none, is asked, also where the answer says only that it is done.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class HeadLink:
         self._asked: dict[int, Question] = {}
         #: the head that was asked
         self._head: NodeId | None = None
+        #: the one that has come last knows what the one before knew
+        self.remembers = False
         self.on_new_head: list[Callable[[], None]] = []
         #: question -> what gives the answer to it; or nothing, where it is none of its questions
         self.answers: list[Callable[[str], Callable[[], Any] | None]] = []
@@ -95,6 +98,7 @@ class HeadLink:
         head = self.roster.head
         if head == self._head or head is None or self.is_here:
             return
+        self.remembers = self._head in self.roster.former
         self._head = head
         for tell in self.on_new_head:
             tell()

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from skate.core.actors import DEAD, Actor
-from skate.core.ledger import Ledger, Standing
+from skate.core.group_records import PENDING, REMOVED, Group
+from skate.core.ledger import Gang, Ledger, Standing
 from skate.core.roster import Row
-from skate.ids import ActorId, NodeId
+from skate.ids import PROCESS_ID_BYTES, ActorId, NodeId, node_of
 from skate.net.node_mailbox import NodeMailbox
 from skate.node.cluster import CannotJoin
 
@@ -73,6 +74,16 @@ class NodeLedger:
                 allocation,
             )
             self.ledger.actor_stands(actor.id, standing)
+        self._changed()
+
+    def group_changed(self, group: Group, me: NodeId) -> None:
+        """A placement group stands otherwise than before. One that lives with a process of this node ends with it."""
+        life = group.lives_with
+        if group.state == REMOVED:
+            self.ledger.group_removed(group.id)
+        elif life is None or len(life) > PROCESS_ID_BYTES or node_of(life) != me:
+            gang = Gang(group.spec.kept(), life, group.state != PENDING, list(group.nodes))
+            self.ledger.group_stands(group.id, gang)
         self._changed()
 
     def nodes_changed(self, rows: Iterable[Row], me: NodeId) -> None:

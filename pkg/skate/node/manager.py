@@ -198,7 +198,7 @@ class NodeManager:
             self._mailbox.close()
             raise
         self._scheduling.roster = self._head.roster = self.cluster.roster
-        self.cluster.survivors = Survivors(self._head, self._scheduling, self._actors)
+        self.cluster.survivors = Survivors(self._head, self._scheduling, self._actors, self._groups)
         self._scheduling.hooks = SchedulingHooks(
             post=self._post,
             facts=lambda job: self._jobs[job].facts,
@@ -219,7 +219,7 @@ class NodeManager:
             self._mailbox.watch(os.pidfd_open(starter), lambda: self._end("who started it is gone"))
         spiller.join(self._mailbox, self.warn_drivers)
         self.cluster.handle(
-            puller.from_managers | self._groups.from_managers | self._actors.names.from_managers
+            puller.from_managers | self._groups.from_managers | {m.RollCall.code: self._called}  # type: ignore[attr-defined]
         )
         post_bulk = self._mailbox.post_bulk
         puller.join(self._post, post_bulk, self._arguments_fetched, in_cluster=cluster is not None)
@@ -233,10 +233,19 @@ class NodeManager:
     def come_back(self, file: StateFile) -> NodeLedger:
         """As head: takes up what the last head has left in the file, and writes there what the next one must know."""
         ledger = NodeLedger(file, self._mailbox, lambda job: self._jobs[job].facts, self.warn_drivers)
-        self._actors.names.ledger = ledger
-        recovery = HeadRecovery(self.node, ledger, self._actors, self._jobs, self._adopt_job, self._post)
+        self._actors.names.ledger = self._groups.ledger = ledger
+        recovery = HeadRecovery(
+            self.node, ledger, self._actors, self._groups, self._jobs, self._adopt_job, self._post
+        )
         self.cluster.come_back(ledger, recovery)
         return ledger
+
+    def _called(self, node: NodeId, named: Any, housed: Any, bundles: Any, made: Any) -> None:
+        """To the head: another node says what it has."""
+        self._actors.names.called(node, named)
+        self._groups.called(node, bundles, made)
+        if self.cluster.recovery is not None:
+            self.cluster.recovery.called(node, housed)
 
     def join(self) -> None:
         """Serves until this node is in its cluster. CannotJoin, with the reason, where it is not let in."""

@@ -41,9 +41,6 @@ class NodeNames:
             m.FindActor.code: self._find_for,  # type: ignore[attr-defined]
             m.ReleaseActor.code: self._ended_there,  # type: ignore[attr-defined]
         }
-        self.from_managers: Final[dict[int, Callable[..., None]]] = {
-            m.RollCall.code: lambda node, named, _: self.called(node, named),  # type: ignore[attr-defined]
-        }
 
     # -------------------------------------------------------------------------------------------- for this node
 

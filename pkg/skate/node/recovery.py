@@ -1,13 +1,14 @@
 """A head that dies and comes back: what it takes up, and what the other nodes keep for it meanwhile.
 
 A head comes back on a node with a new id, since the processes of the old one are dead and must stay so; it says on
-which nodes it was before (core.roster). What stood in the old node's directory and outlives it, the detached actors,
-then stands in the new one's.
+which nodes it was before (core.roster). What stood in the old node's directories and outlives it, detached actors and
+placement groups, then stands in the new one's.
 
     head dies ─▶ others: its node is dead, but detached actors of its directory that live here stay, and so does what
-                 was said to that directory
+                 was said to that directory; so do the bundles that they have for groups
     head back ─▶ it has its ledger; nodes that were written down are awaited
-    others   ──▶ what was kept for the directory, their names, RollCall: which of its actors live here
+    others   ──▶ what was kept for the directory; which groups they follow; their names; RollCall: which of its actors
+                 live here, and which bundles; then all that was asked and is not answered, in its order
     head     ──▶ keeps these, ends what it does not know, deals with what is missing as with a death
     all have called, or are dead ─▶ what was on the head's own node, or waited for a worker, is placed
 
@@ -25,9 +26,11 @@ from typing import Any, Final
 from skate._c import frames
 from skate.core.ledger import Kept
 from skate.core.policies import NODE, where_from
+from skate.core.resources import ResourceSet
 from skate.core.roster import Roster, Row
 from skate.ids import ActorId, NodeId, ProcessId, manager_of, node_of
 from skate.node.actors import NodeActors
+from skate.node.groups import NodeGroups
 from skate.node.head import HeadLink
 from skate.node.ledger import NodeLedger
 from skate.node.processes import Job
@@ -57,6 +60,7 @@ class HeadRecovery:
         node: NodeId,
         book: NodeLedger,
         actors: NodeActors,
+        groups: NodeGroups,
         jobs: dict[str, Job],
         adopt: Callable[[dict[str, Any]], None],
         post: Callable[[ProcessId, Any], None],
@@ -64,6 +68,7 @@ class HeadRecovery:
         self._node = node
         self._book = book
         self._actors = actors
+        self._groups = groups
         self._jobs = jobs
         self._adopt = adopt
         self._post = post
@@ -90,12 +95,18 @@ class HeadRecovery:
         for actor, standing in lost:
             log.warning("actor %s %s cannot be made again: %s", actor.hex(), standing.name, _NOT_DESCRIBED)
             self._actors.directory.unrecoverable(actor, _NOT_DESCRIBED)
+            self._groups.life_ended(actor)
         kept = ledger.actors()
         for each in kept:
             self._take_up(each, former)
+        groups = ledger.groups()
+        self._groups.recovered(groups, former)
         self._book.commit()
         if former:
-            log.info("the head is back: %d nodes and %d detached actors are known", len(rows), len(kept))
+            known = len(rows), len(kept), len(groups)
+            log.info(
+                "the head is back: %d nodes, %d detached actors and %d placement groups are known", *known
+            )
         self._settle()
 
     def _take_up_job(self, facts: dict[str, Any], former: list[NodeId]) -> None:
@@ -126,20 +137,23 @@ class HeadRecovery:
         if worker is None:
             self._unplaced.append(actor)
             return
-        self._actors.housed(actor, standing.lease, standing.allocation)
+        self._actors.housed(actor, worker, standing.lease, standing.allocation)
         if node_of(worker) not in self._awaited:
             self._bereft.append(worker)
 
-    def called(self, node: NodeId, named: Any, housed: Any) -> None:
-        """A node says what it has."""
-        self._actors.names.called(node, named)
+    def called(self, node: NodeId, housed: Any) -> None:
+        """A node says which actors it has. (Its names and bundles are known.)"""
         directory = self._actors.directory
         there = set()
         for actor, worker, lease, allocation in housed:
             known = directory.actors.get(actor)
+            group = None if known is None else ResourceSet(known.spec["demand"]).group
+            if group is not None and not self._groups.is_there(group):
+                directory.evicted(actor)  # it ended with the head's node
+                known = None
             if known is not None and known.worker is None and actor in self._unplaced:
                 self._unplaced.remove(actor)  # the last head had no time to write that down
-                self._actors.housed(actor, lease, allocation)
+                self._actors.housed(actor, worker, lease, allocation)
                 directory.placed(actor, worker)
             elif known is not None and known.worker == worker:
                 directory.confirmed(actor)
@@ -190,10 +204,13 @@ def _environment(plain: Any) -> Any:
 class Survivors:
     """What a node that is not the head's keeps for a head that may come back."""
 
-    def __init__(self, head: HeadLink, scheduling: NodeScheduling, actors: NodeActors) -> None:
+    def __init__(
+        self, head: HeadLink, scheduling: NodeScheduling, actors: NodeActors, groups: NodeGroups
+    ) -> None:
         self._head = head
         self._scheduling = scheduling
         self._actors = actors
+        self._groups = groups
         head.on_new_head.append(self._call)
         #: where the head is, and was before
         self._heads: set[NodeId] = set()
@@ -230,7 +247,7 @@ class Survivors:
                 pass_on(sender, to, frame, None)
 
     def _call(self) -> None:
-        """After the names: says what lives here of which the head must know."""
+        """After the names, and what is said of groups: says what lives here of which the head must know."""
         housed = []
         for actor, lease in self._scheduling.detached_of(self._head.roster.former):
             if lease is None:
@@ -238,7 +255,8 @@ class Survivors:
             else:
                 assert lease.worker is not None
                 housed.append((actor, lease.worker.id, lease.id, granted_allocation(lease)))
-        self._head.tell(m.RollCall([actor for actor, *_ in self._actors.named()], housed))
+        named = [actor for actor, *_ in self._actors.named()]
+        self._head.tell(m.RollCall(named, housed, *self._groups.roll()))
 
     def _end(self, nodes: set[NodeId]) -> None:
         for actor, _ in self._scheduling.detached_of(nodes):

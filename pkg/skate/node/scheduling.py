@@ -141,6 +141,10 @@ class NodeScheduling:
     ) -> None:
         self.shares.wanted(owner, class_id, demand, where, wanted, details, for_actor=for_actor, near=near)
 
+    def housed(self, actor: ProcessId, demand: ResourceSet, where: Where, node: NodeId) -> None:
+        """An actor of this node's directory has had a worker on that node since before this node was there."""
+        self.shares.housed(actor, demand, where, node)
+
     def owner_left(self, owner: ProcessId) -> None:
         """A process of this node is gone, or an actor that was made here: what was asked for it is taken back."""
         self._admission.process_left(owner)
@@ -323,10 +327,11 @@ class NodeScheduling:
             log.warning("%s asked in the name of %s: refused", asker.id.hex(), owner.hex())
             return
         asks_for = ProcessId(owner)
-        self.hooks.adopt(job)
-        self.hooks.introduce(asks_for)
-        if detached:
-            self._detached.add(asks_for)
+        if wanted:  # else it takes back what it wanted, perhaps of the node on which the head was before
+            self.hooks.adopt(job)
+            self.hooks.introduce(asks_for)
+            if detached:
+                self._detached.add(asks_for)
         needs = None if arguments is None else _checked(arguments)
         details = Details(environment_of(job["id"], variables), depth, captures, lends, needs, detached)
         self._ask_here(asks_for, class_id, ResourceSet(demand), wanted, details, for_actor, allowed=True)

@@ -87,7 +87,7 @@ class Groups:
         try:
             if runtime.broken is not None:
                 raise runtime.broken
-            runtime.post(runtime.node, m.RemoveGroup(TaskId(group)))
+            runtime.post(runtime.node, m.RemoveGroup(0, TaskId(group)))
             self._settle(group, REMOVED)
             runtime.act()
             runtime.send_soon(now)

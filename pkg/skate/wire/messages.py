@@ -484,6 +484,9 @@ class CreateGroup(NamedTuple):
 
 @_message(71)
 class RemoveGroup(NamedTuple):
+    """The group is not wanted any more. From a manager, answered by StateReply: None, once that is sure."""
+
+    token: int  # 0: no answer is wanted
     group: TaskId
 
 
@@ -611,8 +614,9 @@ class GroupStands(NamedTuple):
 
 @_message(105)
 class LifeEnded(NamedTuple):
-    """A detached actor of the sender's node is dead, with which groups end."""
+    """A driver or detached actor of the sender's node is gone, with which groups end. Answered as RemoveGroup."""
 
+    token: int
     lives_with: bytes
 
 
@@ -723,6 +727,8 @@ class RollCall(NamedTuple):
     housed: (
         Plain  # detached actors that stand in the head's directory: [(actor, worker, lease, allocation), …]
     )
+    bundles: Plain  # [(placement group, [index of a bundle that is prepared, …], [… committed, …]), …]
+    made: Plain  # of each process that makes groups, the newest of which the head was told
 
 
 @_message(111)
