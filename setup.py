@@ -19,6 +19,7 @@ FAULTS = os.environ.get("SKATE_FAULTS") == "1"
 #: module under skate._c -> libraries it links
 EXTENSIONS = {
     "arena": ["rt", "pthread"],
+    "clock": [],
     "resources": [],
     "frames": [],
     "lanes": [],

@@ -26,7 +26,7 @@ import skate.node.spiller
 import skate.worker.executor
 import skate.worker.lease
 from greenlet import GreenletExit
-from skate._c import frames
+from skate._c import clock, frames
 from skate.core.roster import rows_from
 from skate.wire.cluster import unpack_letter
 from skate.worker.lease import USER_OMP
@@ -145,19 +145,17 @@ def replaced(world: World, sockets: type) -> Iterator[Alarms]:
         (skate.worker.executor, "os", files),
         (skate.worker.lease, "os", files),
     ]
-    clocks = {clock: getattr(world, clock) for clock in ("monotonic", "monotonic_ns", "perf_counter_ns")}
     for name, module in list(sys.modules.items()):
         if name.startswith("skate."):
-            if getattr(module, "time", None) is time:
-                seams.append((module, "time", SimpleNamespace(**clocks)))
-            for clock, stand_in in clocks.items():
-                if getattr(module, clock, None) is getattr(time, clock):
-                    seams.append((module, clock, stand_in))
+            for ask in ("monotonic", "monotonic_ns", "perf_counter_ns"):
+                if getattr(module, ask, None) is getattr(time, ask):
+                    seams.append((module, ask, getattr(world, ask)))
     before = [(module, name, getattr(module, name)) for module, name, _ in seams]
     logger, alarms = logging.getLogger("skate"), Alarms(world)
     level, propagates = logger.level, logger.propagate
     for module, name, stand_in in seams:
         setattr(module, name, stand_in)
+    clock.replace(world)
     logger.addHandler(alarms)
     logger.propagate = False
     logger.setLevel(logging.INFO)
@@ -173,5 +171,6 @@ def replaced(world: World, sockets: type) -> Iterator[Alarms]:
         logger.removeHandler(alarms)
         logger.propagate, logger.level = propagates, level
         logger.setLevel(level)
+        clock.replace(None)
         for module, name, thing in before:
             setattr(module, name, thing)

@@ -1,8 +1,8 @@
 # What Cython is told of mailbox.py's classes where that is compiled: their attributes become C fields.
 
 cimport cython
-from cpython cimport time
 
+from skate._c cimport clock
 from skate._c.lanes cimport Inbox, Lane
 
 cdef class Link:

@@ -25,14 +25,13 @@ import logging
 import os
 import resource
 import select
-import time
 from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any
 
 import zmq
 
-from skate._c import frames
+from skate._c import clock, frames
 from skate._c.lanes import LONGEST_RECORD, STALLED, STARVED, Exchange, Inbox, Lane, check_signals
 from skate.ids import NODE_ID_BYTES, PROCESS_ID_BYTES, ProcessId, manager_of
 from skate.net import exchange
@@ -215,7 +214,7 @@ class Mailbox:
         finally:
             del records[:sent]
         lane.ring()
-        link.flushed_at = time.monotonic()
+        link.flushed_at = clock.monotonic()
         return not records
 
     def _send_by_socket(self, link: Link) -> bool:
@@ -228,7 +227,7 @@ class Mailbox:
                 link.records = records = []
             else:
                 del records[:FRAME_RECORDS]
-        link.flushed_at = time.monotonic()
+        link.flushed_at = clock.monotonic()
         return True
 
     def _send_in_order(self, link: Link, lane: Lane, record: bytes) -> bool:
@@ -416,7 +415,7 @@ class Mailbox:
         self.taking_in = True
         try:
             taken = self._lanes is not None and self._read_lanes(self._lanes)
-            if taken and time.monotonic() - self._socket_looked_at < SOCKET_SECONDS:
+            if taken and clock.monotonic() - self._socket_looked_at < SOCKET_SECONDS:
                 return True
             return self._read_socket() or taken
         finally:
@@ -462,7 +461,7 @@ class Mailbox:
             message = inbox.recv_multipart(zmq.NOBLOCK)
             taken += 1
             self._receive(message)
-        self._socket_looked_at = time.monotonic()
+        self._socket_looked_at = clock.monotonic()
         return taken > 0
 
     def _receive(self, message: list[bytes]) -> None:
@@ -540,11 +539,11 @@ class Mailbox:
 
     def _send_the_rest(self) -> None:
         """Blocks until the lanes have room for what waits, or LINGER_MS are over."""
-        end = time.monotonic() + LINGER_MS / 1000
+        end = clock.monotonic() + LINGER_MS / 1000
         self.flush()
-        while any(link.lane is not None for link in self._waiting) and time.monotonic() < end:
+        while any(link.lane is not None for link in self._waiting) and clock.monotonic() < end:
             if self.fall_asleep(True):
-                self._epoll.poll(max(0.0, end - time.monotonic()))
+                self._epoll.poll(max(0.0, end - clock.monotonic()))
             self.wake_up()
             self._drain_bells()
             self.flush()

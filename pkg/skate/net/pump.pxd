@@ -1,7 +1,6 @@
 # What Cython is told of pump.py's classes where that is compiled: their attributes become C fields.
 
-from cpython cimport time
-
+from skate._c cimport clock
 from skate._c.refs cimport Waiter
 from skate.net.mailbox cimport Mailbox
 

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 
+from skate._c import clock
 from skate._c.lanes import check_signals
 from skate._c.refs import Waiter
 from skate.net.mailbox import Mailbox
@@ -55,7 +55,7 @@ class Pump:
         self._resting = False
         self._awake = threading.Event()
         self._closed = False
-        self.last_read = time.monotonic()
+        self.last_read = clock.monotonic()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -71,7 +71,7 @@ class Pump:
         while not waiter.done:
             timeout = None
             if deadline is not None:
-                timeout = deadline - time.monotonic()
+                timeout = deadline - clock.monotonic()
                 if timeout <= 0:
                     return False
             if self._closed:
@@ -143,7 +143,7 @@ class Pump:
             if waiter.done:
                 return  # what was waited for was a timer's
             if deadline is not None:
-                left = deadline - time.monotonic()
+                left = deadline - clock.monotonic()
                 if left <= 0:
                     return
                 timeout = left if timeout is None else min(left, timeout)
@@ -177,7 +177,7 @@ class Pump:
         alarm.acquire(timeout=-1 if timeout is None else timeout)
 
     def _leave(self) -> None:
-        self.last_read = time.monotonic()
+        self.last_read = clock.monotonic()
         self._reader = 0
         self._reading.release()
         if self._resting:
@@ -190,7 +190,7 @@ class Pump:
         while not self._closed:
             if (
                 self._wanted
-                or time.monotonic() - self.last_read < PATIENCE
+                or clock.monotonic() - self.last_read < PATIENCE
                 or not self._reading.acquire(False)
             ):
                 looks = looks + 1 if self._reading.locked() else 0
@@ -215,7 +215,7 @@ class Pump:
                 self._pump_reads = False
                 if self._ousted:
                     self._ousted = False
-                    self.last_read = time.monotonic()
+                    self.last_read = clock.monotonic()
                 self._reader = 0
                 self._reading.release()
 

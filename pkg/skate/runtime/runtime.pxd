@@ -1,7 +1,6 @@
 # What Cython is told of runtime.py's classes where that is compiled: their attributes become C fields.
 
-from cpython cimport time
-
+from skate._c cimport clock
 from skate.core.dispatch cimport Dispatcher
 from skate.core.references cimport References
 from skate.net.mailbox cimport Mailbox

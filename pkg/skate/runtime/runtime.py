@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, get_args
 
-from skate._c import refs
+from skate._c import clock, refs
 from skate._c.refs import ObjectEntry, ObjectRef
 from skate.config import CORK_SECONDS, GLANCE_SECONDS
 from skate.core import calls, dispatch, references
@@ -176,7 +176,7 @@ class Runtime:
             elif not what.held:
                 self.references.on_dropped(what)
         self.act()
-        self.send_soon(time.monotonic())
+        self.send_soon(clock.monotonic())
 
     # ----------------------------------------------------------------------------------------------------- mail
 
@@ -233,7 +233,7 @@ class Runtime:
 
     def before_sleep(self) -> float | None:
         """For the thread that is about to sleep in the inbox: timers, then all mail leaves. Seconds until the next."""
-        now = time.monotonic()
+        now = clock.monotonic()
         self.lock.acquire()
         try:
             due = self._next_tick()
@@ -279,13 +279,13 @@ class Runtime:
         """How much of what its workers were asked they have done is not known: it all counts as begun."""
         self.act()
         self.mailbox.forget_node(node)
-        self.actors.node_died(node, cause, time.monotonic())
+        self.actors.node_died(node, cause, clock.monotonic())
         self._gone(node, cause, b"", sys.maxsize)
         self.copies.node_died(node, cause)
 
     def _gone(self, who: ProcessId | NodeId, cause: str, running: bytes, answered: int) -> None:
         self.submission.worker_died(who, cause, running, answered)
-        self.actors.process_died(who, time.monotonic())
+        self.actors.process_died(who, clock.monotonic())
         self.objects.owner_died(who)
 
     def fail_everything(self, error: BaseException) -> None:
@@ -327,7 +327,7 @@ class Runtime:
             self.release()
         answer: Any = waiter
         try:
-            self.pump.wait(waiter, self.lock, None if timeout is None else time.monotonic() + timeout)
+            self.pump.wait(waiter, self.lock, None if timeout is None else clock.monotonic() + timeout)
         finally:
             answer = self._queries.pop(token)
         if answer is waiter:

@@ -1,8 +1,8 @@
 # What Cython is told of submission.py's classes where that is compiled: their attributes become C fields.
 
 cimport cython
-from cpython cimport time
 
+from skate._c cimport clock
 from skate._c.refs cimport ObjectEntry
 from skate.core.calls cimport ActorLine, Calls, Life
 from skate.core.dispatch cimport Dispatcher, HeldLease

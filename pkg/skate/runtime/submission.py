@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from skate._c import frames
+from skate._c import clock, frames
 from skate._c.refs import FAILED, PENDING, STORED, ObjectEntry, ObjectRef
 from skate.core.calls import ActorLine, Life
 from skate.core.dispatch import AskLeases, Effect, GiveBack, LoseTasks, PushTasks, Queue
@@ -100,7 +99,7 @@ class Submission:
             if inner:
                 nested = [*inner, *pinned]
         task_id = runtime.next_task_id()
-        now = time.monotonic()
+        now = clock.monotonic()
         runtime.lock.acquire()
         try:
             if runtime.broken is not None:
@@ -169,7 +168,7 @@ class Submission:
                 large = tuple([entry.id for entry in task.dependencies or () if entry.state == STORED])
                 if large:
                     task.queue = self._dispatcher.queue_with(task.queue, large)  # type: ignore[arg-type]
-            self._dispatcher.task_queued(task, time.monotonic())
+            self._dispatcher.task_queued(task, clock.monotonic())
 
     # ----------------------------------------------------------------------------------------------- decisions
 
@@ -196,7 +195,7 @@ class Submission:
             runtime.post(manager_of(effect.lease.worker), m.ReturnLease(effect.lease.id))
         elif type(effect) is LoseTasks:
             lease = effect.lease
-            self._lose(effect.tasks, lease.worker, self._obituaries.pop(lease.id), time.monotonic())
+            self._lose(effect.tasks, lease.worker, self._obituaries.pop(lease.id), clock.monotonic())
         else:
             runtime.post(effect.lease.worker, m.RecallTasks(effect.lease.id))
 
@@ -237,14 +236,14 @@ class Submission:
         if type(lease) is Life:
             self._calls.call_done(lease, task)
         else:
-            self._dispatcher.task_done(lease, task, seconds, time.monotonic())  # type: ignore[arg-type]
+            self._dispatcher.task_done(lease, task, seconds, clock.monotonic())  # type: ignore[arg-type]
         if kept and not self._references.has_died(worker):
             self._references.on_kept(kept, worker)
         if values and values[0][0] == FAILED and self._wants_retry(task, values[0][1]) and task.may_retry():
             if type(lease) is Life:
                 self._call_ready(lease.line, task)
             else:
-                self._dispatcher.task_queued(task, time.monotonic())
+                self._dispatcher.task_queued(task, clock.monotonic())
             return
         del self.tasks[task.id]
         if task.stream is not None:
@@ -341,7 +340,7 @@ class Submission:
         if lease is None or lease.worker != worker:
             return  # its worker was given up already
         tasks = [lease.in_flight[task_id] for task_id in task_ids if task_id in lease.in_flight]
-        self._dispatcher.tasks_returned(lease, tasks, time.monotonic())
+        self._dispatcher.tasks_returned(lease, tasks, clock.monotonic())
 
     def _lease_granted(
         self, _: ProcessId, class_id: int, lease_id: int, worker: ProcessId, allocation: Any
@@ -352,7 +351,7 @@ class Submission:
             return
         self._exported.setdefault(worker, set())
         self._runtime.post(worker, m.StartLease(lease_id, self._runtime.depth + 1, allocation))
-        self._dispatcher.lease_granted(queue, lease_id, worker, time.monotonic())
+        self._dispatcher.lease_granted(queue, lease_id, worker, clock.monotonic())
 
     def _leases_failed(self, _: ProcessId, class_id: int, cause: str) -> None:
         report = json.loads(cause)
@@ -382,7 +381,7 @@ class Submission:
         self._closed = {worker for worker in self._closed if not worker.startswith(gone)}
         for worker in [worker for worker in self._exported if worker.startswith(gone)]:
             del self._exported[worker]
-        now = time.monotonic()
+        now = clock.monotonic()
         leases = self._dispatcher.leases.values()
         for lease in [lease for lease in leases if lease.worker.startswith(gone)]:
             lost = self._dispatcher.worker_lost(lease, running, answered, now)

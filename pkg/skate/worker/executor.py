@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from contextvars import ContextVar
 from types import CoroutineType, GeneratorType
 from typing import Any, Final, NamedTuple
 
-from skate._c import frames, plain, refs
+from skate._c import clock, frames, plain, refs
 from skate._c.refs import FAILED, INLINE, STORED, Guard, Waiter
 from skate.exceptions import ActorExit, SerializationError, TaskError
 from skate.ids import ProcessId, TaskId, manager_of, object_id
@@ -312,7 +311,7 @@ class Executor:
         function = self._functions[pushed.function]
         self._output.name = pushed.name or function.name if self.actor is None else self.actor.shown
         guards: list[Guard] = []
-        started = time.monotonic_ns()
+        started = clock.monotonic_ns()
         try:
             values, error = self.call(function, pushed, guards)
         except SystemExit as request:
@@ -321,7 +320,7 @@ class Executor:
             self.flush_output()
             self.leave(request)
             return False
-        ended = time.monotonic_ns()
+        ended = clock.monotonic_ns()
         now = ended * 1e-9
         self.flush_output()
         runtime.lock.acquire()
@@ -353,9 +352,9 @@ class Executor:
         runtime = self._runtime
         running.set(pushed)
         guards: list[Guard] = []
-        started = time.monotonic_ns()
+        started = clock.monotonic_ns()
         values, error = self.call(self._functions[pushed.function], pushed, guards)
-        elapsed = time.monotonic_ns() - started
+        elapsed = clock.monotonic_ns() - started
         self.flush_output()
         runtime.lock.acquire()
         try:
@@ -363,7 +362,7 @@ class Executor:
             if last():
                 runtime.mailbox.flush()
             else:
-                runtime.send_soon(time.monotonic())
+                runtime.send_soon(clock.monotonic())
         finally:
             runtime.release()
 
