@@ -35,7 +35,7 @@ wheres = st.builds(
     hard=st.sampled_from([(), *SELECTORS]),
     preferred=st.sampled_from([(), *SELECTORS]),
     selectors=st.sampled_from([(), (), (), tuple(SELECTORS[:1]), tuple(SELECTORS)]),
-)
+).map(lambda where: where._replace(spill=where.spill and where.soft))  # as NodeAffinitySchedulingStrategy has it
 locals_ = st.sampled_from([None, *IDS])
 Answer = tuple[NodeId | None, bool, bool]
 

@@ -16,4 +16,5 @@ cdef class EventLoop:
     cdef public dict _groups, _tasks
     cdef public set _warned
     cdef public bint _ringing
+    cpdef bint _start_calls(self)
     cpdef _start(self, Group group, Pushed pushed)

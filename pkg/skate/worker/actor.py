@@ -297,7 +297,7 @@ class EventLoop:
         self._executor = executor
         self._runtime = runtime
         self._actor = actor
-        self._loop = asyncio.SelectorEventLoop(InboxSelector(runtime))
+        self._loop = asyncio.SelectorEventLoop(InboxSelector(runtime, self._start_calls))
         self._thread = threading.get_ident()
         self._group_of: Mapping[bytes, str] = {}
         self._groups: dict[str, Group] = {}
@@ -329,22 +329,18 @@ class EventLoop:
         return await self._ended
 
     def _take(self, pushed: Pushed) -> None:
+        """Under the lock, where no user's code may run; a task factory could be one. So the selector starts it."""
         self._arrived.append(pushed)
-        if self._ringing:
-            return
-        self._ringing = True
-        self._call(self._start_calls)
+        if not self._ringing and threading.get_ident() != self._thread:
+            self._ringing = True
+            self._loop.call_soon_threadsafe(self._start_calls)
 
-    def _call(self, function: Callable[[], Any]) -> None:
-        """Calls `function` in the loop soon, from any thread."""
-        if threading.get_ident() == self._thread:
-            self._loop.call_soon(function)
-        else:
-            self._loop.call_soon_threadsafe(function)
-
-    def _start_calls(self) -> None:
-        self._ringing = False
+    def _start_calls(self) -> bool:
+        """Starts what has arrived, in the loop's thread; False where nothing has."""
+        self._ringing = False  # first: what arrives from here on rings again
         arrived = self._arrived
+        if not arrived:
+            return False
         while arrived:
             pushed = arrived.popleft()
             group = self._groups[self._group_of.get(pushed.function, DEFAULT_GROUP)]
@@ -353,6 +349,7 @@ class EventLoop:
                 self._start(group, pushed)
             else:
                 group.waiting.append(pushed)
+        return True
 
     def _start(self, group: Group, pushed: Pushed) -> None:
         self._tasks[pushed] = self._loop.create_task(self._run(group, pushed))
@@ -394,7 +391,7 @@ class EventLoop:
 
     def _end(self) -> None:
         """The last handle is gone. From any thread."""
-        self._call(lambda: None if self._ended.done() else self._ended.set_result(None))
+        self._loop.call_soon_threadsafe(lambda: None if self._ended.done() else self._ended.set_result(None))
 
     def _warn_of_blocking(self, function: str) -> None:
         """Once each, as Ray does."""
@@ -409,10 +406,14 @@ class EventLoop:
 
 
 class InboxSelector(selectors.EpollSelector):
-    """What an event loop sleeps in: takes in the process's mail too, unless another thread reads it."""
+    """What an event loop sleeps in: takes in the process's mail too, unless another thread reads it.
 
-    def __init__(self, runtime: Runtime) -> None:
+    `start_calls` is called, not under the lock, when calls may have come by it; True where any had.
+    """
+
+    def __init__(self, runtime: Runtime, start_calls: Callable[[], bool]) -> None:
         super().__init__()
+        self._start_calls = start_calls
         self._runtime = runtime
         self._mailbox = runtime.mailbox
         self._pump = runtime.pump
@@ -422,6 +423,11 @@ class InboxSelector(selectors.EpollSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """As in selectors. All mail leaves before it sleeps. A busy loop asks the kernel only now and then."""
+        events = self._read(0 if self._start_calls() else timeout)  # calls came while a coroutine blocked
+        self._start_calls()
+        return events
+
+    def _read(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         if not self._pump.take():
             self._runtime.before_sleep()
             return self._without_inbox(super().select(timeout))
