@@ -48,11 +48,13 @@ class Slow:
         self.last = NodeId(b"")
 
     def choose(self, views: list[NodeView], demand: ResourceSet, where: Where, **options: Any) -> Answer:
-        found = [
-            self.one([view for view in views if matches(view.labels, selector)], demand, where, **options)
-            for selector in where.selectors or ((),)
-        ]
-        return next((c for c in found if c[1]), next((c for c in found if c[0] is not None), found[0]))
+        found = []
+        for selector in where.selectors or ((),):
+            matching = [view for view in views if matches(view.labels, selector)]
+            found.append(self.one(matching, demand, where, **options))
+            if found[-1][1]:
+                return found[-1]
+        return next((choice for choice in found if choice[0] is not None), found[0])
 
     def one(
         self,
