@@ -440,7 +440,7 @@ class AdmissionModel(RuleBasedStateMachine):
 
     @rule(
         owner=st.sampled_from(OWNERS),
-        demand=st.integers(0, len(DEMANDS) - len(IN_GROUPS) - 1),
+        demand=st.integers(0, len(DEMANDS) - 1),
         wanted=st.integers(0, 5),
         depth=st.integers(0, 2),
         nbytes=st.sampled_from([0, 1, FETCH_BYTES // 2, 2 * FETCH_BYTES]),

@@ -11,8 +11,10 @@ import pytest
 import skate
 from api.rendezvous import eventually
 from skate.cluster_utils import Cluster, ClusterNode
-from skate.exceptions import ObjectLostError
+from skate.exceptions import ObjectLostError, TaskPlacementGroupRemoved
 from skate.runtime import current
+from skate.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from skate.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from .clusters import rows
 
@@ -168,6 +170,57 @@ def test_an_argument_that_is_lost_fails_its_task(cluster: Cluster) -> None:
         with pytest.raises(ObjectLostError):
             skate.get(task)
     assert skate.get(where.options(resources={"target": 1}).remote(), timeout=10)
+
+
+def in_group(group: PlacementGroup, bundle: int = -1) -> PlacementGroupSchedulingStrategy:
+    skate.get(group.ready())
+    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+
+
+def test_in_a_placement_group_the_bundle_near_the_argument_is_taken(cluster: Cluster) -> None:
+    others = [cluster.add_node(num_cpus=3) for _ in range(2)]
+    refs = [made_on(cluster, node, 20 * MB)[0] for node in others]
+    group = placement_group([{"CPU": 2}] * 3, strategy="STRICT_SPREAD")
+    there = in_group(group)
+    for _ in range(3):
+        for node, ref in zip(others, refs, strict=True):
+            assert skate.get(where.options(scheduling_strategy=there).remote(ref)) == node.node_id
+
+
+def test_an_argument_is_fetched_before_its_task_takes_a_bundle(cluster: Cluster) -> None:
+    source = cluster.add_node(num_cpus=1)
+    (ref,) = made_on(cluster, source, 30 * MB)
+    target = cluster.add_node(num_cpus=1, resources={"target": 1}, object_store_memory=100 * MB)
+    there = in_group(placement_group([{"CPU": 1, "target": 1}]), 0)
+    os.kill(source.pid, signal.SIGSTOP)
+    try:
+        waits = use.options(scheduling_strategy=there).remote(ref)
+        for _ in range(3):
+            assert skate.get(where.options(scheduling_strategy=there).remote(), timeout=2) == target.node_id
+        assert skate.wait([waits], timeout=0) == ([], [waits])
+    finally:
+        os.kill(source.pid, signal.SIGCONT)
+    assert skate.get(waits) == 30
+
+
+def test_a_group_ends_while_an_argument_is_fetched_for_it(cluster: Cluster) -> None:
+    source = cluster.add_node(num_cpus=1)
+    (ref,) = made_on(cluster, source, 30 * MB)
+    cluster.add_node(num_cpus=1, resources={"target": 1}, object_store_memory=100 * MB)
+    group = placement_group([{"CPU": 1, "target": 1}])
+    there = in_group(group)
+    os.kill(source.pid, signal.SIGSTOP)
+    try:
+        waits = use.options(scheduling_strategy=there).remote(ref)
+        assert skate.get(where.options(scheduling_strategy=there).remote(), timeout=2)
+        remove_placement_group(group)
+        with pytest.raises(TaskPlacementGroupRemoved):
+            skate.get(waits)
+        with pytest.raises(TaskPlacementGroupRemoved):
+            skate.get(use.options(scheduling_strategy=there).remote(ref))
+    finally:
+        os.kill(source.pid, signal.SIGCONT)
+    assert skate.get(use.options(resources={"target": 1}).remote(ref)) == 30
 
 
 @skate.remote

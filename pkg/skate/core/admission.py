@@ -350,7 +350,8 @@ class Admission:
             self.workers.pop(worker.id, None)
             if not request.for_actor:
                 self._effects.append(KillWorker(worker.id, f"its placement group {name} was removed"))
-        for key in list(requests):
+        for key, request in list(requests.items()):
+            self._effects += fetching.stop_fetching(request)
             self._table.drop(key)
         self.resources.remove_group(name)
 

@@ -164,7 +164,7 @@ class Submission:
         if type(task.queue) is ActorLine:
             self._calls.call_ready(task.queue, task)
         else:
-            if self._runtime.in_cluster and task.queue.demand.group is None:
+            if self._runtime.in_cluster:
                 large = tuple([entry.id for entry in task.dependencies or () if entry.state == STORED])
                 if large:
                     task.queue = self._dispatcher.queue_with(task.queue, large)  # type: ignore[arg-type]

@@ -79,6 +79,8 @@ cdef enum:
     _STARVED = 2
     ENTRY_BYTES = 8
     PROCESS_ID_BYTES = 8
+    #: ns that a wait is spun for at least: about what waking a sleeper costs, and the sleeper's peer may be spinning, too
+    LEAST_SPIN = 50_000
     #: ns that a wait is spun for at most
     MOST_SPIN = 200_000
     #: ns of a usual wait from which on spinning is not worth a core
@@ -507,7 +509,7 @@ cdef class Inbox:
         self._wait_began = start = now = _now()
         if self._usual >= WORTH or not self._cores_are_free(start):
             return False
-        until = start + min(<int64_t>MOST_SPIN, 2 * self._usual + 20_000)
+        until = start + min(<int64_t>MOST_SPIN, 2 * self._usual + LEAST_SPIN)
         with nogil:
             while now < until:
                 for round in range(32):
