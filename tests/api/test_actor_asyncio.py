@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 
 import pytest
 import skate
@@ -215,6 +217,21 @@ class TestLoop:
         skate.get(ref)
         assert skate.get(actor.wait_for.remote([ref])) == "had it"
 
+    def test_what_a_call_sets_in_its_context_is_its_own(self) -> None:
+        @skate.remote(max_concurrency=1)
+        class Setter:
+            def __init__(self) -> None:
+                self.variable: ContextVar[int] = ContextVar("variable", default=-1)
+
+            async def swap(self, value: int) -> int:
+                before = self.variable.get()
+                self.variable.set(value)
+                await asyncio.sleep(0)
+                return before
+
+        setter = Setter.remote()
+        assert skate.get([setter.swap.remote(i) for i in range(20)]) == [-1] * 20
+
     def test_each_call_knows_its_own_id_and_name(self) -> None:
         @skate.remote
         class Self:
@@ -234,6 +251,26 @@ class TestLoop:
         (a, a_again, one), (b, b_again, two) = skate.get(refs)
         assert a == a_again != b == b_again
         assert (one, two) == ("one", "two")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio has eager tasks from Python 3.12 on")
+class TestEagerTasks:
+    def test_calls_that_never_wait_and_calls_that_do(self) -> None:
+        @skate.remote(max_concurrency=3)
+        class Eager:
+            def __init__(self) -> None:
+                asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+
+            async def at_once(self, number: int) -> int:
+                return number
+
+            async def later(self, number: int) -> int:
+                await asyncio.sleep(0)
+                return number
+
+        actor = Eager.remote()
+        calls = [(actor.later if number % 3 else actor.at_once).remote(number) for number in range(5_000)]
+        assert skate.get(calls) == list(range(5_000))
 
 
 class TestAwait:

@@ -25,6 +25,7 @@ amounts = st.fixed_dictionaries(
     {}, optional={"CPU": st.integers(1, 4), "GPU": st.just(1), "x": st.integers(1, 2)}
 )
 demands = amounts.map(lambda wanted: ResourceSet({name: number * ONE for name, number in wanted.items()}))
+#: `spill` needs `soft`, as in NodeAffinitySchedulingStrategy
 wheres = st.builds(
     Where,
     kind=st.sampled_from([DEFAULT, DEFAULT, SPREAD, NODE, LABELS]),
@@ -35,7 +36,7 @@ wheres = st.builds(
     hard=st.sampled_from([(), *SELECTORS]),
     preferred=st.sampled_from([(), *SELECTORS]),
     selectors=st.sampled_from([(), (), (), tuple(SELECTORS[:1]), tuple(SELECTORS)]),
-).map(lambda where: where._replace(spill=where.spill and where.soft))  # as NodeAffinitySchedulingStrategy has it
+).map(lambda where: where._replace(spill=where.spill and where.soft))
 locals_ = st.sampled_from([None, *IDS])
 Answer = tuple[NodeId | None, bool, bool]
 

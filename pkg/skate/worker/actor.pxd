@@ -12,7 +12,7 @@ cdef class Group:
 cdef class EventLoop:
     cdef public Executor _executor
     cdef public Runtime _runtime
-    cdef public object _actor, _loop, _thread, _group_of, _arrived, _ended
+    cdef public object _actor, _loop, _thread, _context, _group_of, _arrived, _ended
     cdef public dict _groups, _tasks
     cdef public set _warned
     cdef public bint _ringing

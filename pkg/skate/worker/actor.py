@@ -14,6 +14,7 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from time import monotonic, monotonic_ns
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -299,6 +300,7 @@ class EventLoop:
         self._actor = actor
         self._loop = asyncio.SelectorEventLoop(InboxSelector(runtime, self._start_calls))
         self._thread = threading.get_ident()
+        self._context = copy_context()
         self._group_of: Mapping[bytes, str] = {}
         self._groups: dict[str, Group] = {}
         self._arrived: deque[Pushed] = deque()
@@ -352,7 +354,9 @@ class EventLoop:
         return True
 
     def _start(self, group: Group, pushed: Pushed) -> None:
-        self._tasks[pushed] = self._loop.create_task(self._run(group, pushed))
+        task = self._loop.create_task(self._run(group, pushed))
+        if not task.done():  # (an eager one may be)
+            self._tasks[pushed] = task
 
     async def _run(self, group: Group, pushed: Pushed) -> None:
         """Runs one call and answers; the answer leaves before the loop sleeps."""
@@ -382,9 +386,10 @@ class EventLoop:
             args, kwargs, result = (), {}, None
             error = executor.packed_error(exception, pushed.name or function.name)
         finally:
-            del self._tasks[pushed]
+            self._tasks.pop(pushed, None)
             if group.waiting:
-                self._start(group, group.waiting.popleft())
+                # Not in here: it may be eager, and has nothing of this call's context.
+                self._loop.call_soon(self._start, group, group.waiting.popleft(), context=self._context)
             else:
                 group.free += 1
         executor.answer_at_once(pushed, values, error, guards, monotonic_ns() - started)
