@@ -209,7 +209,7 @@ class Cluster(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.01, SHARE_SECONDS, 1.0, GRACE_SECONDS, JOIN_SECONDS]))
     def wait(self, seconds: float) -> None:
         away = {
-            node: member.deadline
+            node: self.register.deadline(node)
             for node, member in self.register.members.items()
             if member.state in (AWAY, JOINING)
         }

@@ -27,7 +27,7 @@ from skate.net.cluster_key import KEY_BYTES, Keys, keys_of, make_key, read_key, 
 from skate.node.sessions import standing
 from skate.wire.cluster import HELLO, REFUSED, WELCOME, pack_letter, unpack_letter
 
-from .clusters import Peer, Program, living, log_of, rows, wait_for_log
+from .clusters import Peer, living, log_of, rows, wait_for_log
 from .drivers import lives
 
 pytestmark = pytest.mark.timeout(90)
@@ -44,20 +44,6 @@ def cluster() -> Iterator[Cluster]:
 def two(cluster: Cluster) -> tuple[ClusterNode, ClusterNode]:
     assert cluster.head_node is not None
     return cluster.head_node, cluster.add_node(num_cpus=1)
-
-
-@pytest.fixture
-def program(tmp_path: Path) -> Iterator[Callable[[ClusterNode, str], Program]]:
-    """Starts programs that can give things to one another."""
-    started: list[Program] = []
-
-    def start(node: ClusterNode, text: str) -> Program:
-        started.append(Program(node, tmp_path, text))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.kill()
 
 
 def keys(cluster: Cluster) -> Keys:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,16 @@ def cluster() -> Iterator[Cluster]:
     made.connect()
     yield made
     made.shutdown()
+
+
+@contextmanager
+def stopped(node: ClusterNode) -> Iterator[None]:
+    """Nothing comes from the node meanwhile."""
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
 
 
 @skate.remote
@@ -59,6 +71,11 @@ class Looker:
         """Whether all are in the store of this actor's node."""
         assert current.runtime is not None
         return all(map(current.runtime.store.contains, objects))
+
+
+def in_group(group: PlacementGroup, bundle: int = -1) -> PlacementGroupSchedulingStrategy:
+    skate.get(group.ready())
+    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
 
 
 def made_on(cluster: Cluster, node: ClusterNode, *sizes: int) -> list[skate.ObjectRef]:
@@ -114,18 +131,20 @@ def test_many_tasks_with_one_argument_and_with_many(cluster: Cluster) -> None:
     assert skate.get([use.remote(np.ones(2 * MB, dtype=np.uint8)) for _ in range(20)]) == [2] * 20
 
 
-def test_an_argument_is_fetched_before_its_task_takes_the_only_cpu(cluster: Cluster) -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_argument_is_fetched_before_its_task_takes_the_only_cpu(cluster: Cluster, grouped: bool) -> None:
+    """Of the node, or of a bundle there."""
     source = cluster.add_node(num_cpus=1)
     (ref,) = made_on(cluster, source, 30 * MB)
-    target = cluster.add_node(num_cpus=1, resources={"target": 10}, object_store_memory=100 * MB)
-    os.kill(source.pid, signal.SIGSTOP)
-    try:
-        waits = use.options(resources={"target": 1}).remote(ref)
+    target = cluster.add_node(num_cpus=1, resources={"target": 1}, object_store_memory=100 * MB)
+    there: dict[str, Any] = {"resources": {"target": 1}}
+    if grouped:
+        there = {"scheduling_strategy": in_group(placement_group([{"CPU": 1, "target": 1}]), 0)}
+    with stopped(source):
+        waits = use.options(**there).remote(ref)
         for _ in range(3):
-            assert skate.get(where.options(resources={"target": 1}).remote(), timeout=2) == target.node_id
+            assert skate.get(where.options(**there).remote(), timeout=2) == target.node_id
         assert skate.wait([waits], timeout=0) == ([], [waits])
-    finally:
-        os.kill(source.pid, signal.SIGCONT)
     assert skate.get(waits) == 30
 
 
@@ -140,12 +159,9 @@ def test_what_comes_next_is_fetched_while_the_cpu_is_taken(cluster: Cluster) -> 
     looks = Looker.options(resources=there).remote()
     eventually(lambda: skate.get(looks.at.remote([ref.binary() for ref in refs])))
     assert skate.wait(waiting, num_returns=2, timeout=0)[0] == []
-    os.kill(source.pid, signal.SIGSTOP)  # nothing comes from there any more, and nothing need
-    try:
+    with stopped(source):  # nothing need come from there any more
         skate.kill(holder)
         assert skate.get(waiting, timeout=2) == [10, 10]
-    finally:
-        os.kill(source.pid, signal.SIGCONT)
 
 
 def test_more_than_the_store_holds(cluster: Cluster) -> None:
@@ -172,11 +188,6 @@ def test_an_argument_that_is_lost_fails_its_task(cluster: Cluster) -> None:
     assert skate.get(where.options(resources={"target": 1}).remote(), timeout=10)
 
 
-def in_group(group: PlacementGroup, bundle: int = -1) -> PlacementGroupSchedulingStrategy:
-    skate.get(group.ready())
-    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
-
-
 def test_in_a_placement_group_the_bundle_near_the_argument_is_taken(cluster: Cluster) -> None:
     others = [cluster.add_node(num_cpus=3) for _ in range(2)]
     refs = [made_on(cluster, node, 20 * MB)[0] for node in others]
@@ -187,30 +198,13 @@ def test_in_a_placement_group_the_bundle_near_the_argument_is_taken(cluster: Clu
             assert skate.get(where.options(scheduling_strategy=there).remote(ref)) == node.node_id
 
 
-def test_an_argument_is_fetched_before_its_task_takes_a_bundle(cluster: Cluster) -> None:
-    source = cluster.add_node(num_cpus=1)
-    (ref,) = made_on(cluster, source, 30 * MB)
-    target = cluster.add_node(num_cpus=1, resources={"target": 1}, object_store_memory=100 * MB)
-    there = in_group(placement_group([{"CPU": 1, "target": 1}]), 0)
-    os.kill(source.pid, signal.SIGSTOP)
-    try:
-        waits = use.options(scheduling_strategy=there).remote(ref)
-        for _ in range(3):
-            assert skate.get(where.options(scheduling_strategy=there).remote(), timeout=2) == target.node_id
-        assert skate.wait([waits], timeout=0) == ([], [waits])
-    finally:
-        os.kill(source.pid, signal.SIGCONT)
-    assert skate.get(waits) == 30
-
-
 def test_a_group_ends_while_an_argument_is_fetched_for_it(cluster: Cluster) -> None:
     source = cluster.add_node(num_cpus=1)
     (ref,) = made_on(cluster, source, 30 * MB)
     cluster.add_node(num_cpus=1, resources={"target": 1}, object_store_memory=100 * MB)
     group = placement_group([{"CPU": 1, "target": 1}])
     there = in_group(group)
-    os.kill(source.pid, signal.SIGSTOP)
-    try:
+    with stopped(source):
         waits = use.options(scheduling_strategy=there).remote(ref)
         assert skate.get(where.options(scheduling_strategy=there).remote(), timeout=2)
         remove_placement_group(group)
@@ -218,8 +212,6 @@ def test_a_group_ends_while_an_argument_is_fetched_for_it(cluster: Cluster) -> N
             skate.get(waits)
         with pytest.raises(TaskPlacementGroupRemoved):
             skate.get(use.options(scheduling_strategy=there).remote(ref))
-    finally:
-        os.kill(source.pid, signal.SIGCONT)
     assert skate.get(use.options(resources={"target": 1}).remote(ref)) == 30
 
 

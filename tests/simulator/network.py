@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import zmq
+from skate.core.deadlines import Deadlines
 from skate.ids import NodeId, ProcessId, node_of
 from skate.net.cluster import RETRY_MOST_MS, RETRY_MS, SILENCE_MS, ClusterSockets, NodeLink
 from skate.net.cluster import log as cluster_log
@@ -247,8 +248,7 @@ class SimClusterSockets(ClusterSockets):
         self._passing: dict[NodeLink, None] = {}
         self._conversations: dict[NodeId, Any] = {}
         self._busy: dict[NodeId, None] = {}
-        self._due: dict[NodeId, float] = {}
-        self._looks: list[tuple[float, NodeId]] = []
+        self._due: Deadlines[NodeId] = Deadlines()
         self.address = f"{host}:{port}"
         self.network = mailbox.network
         self.call = mailbox.call

@@ -231,10 +231,9 @@ class Admission:
         for lease in list(self._waiting.get(environment, ())):
             self._table.want(lease.request, lease.request.wanted + 1)
             self._end(lease)
-        for key, request in list(self._table.open.items()):
+        for request in list(self._table.open.values()):
             if request.environment == environment:
-                self._effects += fetching.stop_fetching(request)
-                self._table.drop(key)
+                self._drop(request)
                 self._effects.append(FailRequest(request))
 
     def worker_died(self, worker_id: ProcessId) -> None:
@@ -260,6 +259,11 @@ class Admission:
         lease = self.leases.get(lease_id)
         if lease is not None and lease.blocked:
             self._resuming.append(lease)
+
+    def _drop(self, request: LeaseRequest) -> None:
+        """Nobody wants it any more. Its leases are the caller's to end."""
+        self._effects += fetching.stop_fetching(request)
+        self._table.drop((request.owner, request.class_id))
 
     def process_left(self, process: ProcessId) -> None:
         """An owner is gone: its requests end, and workers that run its tasks are of no use any more."""
@@ -350,9 +354,8 @@ class Admission:
             self.workers.pop(worker.id, None)
             if not request.for_actor:
                 self._effects.append(KillWorker(worker.id, f"its placement group {name} was removed"))
-        for key, request in list(requests.items()):
-            self._effects += fetching.stop_fetching(request)
-            self._table.drop(key)
+        for request in list(requests.values()):
+            self._drop(request)
         self.resources.remove_group(name)
 
     # -------------------------------------------------------------------------------------------------- decisions

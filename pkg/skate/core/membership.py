@@ -27,9 +27,9 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple
 
+from skate.core.deadlines import Deadlines
 from skate.core.roster import DEAD_SHOWN, Row
 from skate.ids import NodeId
 from skate.wire.cluster import parse_address
@@ -116,13 +116,11 @@ Effect = Welcome | Refuse | Share | DropNode
 class Member:
     """A node as the register knows it."""
 
-    __slots__ = ("deadline", "met", "row", "state")
+    __slots__ = ("met", "row", "state")
 
-    def __init__(self, row: Row, state: str, deadline: float | None, *, met: bool = True) -> None:
+    def __init__(self, row: Row, state: str, *, met: bool = True) -> None:
         self.row = row
         self.state = state
-        #: when it is given up
-        self.deadline = deadline
         #: it has said hello to this head; until then it does not take this one for its head
         self.met = met
 
@@ -136,11 +134,11 @@ class Register:
     def __init__(self, me: Row, identity: Identity) -> None:
         self.me = me.node
         self.identity = identity
-        self.members: dict[NodeId, Member] = {me.node: Member(me, ALIVE, None)}
+        self.members: dict[NodeId, Member] = {me.node: Member(me, ALIVE)}
         #: address -> who is there, of those that are not dead
         self._at: dict[str, NodeId] = {me.address: me.node}
-        #: (deadline, node), the earliest first; those that do not count any more among them
-        self._deadlines: list[tuple[float, NodeId]] = []
+        #: when nodes are given up
+        self._deadlines: Deadlines[NodeId] = Deadlines()
         #: how often all were told of changes: since then, all that has changed will be told
         self.shared = 0
         self._changed: dict[NodeId, None] = {}
@@ -173,7 +171,7 @@ class Register:
         for row in rows:
             if row.node not in self.members and row.address not in self._at:
                 row = row._replace(head=False, available={}, demands=[])
-                self._add(Member(row, AWAY, now + RETURN_SECONDS, met=False))
+                self._add(Member(row, AWAY, met=False), now + RETURN_SECONDS)
                 self._note(row.node)
 
     def on_hello(self, hello: Mapping[str, Any], now: float) -> None:
@@ -205,7 +203,7 @@ class Register:
         self._take_over(row)
         row = row._replace(head=False, alive=True, cause="")
         if member is None or member.state == JOINING:
-            self._add(Member(row, JOINING, now + JOIN_SECONDS))
+            self._add(Member(row, JOINING), now + JOIN_SECONDS)
         else:
             self._at.pop(member.row.address, None)
             self._at[row.address] = row.node
@@ -213,8 +211,12 @@ class Register:
             self._note(row.node)
         self._effects.append(Welcome(row.node))
 
-    def _add(self, member: Member) -> None:
-        """One more, or another one for the same node."""
+    def deadline(self, node: NodeId) -> float | None:
+        """When the node is given up; None: it is not."""
+        return self._deadlines.get(node)
+
+    def _add(self, member: Member, deadline: float | None) -> None:
+        """One more, or another one for the same node; when it is given up."""
         node = member.row.node
         before = self.members.get(node)
         if before is not None:
@@ -222,23 +224,7 @@ class Register:
         self.members[node] = member
         if member.state != DEAD:
             self._at[member.row.address] = node
-            self._give_until(member, member.deadline)
-
-    def _give_until(self, member: Member, deadline: float | None) -> None:
-        """When it is given up; None: it is not."""
-        member.deadline = deadline
-        if deadline is not None:
-            heappush(self._deadlines, (deadline, member.row.node))
-
-    def _next_deadline(self) -> float | None:
-        deadlines = self._deadlines
-        while deadlines:
-            at, node = deadlines[0]
-            member = self.members.get(node)
-            if member is not None and member.deadline == at:
-                return at
-            heappop(deadlines)
-        return None
+        self._deadlines.set(node, deadline)
 
     def _hear_of(self, known: Sequence[Row], now: float) -> None:
         """Nodes of before this head came back."""
@@ -251,7 +237,7 @@ class Register:
                     alive=False, cause=row.cause or f"another node came at its address {row.address}"
                 )
             state, deadline = (AWAY, now + GRACE_SECONDS) if row.alive else (DEAD, None)
-            self._add(Member(row, state, deadline, met=False))
+            self._add(Member(row, state, met=False), deadline)
             self._note(row.node)
 
     def _take_over(self, row: Row) -> None:
@@ -270,14 +256,14 @@ class Register:
         if member.state == JOINING:
             self._note(node)
         member.state = ALIVE
-        member.deadline = None
+        self._deadlines.set(node, None)
 
     def on_link_lost(self, node: NodeId, now: float) -> None:
         """The connection has ended, or heartbeats are not answered."""
         member = self.members.get(node)
         if member is not None and member.state == ALIVE and node != self.me:
             member.state = AWAY
-            self._give_until(member, now + GRACE_SECONDS)
+            self._deadlines.set(node, now + GRACE_SECONDS)
 
     def on_goodbye(self, node: NodeId, why: str) -> None:
         member = self.members.get(node)
@@ -304,12 +290,13 @@ class Register:
 
     def tick(self, now: float) -> float | None:
         """Time has passed; gives the time of the next look, or None."""
-        while (due := self._next_deadline()) is not None and due <= now:
-            member = self.members[self._deadlines[0][1]]
+        for node in self._deadlines.take(now):
+            member = self.members[node]
             cause = f"its link was lost, and it did not come back within {GRACE_SECONDS:g} s"
             if not member.met:
                 cause = "it lived when the last head died, and did not find this one in time"
             self._give_up(member, cause)
+        due = self._deadlines.next()
         if not self._changed:
             return due
         if now < self._share_at:
@@ -323,7 +310,7 @@ class Register:
 
     def _give_up(self, member: Member, cause: str) -> None:
         node = member.row.node
-        member.deadline = None
+        self._deadlines.set(node, None)
         self._at.pop(member.row.address, None)
         self._effects.append(DropNode(node))
         if member.state == JOINING:
@@ -354,13 +341,12 @@ class Register:
         for node, member in self.members.items():
             if member.row.node != node or member.row.alive != (member.state != DEAD):
                 raise AssertionError(f"{member} has the row {member.row}")
-            if (member.deadline is not None) != (member.state in (JOINING, AWAY)):
-                raise AssertionError(f"{member} is given up at {member.deadline}")
-            if member.deadline is not None and (member.deadline, node) not in self._deadlines:
-                raise AssertionError(f"nobody looks at {member} again")
+            if (self.deadline(node) is not None) != (member.state in (JOINING, AWAY)):
+                raise AssertionError(f"{member} is given up at {self.deadline(node)}")
             if member.state != DEAD:
                 if member.row.address in addresses:
                     raise AssertionError(f"two nodes have the address {member.row.address}")
                 addresses[member.row.address] = node
         if addresses != self._at:
             raise AssertionError(f"who is where: {self._at}, not {addresses}")
+        self._deadlines.check()

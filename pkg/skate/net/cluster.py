@@ -17,7 +17,6 @@ import logging
 import os
 import socket as sockets
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -25,6 +24,7 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
+from skate.core.deadlines import Deadlines
 from skate.core.delivery import Incoming, Outgoing
 from skate.ids import NodeId, ProcessId, manager_of, node_of
 from skate.net.cluster_key import Keys
@@ -148,9 +148,7 @@ class ClusterSockets:
         #: nodes that something waits for, or has come from, since the last `step`
         self._busy: dict[NodeId, None] = {}
         #: node -> when to look at it again: something is to be acknowledged to it, or it had no room
-        self._due: dict[NodeId, float] = {}
-        #: the same, the earliest first; what does not count any more is among it
-        self._looks: list[tuple[float, NodeId]] = []
+        self._due: Deadlines[NodeId] = Deadlines()
         #: host -> (when it was logged last, knocks since)
         self._knocks: dict[str, tuple[float, int]] = {}
         self._zap: zmq.Socket[bytes] | None = None
@@ -248,7 +246,7 @@ class ClusterSockets:
         """The node is dead, or no member: nothing is said to it any more. Gives what it may not have heard."""
         conversation = self._conversations.pop(node, None)
         self._busy.pop(node, None)
-        self._due.pop(node, None)
+        self._due.set(node, None)
         link = self._by_node.pop(node, None)
         if link is not None:
             self._links.pop(link.address, None)
@@ -370,22 +368,10 @@ class ClusterSockets:
 
     def step(self, now: float) -> float | None:
         """Sends what can leave; gives the time of the next look, or None. Does not block."""
-        looks, late = self._looks, []
-        while looks and looks[0][0] <= now:
-            at, node = heappop(looks)
-            if self._due.get(node) == at:
-                late.append(node)
-        for node in (*self._busy, *late):
-            before = self._due.pop(node, None)
-            due = self._advance(node, now)
-            if due is not None:
-                self._due[node] = due
-                if due != before or due <= now:
-                    heappush(looks, (due, node))
+        for node in (*self._busy, *self._due.take(now)):
+            self._due.set(node, self._advance(node, now))
         self._busy.clear()
-        while looks and self._due.get(looks[0][1]) != looks[0][0]:
-            heappop(looks)
-        due = looks[0][0] if looks else None
+        due = self._due.next()
         for link in list(self._passing):
             if link.until is None or self._links.get(link.address) is not link:
                 del self._passing[link]

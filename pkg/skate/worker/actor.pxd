@@ -1,5 +1,6 @@
 # What Cython is told of actor.py's classes where that is compiled: their attributes become C fields.
 
+from skate._c cimport clock
 from skate.net.mailbox cimport Mailbox
 from skate.net.pump cimport Pump
 from skate.runtime.runtime cimport Runtime

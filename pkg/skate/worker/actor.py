@@ -15,11 +15,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
-from time import monotonic, monotonic_ns
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from skate._c import refs
+from skate._c import clock, refs
 from skate._c.refs import Guard
 from skate.core.methods import BUILT_IN, DEFAULT_GROUP, method_id
 from skate.exceptions import ActorExit
@@ -365,7 +364,7 @@ class EventLoop:
         guards: list[Guard] = []
         values: Any = None
         error = None
-        started = monotonic_ns()
+        started = clock.monotonic_ns()
         try:
             function = executor.function_of(pushed)
             args, kwargs = executor.arguments(pushed, guards)
@@ -392,7 +391,7 @@ class EventLoop:
                 self._loop.call_soon(self._start, group, group.waiting.popleft(), context=self._context)
             else:
                 group.free += 1
-        executor.answer_at_once(pushed, values, error, guards, monotonic_ns() - started)
+        executor.answer_at_once(pushed, values, error, guards, clock.monotonic_ns() - started)
 
     def _end(self) -> None:
         """The last handle is gone. From any thread."""
@@ -441,7 +440,7 @@ class InboxSelector(selectors.EpollSelector):
             if mailbox.spin() if timeout != 0 else mailbox.take_lanes():
                 timeout = 0
             if timeout == 0 and not mailbox.waits:
-                now = monotonic()
+                now = clock.monotonic()
                 if now - self._looked_at < BUSY_SECONDS:
                     return []
                 self._looked_at = now
