@@ -4,6 +4,7 @@
     python -m perf --rows tasks --rivals ray,executor --rounds 3 --json out.json --plot out.png
     python -m perf --list                                  the rows, who can run them, and the bars
     python -m perf --load out.json --markdown              print an earlier run again
+    python -m perf.builds OLD_PYTHON NEW_PYTHON            two builds beside each other, by CPU time a call
 
 How it is laid out, in reading order:
 
@@ -18,4 +19,6 @@ How it is laid out, in reading order:
     results.py      samples in, medians, spreads and ratios out; JSON
     bars.py         what must be reached
     table.py plot.py facts.py
+    meter.py        a pace that counts the CPU time of a call, on both sides
+    builds.py       two builds of skate, in turn
 """

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from perf import contenders, rows
 from perf.contenders.base import Contender
+from perf.meter import Meter
 from perf.model import Measurement
 from perf.pace import Pace
 
@@ -31,6 +32,8 @@ class Job:
     script: str = ""
     measurements: tuple[str, ...] = ()
     pace: Pace = dataclasses.field(default_factory=Pace)
+    #: Tell the CPU time of a call as well, on both sides (see builds.py).
+    metered: bool = False
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -54,9 +57,14 @@ def _protocol() -> Tell:
     return tell
 
 
-def _run(measurement: Measurement, contender: Contender, pace: Pace, tell: Tell) -> None:
+def _run(measurement: Measurement, contender: Contender, job: Job, tell: Tell) -> None:
     try:
-        tell("sample", values=measurement.values(measurement.run(contender, pace)))
+        if job.metered:
+            meter = Meter(**dataclasses.asdict(job.pace))
+            measurement.run(contender, meter)
+            tell("sample", values=meter.microseconds)
+        else:
+            tell("sample", values=measurement.values(measurement.run(contender, job.pace)))
     except NotImplementedError as lack:
         tell("skipped", reason=str(lack))
     except Exception as error:
@@ -81,7 +89,7 @@ def main(argument: str) -> None:
         contender.start(num_cpus)
     tell("started")
     for measurement in chosen:
-        _run(measurement, contender, job.pace, tell)
+        _run(measurement, contender, job, tell)
     tell("finished")
     contender.stop()
 

@@ -18,11 +18,10 @@ class Pace:
 
     def rate(self, call: Callable[[], object], operations: float = 1) -> float:
         """Operations a second over repeated calls, each worth `operations`. Calls at least twice."""
-        a_tick = max(1, int(self._repeat(call, self.warm_s, 1) * self.tick_s))
-        return operations * self._repeat(call, self.run_s, a_tick)
+        a_tick = max(1, int(self.repeat(call, self.warm_s, 1) * self.tick_s))
+        return operations * self.repeat(call, self.run_s, a_tick)
 
-    @staticmethod
-    def _repeat(call: Callable[[], object], seconds: float, calls_a_tick: int) -> float:
+    def repeat(self, call: Callable[[], object], seconds: float, calls_a_tick: int) -> float:
         """Calls a second."""
         calls = 0
         start = perf_counter()

@@ -193,13 +193,13 @@ def _run_in_one_process(group: Sequence[Measurement], contender: Contender, sett
         setting.job(contender), script=group[0].script, measurements=tuple(m.name for m in group)
     )
     with Child(setting.python(contender), job) as child:
-        outcomes = _converse(child, group)
+        outcomes = converse(child, group)
     if child.left_behind:
         outcomes[-1][1]["note"] = f"left processes behind: {', '.join(child.left_behind)}"
     return outcomes
 
 
-def _converse(child: Child, group: Sequence[Measurement]) -> Outcomes:
+def converse(child: Child, group: Sequence[Measurement]) -> Outcomes:
     """Hear the child out. If it never starts, the whole group has failed; if it is lost later, one has."""
     outcomes: Outcomes = []
     limit_s, lost = START_LIMIT_S, group

@@ -13,9 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from perf import bars, contenders, procs, rows, runner, stats, table  # noqa: E402
+from perf import bars, builds, contenders, procs, rows, runner, stats, table  # noqa: E402
 from perf.__main__ import UsageError, choose, listing, main, names_in  # noqa: E402
 from perf.child import Job  # noqa: E402
+from perf.meter import Meter  # noqa: E402
 from perf.model import Row  # noqa: E402
 from perf.pace import Pace  # noqa: E402
 from perf.results import Results, Sample  # noqa: E402
@@ -311,3 +312,27 @@ def test_what_a_process_started_is_found_below_it():
         sleeper.kill()
     assert sleeper.pid not in procs.descendants(os.getpid())
     assert procs.name(sleeper.pid) == "?"
+
+
+# Two builds
+
+
+def test_builds_are_compared_round_by_round():
+    old = {"tasks.in_flight": {"caller": [2.0, 4.0, 2.0], "others": [1.0, 2.0, 1.0]}}
+    new = {"tasks.in_flight": {"caller": [1.0, 2.0, 1.0], "others": [1.0, 2.0, 1.0]}}
+    caller, others, both = builds.table(old, new).splitlines()[1:]
+    assert "0.500 (0.50-0.50)" in caller
+    assert "1.250 (0.50-2.00)" in caller  # the old build beside itself, a round later
+    assert "1.000 (1.00-1.00)" in others
+    assert "0.667 (0.67-0.67)" in both
+
+
+def test_builds_compare_rows_that_exist():
+    assert set(names_in(builds.CALLS)) <= KEYS
+
+
+def test_a_meter_counts_what_its_own_process_uses():
+    meter = Meter(warm_s=0.01, run_s=0.05)
+    rate = meter.rate(lambda: sum(range(1000)), operations=2)
+    assert 0 < meter.microseconds["caller"] <= 1e6 / rate * 1.2
+    assert meter.microseconds["others"] >= 0
