@@ -380,7 +380,9 @@ class TestRefuses:
         with pytest.raises(TypeError, match=r"ActorPool\(\[actor\]\)"):
             ActorPool(Worker.remote())
 
-    @pytest.mark.parametrize("make", [lambda: Worker, lambda: 3, lambda: Worker._cls], ids=str)
+    @pytest.mark.parametrize(
+        "make", [lambda: Worker, lambda: 3, lambda: Worker._cls], ids=["class", "number", "undecorated"]
+    )
     def test_what_is_no_actor(self, make: Callable[[], object]) -> None:
         with pytest.raises(TypeError, match="handle of an actor"):
             ActorPool([make()])
