@@ -19,6 +19,8 @@ import traceback
 from functools import cache
 from typing import Any, NamedTuple, cast
 
+from skate import dependencies
+
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for classes made at run time, clear for built-in ones
 _REPR_LIMIT_CHARS = 200
 
@@ -82,7 +84,7 @@ def _state(exc: BaseException) -> tuple[dict[str, Any], dict[str, Any]]:
     own = dict(vars(exc))
     given = (reduced[2] or {}) if len(reduced) > 2 else {}
     members = {name: value for name, value in given.items() if name not in own}
-    for name in copyreg._slotnames(type(exc)):  # type: ignore[attr-defined]
+    for name in dependencies.slot_names(type(exc)):
         if hasattr(exc, name):
             members[name] = getattr(exc, name)
     return own, members
@@ -120,9 +122,7 @@ def pickles_as_usual(cls: type) -> bool:
 
 @cache
 def _pickler_class() -> type:
-    import cloudpickle  # type: ignore[import-untyped]  # at first use: this module is imported with `skate`, most programs never need this
-
-    class ExceptionPickler(cloudpickle.Pickler):
+    class ExceptionPickler(dependencies.cloud_pickler()):
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, BaseException) and pickles_as_usual(type(obj)):
                 return reduce(obj)

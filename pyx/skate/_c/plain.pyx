@@ -36,7 +36,7 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-from skate import exception_transport
+from skate import dependencies, exception_transport
 
 cdef extern from *:
     """
@@ -350,11 +350,10 @@ cdef int _make_cloud_pickler() except -1:
 
     Exceptions and some arrays are reduced in a better way than their own.
     """
-    import cloudpickle
+    base = dependencies.cloud_pickler()
+    theirs = base.reducer_override
 
-    theirs = cloudpickle.Pickler.reducer_override
-
-    class CloudPickler(cloudpickle.Pickler):
+    class CloudPickler(base):
         def reducer_override(self, obj):
             if isinstance(obj, (type, FunctionType)):
                 return theirs(self, obj)
@@ -711,8 +710,7 @@ cdef int _find_numpy() except -1:
     numpy = sys.modules.get("numpy")
     if numpy is None or not hasattr(numpy, "ascontiguousarray"):  # or another thread is still importing it
         return 0
-    for letter in "?bBhHiIlLqQefdgFDG":
-        dtype = numpy.dtype(letter)
+    for letter, dtype in dependencies.native_dtypes().items():
         _code_of_dtype[id(dtype)] = ord(letter)
         _dtype_of_code[ord(letter)] = dtype
         _plain_types.add(dtype.type)
