@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from budgets import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -427,7 +428,7 @@ class World(RuleBasedStateMachine):
 
 
 TestActors = World.TestCase
-TestActors.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestActors.settings = settings(max_examples=examples(200), stateful_step_count=60, deadline=None)
 
 
 def test_a_name_is_free_again_after_the_actor_s_death() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from budgets import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -953,7 +954,7 @@ def test_workers_of_a_job_that_left_serve_who_waits_and_end_then() -> None:
     assert not node.starting
 
 
-AdmissionModel.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+AdmissionModel.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=50, deadline=None)
 TestAdmissionModel = AdmissionModel.TestCase
 
 

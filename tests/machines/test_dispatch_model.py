@@ -10,6 +10,7 @@ from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
+from budgets import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -470,5 +471,5 @@ def test_tasks_end_where_no_worker_can_be_started() -> None:
     assert list(owner.queues[0].tasks) == [again]
 
 
-DispatchModel.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+DispatchModel.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=50, deadline=None)
 TestDispatchModel = DispatchModel.TestCase

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from typing import Any, NamedTuple
 
+from budgets import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -471,7 +472,7 @@ class Heads(RuleBasedStateMachine):
             assert not node.claims
 
 
-Heads.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+Heads.TestCase.settings = settings(max_examples=examples(200), stateful_step_count=50, deadline=None)
 TestHeads = Heads.TestCase
 
 

@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 import pytest
+from budgets import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -487,7 +488,7 @@ class GroupsModel(RuleBasedStateMachine):
             assert not simulated.claims
 
 
-GroupsModel.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+GroupsModel.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=50, deadline=None)
 TestGroupsModel = GroupsModel.TestCase
 
 

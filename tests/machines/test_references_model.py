@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
+from budgets import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -759,9 +760,11 @@ def test_what_a_dead_worker_kept_is_freed_though_its_notice_came_first() -> None
     assert not middle.references.entries
 
 
-ReferencesModel.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+ReferencesModel.TestCase.settings = settings(
+    max_examples=examples(250), stateful_step_count=40, deadline=None
+)
 ReferencesModelWithDeaths.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None
+    max_examples=examples(120), stateful_step_count=40, deadline=None
 )
 TestReferencesModel = ReferencesModel.TestCase
 TestReferencesModelWithDeaths = ReferencesModelWithDeaths.TestCase

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from budgets import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
@@ -127,5 +128,5 @@ class NodeModel(RuleBasedStateMachine):
             self.node.check()
 
 
-NodeModel.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+NodeModel.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)
 TestNodeModel = NodeModel.TestCase

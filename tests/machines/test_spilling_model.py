@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from budgets import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -399,5 +400,5 @@ class SpillingModel(RuleBasedStateMachine):
         self.nothing_is_lost()
 
 
-SpillingModel.TestCase.settings = settings(max_examples=200, stateful_step_count=80, deadline=None)
+SpillingModel.TestCase.settings = settings(max_examples=examples(200), stateful_step_count=80, deadline=None)
 TestSpillingModel = SpillingModel.TestCase

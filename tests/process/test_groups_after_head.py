@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import skate
 from api.rendezvous import eventually
+from budgets import HEAD_KILLS_AMONG_GROUPS
 from skate.core.membership import RETURN_SECONDS
 from skate.exceptions import ActorDiedError, GetTimeoutError, TaskPlacementGroupRemoved
 from skate.util.placement_group import (
@@ -29,7 +30,6 @@ from .clusters import Heads, come_in, rows
 pytestmark = pytest.mark.timeout(120)
 
 #: kills of the head, while groups are made
-KILLS = int(os.environ.get("SKATE_TEST_KILLS", "30")) // 6
 
 HERE, THERE, HEAD = {"CPU": 1, "here": 1}, {"CPU": 1, "there": 1}, {"CPU": 1, "head": 1}
 
@@ -249,12 +249,12 @@ def test_detached_groups_and_those_of_programs_on_the_head_s_node(heads: Heads, 
     nothing_is_held(heads)
 
 
-@pytest.mark.timeout(60 + 15 * KILLS)
+@pytest.mark.timeout(60 + 15 * HEAD_KILLS_AMONG_GROUPS)
 def test_kills_while_groups_are_made(heads: Heads, program: Callable, tmp_path: Path) -> None:
     """Each group that a program has made and not removed is there after each kill, whole; at the end nothing is."""
     here, there = heads.node("here"), heads.node("there")
     come_in(here)
-    chance = random.Random(KILLS)
+    chance = random.Random(HEAD_KILLS_AMONG_GROUPS)
     maker = program(
         there,
         GROUPS + "import random\n"
@@ -290,7 +290,7 @@ def test_kills_while_groups_are_made(heads: Heads, program: Callable, tmp_path: 
         eventually(lambda: (tmp_path / name).exists(), 60)
         return pickle.loads((tmp_path / name).read_bytes())
 
-    for _ in range(KILLS):
+    for _ in range(HEAD_KILLS_AMONG_GROUPS):
         before = made()
         eventually(lambda before=before: made() > before + 10, 60)
         time.sleep(chance.random() * 0.05)

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import skate
 from api.rendezvous import eventually
+from budgets import HEAD_KILLS
 from skate.cluster_utils import Cluster
 from skate.config import SESSIONS_FOLDER
 from skate.core.membership import RETURN_SECONDS
@@ -30,9 +31,6 @@ from skate.util import list_named_actors
 from .clusters import Heads, come_in, living, log_of, rows
 
 pytestmark = pytest.mark.timeout(120)
-
-#: kills of the head, under load
-KILLS = int(os.environ.get("SKATE_TEST_KILLS", "30"))
 
 BOX = """
 @skate.remote(max_restarts=3, num_cpus=0)
@@ -488,14 +486,14 @@ def test_a_node_that_init_starts_writes_nothing() -> None:
 # -------------------------------------------------------------------------------------------------------- under load
 
 
-@pytest.mark.timeout(60 + 10 * KILLS)
+@pytest.mark.timeout(60 + 10 * HEAD_KILLS)
 def test_kills_while_actors_are_made(heads: Heads, program: Callable) -> None:
     """What a program was told of is there when the head is back, with one owner a name; and nothing is left over."""
     there = heads.node("there")
     come_in(there)
-    chance = random.Random(KILLS)
+    chance = random.Random(HEAD_KILLS)
     known: dict[str, Any] = {}
-    for number in range(KILLS):
+    for number in range(HEAD_KILLS):
         maker = program(
             heads.head,
             BOX + "number = 0\n"

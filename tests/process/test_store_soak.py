@@ -1,7 +1,4 @@
-"""Four processes put and get objects of random sizes, more than the store holds; at the end it is as it was before.
-
-SKATE_TEST_SOAK says how many operations, all processes together: 100,000 takes a few minutes.
-"""
+"""Four processes put and get objects of random sizes, more than the store holds; at the end it is as it was before."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from typing import Any
 import numpy as np
 import skate
 from api.rendezvous import eventually
+from budgets import SOAK_OPERATIONS
 from skate.runtime import current
 
-OPERATIONS = int(os.environ.get("SKATE_TEST_SOAK", "6000"))
 PROCESSES = 4
 STORE = 64 << 20
 #: bytes; the largest four fit into the store beside what their processes hold
@@ -49,9 +46,9 @@ def test_returns_to_base_line(skate_start: Callable[..., Any]) -> None:
     info = skate_start(num_cpus=PROCESSES, object_store_memory=STORE)
     runtime = current.runtime
     assert runtime is not None
-    counts = skate.get([soak.remote(seed, OPERATIONS // PROCESSES) for seed in range(PROCESSES)])
-    assert sum(count["put"] for count in counts) > OPERATIONS // 4
-    assert sum(count["get"] for count in counts) > OPERATIONS // 4
+    counts = skate.get([soak.remote(seed, SOAK_OPERATIONS // PROCESSES) for seed in range(PROCESSES)])
+    assert sum(count["put"] for count in counts) > SOAK_OPERATIONS // 4
+    assert sum(count["get"] for count in counts) > SOAK_OPERATIONS // 4
     eventually(lambda: runtime.store.usage()["used"] == 0)
     eventually(lambda: runtime.query("spilled")["objects"] == 0)
     eventually(lambda: not os.listdir(os.path.join(info["folder"], "spill")))

@@ -1,7 +1,7 @@
 """Simulations of whole clusters from seeds: thousands of short ones, a few long ones, and those that once failed.
 
-SKATE_SIMULATIONS=20000 runs so many short ones, SKATE_SIMULATION_FIRST=n begins with another seed. A failure names its
-seed, what had gone wrong in that world, and the line that runs it again.
+SKATE_TEST_SIMULATIONS=20000 runs so many short ones, SKATE_TEST_SIMULATION_FIRST=n begins with another seed. A failure
+names its seed, what had gone wrong in that world, and the line that runs it again.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import pytest
 
 pytest.importorskip("greenlet", reason="the simulator's programs block in greenlets: pip install skate[test]")
 
+from budgets import SIMULATION_FIRST as FIRST
+from budgets import SIMULATIONS
 from simulator.faults import PLANS
 from simulator.scenario import LONG, run
 
-#: as many as take about a minute of one core
-SEEDS = int(os.environ.get("SKATE_SIMULATIONS", "1400"))
-FIRST = int(os.environ.get("SKATE_SIMULATION_FIRST", "0"))
 BATCH = 100
 
 #: (seed, plan) of simulations that failed, and fail again without what was mended then
@@ -34,9 +33,9 @@ MENDED = (
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("first", range(FIRST, FIRST + SEEDS, BATCH))
+@pytest.mark.parametrize("first", range(FIRST, FIRST + SIMULATIONS, BATCH))
 def test_short(first: int) -> None:
-    for seed in range(first, min(first + BATCH, FIRST + SEEDS)):
+    for seed in range(first, min(first + BATCH, FIRST + SIMULATIONS)):
         run(seed)
 
 
