@@ -15,6 +15,27 @@ from api.rendezvous import Gate, Tally
 from leftovers import leftovers, wait_for_nothing_left  # before skate: it says where sessions lie
 
 import skate  # isort: skip
+from skate.net.exchange import VARIABLE as LANES  # isort: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "transport: its messages go by every path; runs with lanes, and without"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("transport"):
+        metafunc.parametrize("transport", ["lanes", "zeromq"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def transport(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Sessions of tests that are marked with `transport` have lanes, or send every message by ZeroMQ."""
+    with pytest.MonkeyPatch.context() as patch:
+        if getattr(request, "param", "lanes") == "zeromq":
+            patch.setenv(LANES, "0")
+        yield
 
 
 @pytest.fixture(autouse=True)

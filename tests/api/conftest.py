@@ -16,7 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="module")
-def cpu2() -> Iterator[None]:
+def cpu2(transport: None) -> Iterator[None]:
     """A runtime of two CPUs, shared by the tests of a file. At its end, both must be free again."""
     skate.init(num_cpus=2)
     yield

@@ -14,7 +14,7 @@ from skate.exceptions import ActorDiedError, TaskError
 
 from .rendezvous import Gate, Tally, eventually, gone, most_at_once
 
-pytestmark = pytest.mark.usefixtures("cpu2")
+pytestmark = [pytest.mark.usefixtures("cpu2"), pytest.mark.transport]
 
 
 @skate.remote

@@ -9,7 +9,7 @@ import skate
 
 from .rendezvous import Gate, eventually, most_at_once
 
-pytestmark = pytest.mark.usefixtures("cpu2")
+pytestmark = [pytest.mark.usefixtures("cpu2"), pytest.mark.transport]
 
 
 @skate.remote

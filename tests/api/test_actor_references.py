@@ -12,6 +12,8 @@ from skate.exceptions import ActorDiedError
 
 from .rendezvous import Gate, eventually, gone
 
+pytestmark = pytest.mark.transport
+
 STORE_BYTES = 200_000_000
 ARRAY_BYTES = 20_000_000
 TIMES = 25

@@ -10,7 +10,7 @@ from skate.exceptions import ActorDiedError
 
 from .rendezvous import Gate, Tally, eventually, gone, most_at_once
 
-pytestmark = pytest.mark.usefixtures("cpu2")
+pytestmark = [pytest.mark.usefixtures("cpu2"), pytest.mark.transport]
 
 
 class Threads:

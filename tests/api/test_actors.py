@@ -16,7 +16,7 @@ from skate.runtime import current
 
 from .rendezvous import Gate, Tally, eventually, gone, lives
 
-pytestmark = pytest.mark.usefixtures("cpu2")
+pytestmark = [pytest.mark.usefixtures("cpu2"), pytest.mark.transport]
 
 
 @skate.remote

@@ -11,7 +11,7 @@ from skate.exceptions import TaskError
 
 from .rendezvous import Gate
 
-pytestmark = pytest.mark.usefixtures("cpu2")
+pytestmark = [pytest.mark.usefixtures("cpu2"), pytest.mark.transport]
 
 
 @skate.remote

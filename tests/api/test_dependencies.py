@@ -8,7 +8,7 @@ import skate
 
 from .rendezvous import Gate, Tally
 
-pytestmark = pytest.mark.usefixtures("cpu2")
+pytestmark = [pytest.mark.usefixtures("cpu2"), pytest.mark.transport]
 
 
 @skate.remote

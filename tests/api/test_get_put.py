@@ -14,7 +14,7 @@ from skate.exceptions import GetTimeoutError
 
 from .rendezvous import Gate
 
-pytestmark = pytest.mark.usefixtures("cpu2")
+pytestmark = [pytest.mark.usefixtures("cpu2"), pytest.mark.transport]
 
 Point = namedtuple("Point", "x y")
 

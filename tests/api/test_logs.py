@@ -12,6 +12,8 @@ import skate
 
 from .rendezvous import eventually
 
+pytestmark = pytest.mark.transport
+
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 

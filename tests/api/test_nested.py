@@ -7,11 +7,11 @@ import skate
 
 from .rendezvous import Gate, most_at_once
 
-pytestmark = pytest.mark.usefixtures("cpu1")
+pytestmark = [pytest.mark.usefixtures("cpu1"), pytest.mark.transport]
 
 
 @pytest.fixture(scope="module")
-def cpu1():
+def cpu1(transport: None):
     skate.init(num_cpus=1, num_gpus=1)
     yield
     skate.shutdown()

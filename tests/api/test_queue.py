@@ -18,7 +18,7 @@ from skate.util.queue import Empty, Full, Queue
 
 from .rendezvous import eventually
 
-pytestmark = pytest.mark.usefixtures("cpu2")
+pytestmark = [pytest.mark.usefixtures("cpu2"), pytest.mark.transport]
 
 MakeQueue = Callable[..., Queue]
 

@@ -12,6 +12,8 @@ import skate
 
 from .rendezvous import Gate, eventually
 
+pytestmark = pytest.mark.transport
+
 STORE_BYTES = 200_000_000
 ARRAY_BYTES = 20_000_000
 

@@ -14,7 +14,7 @@ from skate.exceptions import RayActorError, WorkerCrashedError
 
 from .rendezvous import Gate, Tally, eventually, gone
 
-pytestmark = pytest.mark.usefixtures("cpu2")
+pytestmark = [pytest.mark.usefixtures("cpu2"), pytest.mark.transport]
 
 
 @skate.remote

@@ -10,7 +10,7 @@ import skate
 
 from .rendezvous import Gate, Tally
 
-pytestmark = pytest.mark.usefixtures("cpu2")
+pytestmark = [pytest.mark.usefixtures("cpu2"), pytest.mark.transport]
 
 FACTOR = 3
 

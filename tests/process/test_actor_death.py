@@ -14,7 +14,7 @@ import skate
 from api.rendezvous import Gate, eventually, gone
 from skate.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedError
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.transport]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,7 @@ from leftovers import leftovers, segments, wait_for_nothing_left
 
 from .drivers import lives
 
-pytestmark = pytest.mark.timeout(40)
+pytestmark = [pytest.mark.timeout(40), pytest.mark.transport]
 
 FAMILY = """
     import multiprocessing, os, subprocess, sys, time

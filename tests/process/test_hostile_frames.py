@@ -20,6 +20,8 @@ from skate.runtime import current
 from skate.wire import messages as m
 from skate.wire.messages import encode
 
+pytestmark = pytest.mark.transport
+
 HEADER = frames.frame([])
 
 

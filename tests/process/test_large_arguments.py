@@ -11,6 +11,8 @@ import skate
 from api.rendezvous import Gate, eventually
 from skate.runtime import current
 
+pytestmark = pytest.mark.transport
+
 MB = 1 << 20
 
 

@@ -17,11 +17,11 @@ from skate.api.session import require_runtime
 
 from .drivers import lives
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("cpu1")]
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("cpu1"), pytest.mark.transport]
 
 
 @pytest.fixture(scope="module")
-def cpu1() -> Iterator[None]:
+def cpu1(transport: None) -> Iterator[None]:
     skate.init(num_cpus=1)
     yield
     skate.shutdown()

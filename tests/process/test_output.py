@@ -9,7 +9,7 @@ from api.rendezvous import eventually
 
 from .drivers import Driver
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.transport]
 
 LINE = re.compile(r"\((?:(?P<name>\S+) )?pid=(?P<pid>\d+)\) ?(?P<text>.*)")
 

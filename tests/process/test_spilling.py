@@ -21,6 +21,8 @@ from skate.exceptions import ObjectStoreFullError, OutOfDiskError
 from skate.runtime import current
 from skate.util.state import list_objects, store_report
 
+pytestmark = pytest.mark.transport
+
 MB = 1 << 20
 STORE = 32 * MB
 

@@ -13,7 +13,7 @@ import skate
 from api.rendezvous import Gate, Tally, eventually
 from skate.exceptions import WorkerCrashedError
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.transport]
 
 
 @pytest.fixture(scope="module")
