@@ -135,8 +135,7 @@ def test_after_both_have_died_with_their_driver_the_next_init_clears_up(start_dr
     kill_at_once(driver.pid, node, zygote)
     driver.wait()
     assert lives(child)  # nobody is left who could know of it
-    assert folders()
-    assert segments()
+    assert folders()  # (the segment may be gone: any session of this user that starts sweeps it)
     skate_start()
     assert not lives(child)
     skate.shutdown()
@@ -174,6 +173,5 @@ def test_the_folder_of_a_dead_session_may_be_cleared_away_by_others(skate_start,
     node, zygote, folder = driver.line("facts")
     kill_at_once(driver.pid, int(node), int(zygote))
     subprocess.run(["rm", "-r", folder], check=True)
-    assert segments()
     skate_start()
     assert len(segments()) == 1
