@@ -16,10 +16,10 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
+from skate._c.clock import monotonic, sleep
 from skate.api import session
 from skate.api.session import init, node_config, shutdown
 from skate.driver import nodes
@@ -237,9 +237,9 @@ class Cluster:
 
 
 def _wait_until(holds: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
+    deadline = monotonic() + seconds
     while not holds():
-        if time.monotonic() > deadline:
+        if monotonic() > deadline:
             return False
-        time.sleep(0.01)
+        sleep(0.01)
     return True

@@ -10,8 +10,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -145,11 +143,6 @@ def replaced(world: World, sockets: type) -> Iterator[Alarms]:
         (skate.worker.executor, "os", files),
         (skate.worker.lease, "os", files),
     ]
-    for name, module in list(sys.modules.items()):
-        if name.startswith("skate."):
-            for ask in ("monotonic", "monotonic_ns", "perf_counter_ns"):
-                if getattr(module, ask, None) is getattr(time, ask):
-                    seams.append((module, ask, getattr(world, ask)))
     before = [(module, name, getattr(module, name)) for module, name, _ in seams]
     logger, alarms = logging.getLogger("skate"), Alarms(world)
     level, propagates = logger.level, logger.propagate

@@ -92,8 +92,6 @@ class World:
     def monotonic_ns(self) -> int:
         return int(self.now * 1e9)
 
-    perf_counter_ns = monotonic_ns
-
     @property
     def elapsed(self) -> float:
         return self.now - START

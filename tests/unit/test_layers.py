@@ -34,6 +34,8 @@ IMPURE = {
     "asyncio", "concurrent", "datetime", "multiprocessing", "os", "pathlib", "psutil", "queue", "random", "secrets",
     "select", "selectors", "signal", "socket", "subprocess", "tempfile", "threading", "time", "uuid", "zmq",
 }  # fmt: skip
+#: what tells how long something takes, or waits
+CLOCK = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "sleep"}
 #: and what it may not call
 IMPURE_CALLS = {"open", "print", "input", "breakpoint", "id", "exec", "eval"}
 
@@ -132,7 +134,19 @@ def test_core_is_pure(module: str) -> None:
             name = ast.unparse(node.func)
             assert name not in IMPURE_CALLS, f"{path}:{node.lineno} calls {name}"
             last = name.rsplit(".", 1)[-1]
-            assert last not in {"monotonic", "perf_counter", "perf_counter_ns", "time_ns", "urandom", "sleep"}
+            assert last not in CLOCK | {"time_ns", "urandom"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_there_is_one_clock(name: str) -> None:
+    """Programs freeze `time` in their tests: what the package waits by is asked of `_c.clock`, nowhere else."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        asked = node.attr if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "time" else ""
+        names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else [asked]
+        if asked or (isinstance(node, ast.ImportFrom) and node.module == "time"):
+            assert not CLOCK.intersection(names), (
+                f"{MODULES[name]}:{node.lineno} asks `time`: ask skate._c.clock"
+            )
 
 
 def test_the_walk_sees_imports_wherever_they_are() -> None:

@@ -16,9 +16,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import monotonic, sleep
 from typing import Any, TextIO
 
+from skate._c.clock import monotonic, sleep
 from skate._c.refs import Waiter
 from skate.driver import nodes
 from skate.exceptions import LocalNodeManagerDiedError

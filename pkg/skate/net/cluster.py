@@ -17,13 +17,13 @@ import logging
 import os
 import socket as sockets
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import Any, Final, Protocol
 
 import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
+from skate._c.clock import monotonic
 from skate.core.deadlines import Deadlines
 from skate.core.delivery import Incoming, Outgoing
 from skate.ids import NodeId, ProcessId, manager_of, node_of

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from time import monotonic
 from typing import Any
 
 import zmq
 
 from skate._c import frames
+from skate._c.clock import monotonic
 from skate._c.lanes import Lane
 from skate.ids import NodeId, ProcessId, manager_of
 from skate.net.mailbox import FRAME_RECORDS, Link, Mailbox, Relay

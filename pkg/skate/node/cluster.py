@@ -13,12 +13,12 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import zmq
 
 from skate._c import frames
+from skate._c.clock import monotonic
 from skate.config import VERSION
 from skate.core import membership, roster
 from skate.core.acquaintances import Acquaintances

@@ -21,9 +21,9 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
-from time import monotonic
 from typing import Any, Final
 
+from skate._c.clock import monotonic
 from skate.net.mailbox import Mailbox
 from skate.node.zygote import receive, send
 

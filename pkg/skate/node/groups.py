@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from skate._c.clock import monotonic
 from skate.core.followed_groups import AskAgain, Follow, FollowedGroups
 from skate.core.group_names import parse
 from skate.core.group_records import (

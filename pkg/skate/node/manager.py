@@ -20,9 +20,9 @@ import socket
 from collections.abc import Container
 from contextlib import ExitStack
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from skate._c.clock import monotonic
 from skate._c.resources import to_units
 from skate.core.admission import Admission
 from skate.core.leases import (

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Final
 
 from skate._c import frames
+from skate._c.clock import monotonic
 from skate.core.ledger import Kept
 from skate.core.policies import NODE, where_from
 from skate.core.resources import ResourceSet

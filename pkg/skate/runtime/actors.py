@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from skate._c.clock import monotonic
 from skate._c.refs import FAILED, INLINE, ObjectEntry, ObjectRef
 from skate.core.actors import ALIVE, DEAD, PENDING, RESTARTING, killed_by
 from skate.core.calls import ActorLine, Calls, Effect, FailCalls, LoseCalls, WatchActor

@@ -6,9 +6,9 @@ are settled. Who made a group is told of every change; others ask, and hear once
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from skate._c.clock import monotonic
 from skate._c.plain import to_bytes
 from skate._c.refs import FAILED, INLINE, PENDING, ObjectEntry, ObjectRef
 from skate.core.group_records import CREATED, REMOVED

@@ -7,9 +7,9 @@ runtime's inbox. Every question is answered, unless the node manager dies: then 
 from __future__ import annotations
 
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from skate._c.clock import monotonic
 from skate.ids import ObjectId
 from skate.store.spill import read_file
 from skate.wire import messages as m

@@ -13,10 +13,10 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from skate._c import refs
+from skate._c.clock import monotonic
 from skate._c.plain import Serialized, to_bytes, unpack
 from skate._c.refs import FAILED, INLINE, NOTHING, PENDING, STORED, ObjectEntry, ObjectRef, Waiter
 from skate.config import INLINE_BYTES

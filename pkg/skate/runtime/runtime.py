@@ -19,7 +19,6 @@ import logging
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, get_args
@@ -151,7 +150,7 @@ class Runtime:
             _thread.start_new_thread(self._interrupt_again, ())  # threading's own locks may be held here
 
     def _interrupt_again(self) -> None:
-        time.sleep(INTERRUPT_SECONDS)
+        clock.sleep(INTERRUPT_SECONDS)
         self._interrupts_again = False
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # wakes it, too, where it sleeps
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 import dataclasses
 import dis
 import functools
-import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from skate._c import plain
+from skate._c.clock import monotonic
 
 #: seconds that the search may take
 BUDGET_S = 2.0
@@ -70,7 +70,7 @@ def explain(value: object, root_name: str) -> str:
     """
     if _too_deep(value):
         return f"{root_name} is nested too deeply to be pickled: flatten it, or pass its parts one by one."
-    search = _Search(time.monotonic() + BUDGET_S)
+    search = _Search(monotonic() + BUDGET_S)
     part, notes = Part(root_name, value), []
     for _ in range(MAX_DEPTH):
         below = search.first_failing(part)
@@ -93,7 +93,7 @@ class _Search:
         self._on_path: dict[int, object] = {}
 
     def spent(self) -> bool:
-        return time.monotonic() > self._deadline
+        return monotonic() > self._deadline
 
     def first_failing(self, part: Part) -> Part | None:
         """The first part of `part` that fails to pickle by itself, or None."""

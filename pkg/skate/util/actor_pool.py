@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from time import monotonic
 from typing import Any
 
+from skate._c.clock import monotonic
 from skate._c.refs import FAILED, ObjectRef
 from skate.api.actor_class import ActorClass
 from skate.api.actor_handle import ActorHandle

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from functools import partial
 from itertools import chain, islice
-from time import monotonic
 from types import FunctionType
 from typing import Any, NamedTuple
 
+from skate._c.clock import monotonic
 from skate.api.context import cluster_resources
 from skate.api.remote_function import RemoteFunction
 from skate.api.session import require_runtime

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from time import monotonic
 from typing import Any
 
+from skate._c.clock import monotonic
 from skate._c.refs import ObjectRef, Waiter
 from skate.api.session import require_runtime
 from skate.runtime.runtime import Runtime

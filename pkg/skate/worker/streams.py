@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from skate._c.clock import monotonic
 from skate._c.refs import INLINE, Waiter
 from skate.ids import ProcessId, TaskId
 from skate.runtime.runtime import Runtime

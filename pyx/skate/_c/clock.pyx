@@ -1,8 +1,10 @@
-# clock: what time it is, for modules on the way of a call, where asking `time` for it is a tenth of what they cost.
+# clock: what time it is, and pauses, by the machine's clock whatever a program has put in the place of `time`'s
+# functions (tests freeze them). Asking `time` would be a tenth of what the modules on the way of a call cost, too.
 #
 # State: what stands for the clock of the machine, in a simulation.
 
 from cpython cimport time
+from posix.time cimport nanosleep, timespec
 
 cdef object _stand_in = None
 
@@ -21,7 +23,16 @@ cpdef long long monotonic_ns() except? -1:
     return time.monotonic_ns()
 
 
+def sleep(double seconds):
+    """Blocks for so long, of the machine's time even in a simulation; or until a signal comes."""
+    cdef timespec pause
+    pause.tv_sec = <long>seconds
+    pause.tv_nsec = <long>((seconds - pause.tv_sec) * 1e9)
+    with nogil:
+        nanosleep(&pause, NULL)
+
+
 def replace(stand_in):
-    """From now on `stand_in` is asked, which has these methods; None: the machine's clock. For simulations."""
+    """From now on `stand_in` is asked, which has the methods `monotonic` and `monotonic_ns`; None: the machine's clock. For simulations."""
     global _stand_in
     _stand_in = stand_in

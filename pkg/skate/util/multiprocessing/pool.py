@@ -15,10 +15,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from multiprocessing import TimeoutError
-from time import monotonic
 from types import FunctionType
 from typing import Any
 
+from skate._c.clock import monotonic
 from skate.api.context import cluster_resources
 from skate.api.session import init, is_initialized
 from skate.util.checks import check_count
