@@ -147,8 +147,7 @@ def _start(chosen: argparse.Namespace) -> int:
             cluster=cluster,
             lives_with="nobody",
         )
-        process = nodes.spawn(config)
-        facts = nodes.read_facts(process)
+        process, facts = nodes.start(config)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         print(f"skate start: {error}", file=sys.stderr)
         return 1

@@ -80,10 +80,7 @@ class ClusterNode:
         """Ends it; blocks until nothing is left of it."""
         if allow_graceful and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass  # it is killed
+            nodes.wait_for_end(self._process, END_SECONDS)
         self._process.kill()
         self._end()
 
@@ -166,8 +163,7 @@ class Cluster:
             key_file=None if self._insecure else self._key_file,
             insecure=self._insecure,
         )
-        process = nodes.spawn(node_config(**arguments, cluster=cluster, lives_with="starter"))
-        node = ClusterNode(process, nodes.read_facts(process))
+        node = ClusterNode(*nodes.start(node_config(**arguments, cluster=cluster, lives_with="starter")))
         if self.head_node is None:
             self.head_node = node
         else:

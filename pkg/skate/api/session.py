@@ -130,15 +130,16 @@ def init(
                 "object_store_memory were said when it was started. Leave them out, or init(address='local') for a "
                 "node of this program's own."
             )
+        from skate.driver import nodes
+        from skate.driver.session import Session
+
         job = {
             "id": secrets.token_hex(4),
             "namespace": namespace or secrets.token_hex(16),
-            "cwd": os.getcwd(),
+            "cwd": nodes.working_directory(),
             "main_file": getattr(sys.modules.get("__main__"), "__file__", None),
             "logging_level": _level(logging_level),
         }
-        from skate.driver.session import Session
-
         _session = Session(job, bool(log_to_driver), node)
         atexit.register(shutdown)
         return RuntimeInfo(
@@ -214,7 +215,7 @@ def _node_to_come_to(address: str | None) -> str | None:
 
         return node_in_cluster(wanted)
     if sessions.facts_of(wanted) is None:
-        raise ConnectionError(f"init(address={wanted!r}): no node runs there")
+        raise ConnectionError(f"init(address={wanted!r}): no node of this user runs there")
     return wanted
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import socket
 import subprocess
 import sys
-from typing import Any
+from typing import Any, BinaryIO
 
 from skate.net.cluster_key import KEY_VARIABLE
 from skate.node.door import DOOR
+from skate.node.errors import CannotJoin, CannotStart
+from skate.node.inherited import open_standard_descriptors
 from skate.node.zygote import NO_WORKER, WORKER_VARIABLE, receive, send
 
 #: seconds that a node manager may take to start, and to let a driver in
@@ -20,16 +21,29 @@ START_SECONDS = 60.0
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 
-class CannotJoin(RuntimeError):
-    """The cluster did not let the node in, or there is none at that address."""
-
-
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from skate.node.main import main; main()"
+#: the first module that is not built in comes from the program's own path
+_BOOT = "import sys; sys.path[:] = sys.argv[2:]; from skate.node.main import main; main(int(sys.argv[1]))"
+#: of the end of what a node manager has written that did not start
+ERROR_BYTES = 2000
 
 
 def module_path() -> list[str]:
-    """sys.path, as it is in another working directory."""
-    return [os.path.abspath(entry) if entry else os.getcwd() for entry in sys.path]
+    """sys.path, as it is in another working directory. What lies in one that was removed is not in it."""
+    here = working_directory()
+    entries = [entry for entry in sys.path if isinstance(entry, str) and "\0" not in entry]  # as import does
+    return [
+        os.path.join(here or "", entry).rstrip("/") or "/"
+        for entry in entries
+        if here or os.path.isabs(entry)
+    ]
+
+
+def working_directory() -> str | None:
+    """None: it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 def enter(folder: str, job: dict[str, Any], log_to_driver: bool) -> dict[str, Any]:
@@ -88,48 +102,119 @@ def _ask(folder: str, table: str) -> list[Any]:
     return rows
 
 
-def spawn(config: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Starts a node manager. `config` is api.session's `node_config`."""
+def start(config: dict[str, Any]) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
+    """Starts a node manager with api.session's `node_config`; its process, and what it says of itself. Blocks until it
+    says so. CannotStart where it does not start, CannotJoin where its cluster does not let it in.
+    """
+    open_standard_descriptors()
+    executable = find_python()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, open(os.memfd_create("skate-start"), "rb") as errors:
+        with theirs:
+            process = _spawn(executable, theirs.fileno(), errors.fileno())
+        try:
+            ours.settimeout(START_SECONDS)
+            return process, _facts(ours, config)
+        except (OSError, _Silent):
+            process.kill()
+            raise CannotStart(_why_silent(executable, process.wait(), errors)) from None
+        except BaseException:
+            process.kill()  # its zygote clears up
+            process.wait()
+            raise
+
+
+class _Silent(Exception):
+    """The node manager has ended and has not said why."""
+
+
+def _facts(channel: socket.socket, config: dict[str, Any]) -> dict[str, Any]:
+    """Says to a node manager what it is to be, and gives what it answers."""
+    send(channel, config, (2,))  # where a failure later on is told
+    facts, _ = receive(channel)
+    if facts is None:
+        raise _Silent
+    if "error" in facts:
+        raise (CannotJoin if facts.get("cannot_join") else CannotStart)(facts["error"])
+    return facts
+
+
+def _spawn(executable: str, channel: int, errors: int) -> subprocess.Popen[bytes]:
+    """Begins the node manager's process. What it prints is dropped; what it writes before it has a log is in `errors`."""
     environment = dict(os.environ)
     for name in THREAD_VARIABLES:
         environment[name] = "1"
     environment[WORKER_VARIABLE] = NO_WORKER
     environment.pop(KEY_VARIABLE, None)  # workers inherit this; the node has it in its configuration
-    process = subprocess.Popen(
-        [sys.executable, "-c", _BOOT, json.dumps(module_path())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C in a terminal is the driver's
-        env=environment,
-    )
-    assert process.stdin is not None
     try:
-        process.stdin.write(json.dumps(config).encode())
-        process.stdin.close()
-    except BrokenPipeError:
-        pass  # it has ended; read_facts says so
-    return process
-
-
-def read_facts(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """What the node manager says of itself; blocks until it does. RuntimeError where it does not start, CannotJoin
-    where its cluster does not let it in.
-    """
-    assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
-    line = process.stdout.readline() if ready else b""
-    process.stdout.close()
-    if not line:
-        process.kill()
-        status = process.wait()
-        raise RuntimeError(
-            f"the node manager did not start (status {status}, after at most {START_SECONDS:.0f} s). "
-            "Does `python -c 'import skate, numpy, zmq'` work in this environment?"
+        return subprocess.Popen(
+            [executable, *_interpreter_flags(), "-c", _BOOT, str(channel), *module_path()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,  # Ctrl-C in a terminal is the driver's
+            env=environment,
+            pass_fds=(channel,),
         )
-    facts: dict[str, Any] = json.loads(line)
-    if "error" in facts:
-        process.wait()
-        if facts.get("cannot_join"):
-            raise CannotJoin(facts["error"])
-        raise RuntimeError(f"the node manager could not start:\n{facts['error']}")
-    return facts
+    except OSError as error:
+        raise CannotStart(
+            f"no process could be started for the node manager ({executable}, which is this program's sys.executable, "
+            f"or stands for it): {error}. Is there memory for it, and may this user have another process?"
+        ) from error
+
+
+def _interpreter_flags() -> list[str]:
+    """Those with which this interpreter was started: what of the environment it heeds, where it finds modules. Without
+    -W, which is for the program's own warnings."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing
+    return [flag for flag in flags if not flag.startswith("-W")]
+
+
+def find_python() -> str:
+    """The interpreter for the node manager: this process's own. CannotStart where it cannot be found.
+
+    In a program that embeds Python, sys.executable is that program, or nothing: what multiprocessing was told
+    (set_executable) counts then, else the interpreter that lies where the embedded one has its modules.
+    """
+    from multiprocessing import spawn
+
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}{sys.abiflags}"
+    places = [os.path.join(prefix, "bin", name) for prefix in (sys.prefix, sys.exec_prefix, sys.base_prefix)]
+    for candidate in (sys.executable, spawn.get_executable(), *places):
+        path = os.fsdecode(candidate or "")
+        if "py" in os.path.basename(path).lower() and os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    raise CannotStart(
+        f"workers need a Python interpreter, and sys.executable names none: it is {sys.executable!r}. (No {name} lies "
+        f"in {sys.prefix}/bin, either.) Where a program embeds Python, tell it before init(): "
+        "multiprocessing.set_executable(path), of the Python whose packages the program uses"
+    )
+
+
+def _why_silent(executable: str, status: int, errors: BinaryIO) -> str:
+    """A node manager has ended, or does not answer: what it wrote says most."""
+    size = errors.seek(0, os.SEEK_END)
+    errors.seek(max(0, size - ERROR_BYTES))
+    said = errors.read().decode(errors="backslashreplace").strip()
+    return (
+        f"the node manager did not start (status {status}, after at most {START_SECONDS:.0f} s). It was to run in "
+        f"{executable} (sys.executable is {sys.executable!r}). "
+        "Does `python -c 'import skate, numpy, zmq'` work in this environment?"
+        + (f" It wrote:\n{said}" if said else "")
+    )
+
+
+def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether the process has ended by then. Blocks, by the machine's clock; subprocess asks one that may be frozen."""
+    if process.poll() is not None:
+        return True
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:  # somebody else has waited for it
+        return True
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000)) and process.wait() is not None
+    finally:
+        os.close(pidfd)

@@ -41,11 +41,14 @@ class Session:
     def __init__(self, job: dict[str, Any], log_to_driver: bool, node: dict[str, Any] | str) -> None:
         """Starts a node manager with the configuration `node`, or comes to the one whose session has the folder `node`.
 
-        Blocks until it is ready. RuntimeError, with what it said, where it does not start.
+        Blocks until it is ready. RuntimeError that says why where it does not start.
         """
-        self._process = None if isinstance(node, str) else nodes.spawn(node)
+        self._process: subprocess.Popen[bytes] | None = None
+        folder = node
+        if not isinstance(folder, str):
+            self._process, facts = nodes.start(folder)
+            folder = facts["folder"]
         try:
-            folder = str(node) if self._process is None else nodes.read_facts(self._process)["folder"]
             self.facts = nodes.enter(folder, job, log_to_driver) | {
                 "owner_pid": os.getpid(),
                 "job": job["id"],
@@ -128,20 +131,14 @@ class Session:
         runtime.close()
         if self._process is None:
             return
-        if not self._left.done:
+        if not (self._left.done and nodes.wait_for_end(self._process, END_SECONDS)):
             log.error("the node manager (pid %d) does not end; it is killed", self._process.pid)
             self._process.kill()
-        try:
-            status = self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            log.error("the node manager (pid %d) does not end; it is killed", self._process.pid)
-            self._process.kill()
-            status = self._process.wait()
-        if status:
-            self._clear_up()
+            self._process.wait()
+        self._clear_up()
 
     def _clear_up(self) -> None:
-        """The node manager was killed: its zygote clears up; where that died too, this process does."""
+        """Where the node manager was killed its zygote clears up; where that died too, this process does."""
         from skate.node import sessions
 
         deadline = monotonic() + END_SECONDS

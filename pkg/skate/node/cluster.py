@@ -28,6 +28,7 @@ from skate.ids import NodeId, ProcessId, manager_of, node_of
 from skate.net.cluster import ClusterSockets
 from skate.net.cluster_key import keys_of
 from skate.net.node_mailbox import NodeMailbox
+from skate.node.errors import CannotJoin
 from skate.wire import messages as m
 from skate.wire.cluster import HELLO, REFUSED, WELCOME, pack_letter
 from skate.wire.messages import SCHEMAS, encode
@@ -46,10 +47,6 @@ TURNED_AWAY_SECONDS: Final = 2.0
 STORE_SECONDS: Final = 1.0
 #: frames that are kept for one node that nobody knows yet
 HELD_FRAMES: Final = 10_000
-
-
-class CannotJoin(RuntimeError):
-    """The cluster did not let this node in, or there is none at that address."""
 
 
 class Hooks(NamedTuple):

@@ -17,7 +17,7 @@ from skate.core.ledger import Gang, Ledger, Standing
 from skate.core.roster import Row
 from skate.ids import PROCESS_ID_BYTES, ActorId, NodeId, node_of
 from skate.net.node_mailbox import NodeMailbox
-from skate.node.cluster import CannotJoin
+from skate.node.errors import CannotJoin
 
 if TYPE_CHECKING:
     from skate.node.state_file import StateFile

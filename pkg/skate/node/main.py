@@ -1,14 +1,14 @@
 """The node manager's process, from its first line to its last.
 
-`python -c …` starts it with its configuration on standard input (see driver.nodes). It imports what workers need,
-forks the zygote while it still has one thread, and only then opens sockets. On standard output it writes one line of
-JSON: how the driver reaches it, or what went wrong.
+`python -c …` starts it with a socket (see driver.nodes), by which its configuration comes: standard input and output
+belong to whatever else runs when Python starts. It imports what workers need, forks the zygote while it still has one
+thread, and only then opens other sockets. Its answer is how the driver reaches it, or what went wrong.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
+import errno
 import logging
 import os
 import signal
@@ -17,44 +17,81 @@ import sys
 import time
 import traceback
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from skate.node import inherited
+from skate.node.errors import CannotJoin, CannotStart
+from skate.node.zygote import adopt_orphans, end_children, fork_zygote, receive, remove_session, send
 
 if TYPE_CHECKING:
+    from skate._c.arena import Arena
     from skate.node.ledger import NodeLedger
     from skate.node.state_file import StateFile
 
+log = logging.getLogger("skate.node")
+
+#: of the end of a traceback, in what the starter is told
+ERROR_CHARS: Final = 20_000
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 
-def main() -> None:
-    """Runs a node for whoever wrote its configuration to standard input."""
-    config = json.load(sys.stdin)
-    out, terminal = os.dup(1), os.dup(2)
-    from skate.node.cluster import CannotJoin
-
+def main(starter_fd: int) -> None:
+    """Runs a node for whoever is at the other end of the socket `starter_fd`."""
+    before = inherited.settle()
+    os.set_inheritable(starter_fd, False)
+    starter = socket.socket(fileno=starter_fd)
+    starter.setblocking(True)
+    config, terminal = receive(starter)
+    assert config is not None
     try:
-        _serve(config, out, terminal)
-    except CannotJoin as error:
-        logging.getLogger("skate.node").error("this node cannot join: %s", error)
-        os.write(out, json.dumps({"error": str(error), "cannot_join": True}).encode() + b"\n")
-        sys.exit(1)
-    except Exception:
-        # Before the driver has its line, it reads the reason there; later, the terminal is where a person may look.
+        _serve(config, before, starter, terminal)
+    except Exception as error:
+        log.exception("the node manager failed")
         try:
-            os.write(out, json.dumps({"error": traceback.format_exc()}).encode() + b"\n")
-        except OSError:
-            os.write(terminal, b"skate's node manager failed:\n" + traceback.format_exc().encode())
-        raise
+            send(starter, _failure(error))
+        except OSError:  # the driver has had its answer: now the terminal is where a person may look
+            for fd in terminal:
+                os.write(fd, b"skate's node manager failed:\n" + traceback.format_exc().encode())
+        sys.exit(1)
 
 
-def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
+def _failure(error: Exception) -> dict[str, Any]:
+    """What whoever started this process is told. A traceback is for what nobody has thought of."""
+    if isinstance(error, CannotStart):
+        return {"error": str(error), "cannot_join": isinstance(error, CannotJoin)}
+    if (
+        isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
+    ):  # of the system, or ZeroMQ
+        return {"error": f"the node manager could not start: {error or 'no memory'}. {_way_out(error)}"}
+    return {"error": "".join(traceback.format_exception(error))[-ERROR_CHARS:]}
+
+
+def _way_out(error: Exception) -> str:
+    """What to do about an error of the system's."""
+    from skate.config import SESSIONS_FOLDER
+
+    number = getattr(error, "errno", errno.ENOMEM)
+    if SESSIONS_FOLDER in str(error) or number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f"Set SKATE_TMPDIR to a folder with room: sessions have theirs in {SESSIONS_FOLDER}"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "Too few descriptors may be open: raise the limit (ulimit -n)"
+    if number in (errno.ENOMEM, errno.EAGAIN):
+        return (
+            "There is too little memory for another process, or too few processes may run (ulimit -v, ulimit -u, the "
+            "container's limits): raise those, or ask for a smaller store by init(object_store_memory=…)"
+        )
+    return "Is this what the environment (paths, limits, permissions) is meant to be?"
+
+
+def _serve(
+    config: dict[str, Any], before: dict[str, Any], starter: socket.socket, terminal: list[int]
+) -> None:
     import cloudpickle  # noqa: F401  (for the zygote's children)
     import numpy  # noqa: F401
     import zmq  # noqa: F401
 
     import skate.worker.main
-    from skate._c.arena import Arena
     from skate._c.resources import to_units
     from skate.config import NODE_ID_LABEL
     from skate.core.admission import Admission
@@ -64,12 +101,10 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
     from skate.net import exchange
     from skate.net.cluster_key import KEY_FILE, write_key
     from skate.node import sessions
-    from skate.node.cluster import CannotJoin
     from skate.node.detect import default_resources, detect_cpus
     from skate.node.manager import NodeManager
     from skate.node.puller import FETCH_SHARE, Puller
     from skate.node.spiller import Spiller
-    from skate.node.zygote import adopt_orphans, end_children, fork_zygote, remove_session
     from skate.store.local import LocalStore
     from skate.store.segment import create_segment
 
@@ -102,17 +137,18 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             "node": node.hex(),
             "lock_fd": session.lock_fd,
             "lanes": lanes,
+            "inherited": before,
         }
         skate.worker.main.prepare()
         adopt_orphans()  # those of the zygote, should it be killed
         zygote_pid, channel = fork_zygote(
-            worker_config, [fd for fd in (out, terminal, segment.fd, lanes_fd) if fd >= 0]
+            worker_config, [starter.fileno(), *terminal, segment.fd, *([lanes_fd] if lanes else [])]
         )
         if cluster is not None:
             _keep_freed_memory()
         if cluster is not None and "state" in cluster:
             state = _open_state(cluster)  # after the zygote was forked, which is to have no part in it
-        arena = Arena.create(segment.fd, store_bytes)
+        arena = _make_arena(segment.fd, store_bytes)
         facts = {
             "session": session.name,
             "folder": session.folder,
@@ -192,10 +228,11 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
                 facts["key_file"] = os.path.join(session.folder, KEY_FILE)
                 write_key(facts["key_file"], cluster["key"])
         sessions.note_facts(session, facts)
-        os.write(out, json.dumps(facts).encode() + b"\n")
-        os.close(out)
+        send(starter, facts)
+        starter.close()
         if config["lives_with"] == "nobody":
-            os.dup2(2, terminal)  # it outlives the terminal; who reads that to its end need not wait
+            for fd in terminal:
+                os.dup2(2, fd)  # it outlives the terminal; who reads that to its end need not wait
         manager.run()
     finally:
         if ledger is not None:
@@ -204,6 +241,19 @@ def _serve(config: dict[str, Any], out: int, terminal: int) -> None:
             state.close(remove=not state.about)  # it never was a head's
         end_children()
         remove_session(session.folder, segment.path if segment else None)
+
+
+def _make_arena(fd: int, store_bytes: int) -> Arena:
+    """The store. CannotStart where the machine does not give so much memory."""
+    from skate._c.arena import Arena, ArenaFull
+
+    try:
+        return Arena.create(fd, store_bytes)
+    except (OSError, ArenaFull, MemoryError) as error:
+        raise CannotStart(
+            f"an object store of {store_bytes >> 20} MB cannot be made: {error}. Give the machine (the container, "
+            "ulimit -v) more memory, or ask for a smaller store by init(object_store_memory=…)"
+        ) from error
 
 
 def _keep_freed_memory() -> None:

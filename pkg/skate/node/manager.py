@@ -47,8 +47,9 @@ from skate.net.exchange import Place
 from skate.net.node_mailbox import NodeMailbox
 from skate.node.actors import NodeActors
 from skate.node.bundles import NodeBundles
-from skate.node.cluster import JOIN_SECONDS, TURNED_AWAY_SECONDS, CannotJoin, Hooks, NodeCluster
+from skate.node.cluster import JOIN_SECONDS, TURNED_AWAY_SECONDS, Hooks, NodeCluster
 from skate.node.door import Answer, Door, Refused, some_rows
+from skate.node.errors import CannotJoin
 from skate.node.groups import PENDING_GROUPS, NodeGroups
 from skate.node.groups import Hooks as GroupHooks
 from skate.node.head import HeadLink

@@ -30,7 +30,7 @@ from skate._c import frames
 from skate.config import SESSIONS_FOLDER, VERSION
 from skate.core.ledger import KINDS, Record
 from skate.net.cluster_key import make_key, read_key, write_key
-from skate.node.cluster import CannotJoin
+from skate.node.errors import CannotJoin
 
 log = logging.getLogger("skate.node")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from skate.ids import NodeId, ProcessId, process_id
 from skate.net.exchange import Place
+from skate.node.inherited import restore
 from skate.runtime import current, forks  # noqa: F401  (a fork forgets the runtime)
 from skate.runtime.runtime import Runtime
 from skate.store.local import LocalStore
@@ -32,6 +33,7 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
     """Runs a worker in the forked process; returns its exit status. `config` is node.main's `worker_config`."""
     me = ProcessId(identity)
     job = config["job"]
+    restore(config["inherited"])
     _see_what_the_driver_sees(job)
     _restore_threads(job["thread_variables"])
     _be_random()
@@ -69,7 +71,8 @@ def _see_what_the_driver_sees(job: dict[str, Any]) -> None:
     sys.path[:] = job["sys_path"]
     sys.argv = [""]
     try:
-        os.chdir(job["cwd"])
+        if job["cwd"] is not None:  # the driver's was removed: this process has no better one
+            os.chdir(job["cwd"])
     except OSError as error:
         print(f"the driver's working directory cannot be entered: {error}", file=sys.stderr)
     main = sys.modules["__main__"]
