@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 #: of skate itself
@@ -14,12 +15,36 @@ INLINE_BYTES: Final = 100_000
 CORK_SECONDS: Final = 0.0005
 #: seconds between two looks into the inbox by a thread that is busy submitting or running short tasks
 GLANCE_SECONDS: Final = 0.0005
-#: the parent folder of all sessions' folders: sockets, logs, records of who runs
-SESSIONS_FOLDER: Final = os.path.join(os.environ.get("SKATE_TMPDIR", "/tmp"), f"skate-{os.getuid()}")
+#: bytes that the path of a Unix socket may have, and those of a session's folder and a process's name in it
+SOCKET_PATH_BYTES: Final = 107
+NAME_BYTES: Final = len("/0123456789ab/0123456789abcdef")
 #: what full stores spill to, in a session's folder: a folder, or a link to the one that was asked for
 SPILL_FOLDER: Final = "spill"
 #: the label that each node has, its id in hexadecimal: Ray's name, so that its programs find it
 NODE_ID_LABEL: Final = "ray.io/node-id"
+
+
+def _temporary_folder(name: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The folder in which `name` is to be: what SKATE_TMPDIR says, or RAY_TMPDIR; else TMPDIR, if that is a folder that
+    this user can write to and the paths of sockets in it are short enough; else /tmp.
+    """
+    said = environ.get("SKATE_TMPDIR") or environ.get("RAY_TMPDIR")
+    if said:
+        with suppress(
+            FileNotFoundError
+        ):  # the working directory was removed: whoever makes a session says so
+            said = os.path.abspath(said)
+        return said
+    usual = environ.get("TMPDIR", "")
+    short = len(os.fsencode(os.path.join(usual, name))) + NAME_BYTES <= SOCKET_PATH_BYTES
+    if short and os.path.isabs(usual) and os.path.isdir(usual) and os.access(usual, os.W_OK | os.X_OK):
+        return usual
+    return "/tmp"
+
+
+_FOLDER_NAME: Final = f"skate-{os.getuid()}"
+#: the parent folder of all sessions' folders: sockets, logs, records of who runs
+SESSIONS_FOLDER: Final = os.path.join(_temporary_folder(_FOLDER_NAME), _FOLDER_NAME)
 
 _KNOBS: Final[Mapping[str, type]] = {
     "spread_threshold": float,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from skate.node import detect
 from skate.node.detect import (
+    STORE_FLOOR_BYTES,
     accelerator_type,
     default_resources,
     detect_accelerator_type,
@@ -260,6 +261,7 @@ def test_a_store_larger_than_what_is_available_leaves_no_memory(machine: Path) -
         ({"num_gpus": -1}, ValueError, "num_gpus"),
         ({"memory": float("nan")}, ValueError, "memory"),
         ({"object_store_memory": -5}, ValueError, "object_store_memory"),
+        ({"object_store_memory": 0}, ValueError, "object_store_memory"),
         ({"resources": {"CPU": 1}}, ValueError, "use the option num_cpus"),
         ({"resources": {"GPU": 1}}, ValueError, "use the option num_gpus"),
         ({"resources": {"memory": 1}}, ValueError, "use the option memory"),
@@ -278,8 +280,8 @@ def test_defaults_refuse(
 
 def test_a_machine_that_shows_nothing_is_one_with_its_cpus(tmp_path: Path) -> None:
     amounts, ids, store_bytes = default_resources(environ={"CUDA_VISIBLE_DEVICES": ""}, root=str(tmp_path))
-    assert amounts == {"CPU": float(len(os.sched_getaffinity(0)))}
-    assert (ids, store_bytes) == ([], 0)
+    assert amounts == {"CPU": float(len(os.sched_getaffinity(0))), "object_store_memory": STORE_FLOOR_BYTES}
+    assert (ids, store_bytes) == ([], STORE_FLOOR_BYTES)
 
 
 def test_this_machine_is_detected_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ from skate.options import ACCELERATOR_PREFIX, check_custom_name
 
 #: The object store's share of the available memory; tasks' `memory=` gets the rest.
 STORE_SHARE = 0.3
+#: and at least this, as in Ray, where next to nothing is available: the store takes memory as objects come
+STORE_FLOOR_BYTES = 75 << 20
 #: nvidia-smi can hang on a broken driver.
 NVIDIA_SMI_TIMEOUT_S = 3.0
 #: A cgroup limit from here on means "no limit" (cgroup v1 writes almost 2**63).
@@ -117,9 +119,10 @@ def default_resources(
     """A node's resources: what `init` was told, and what was detected where it was told nothing (None).
 
     Returns the amounts (CPUs, GPUs, bytes, custom resources; without zeros), the GPU ids, one for each GPU,
-    and the bytes of the object store: 30% of the available memory, the rest of which is `memory`. Raises
-    ValueError for a negative amount, for GPUs that are not whole or more than CUDA_VISIBLE_DEVICES names, for
-    a custom resource called CPU, GPU, memory or object_store_memory; TypeError for what is no number.
+    and the bytes of the object store: 30% of the available memory, the rest of which is `memory`, and at least
+    STORE_FLOOR_BYTES. Raises ValueError for a negative amount, for no store, for GPUs that are not whole or
+    more than CUDA_VISIBLE_DEVICES names, for a custom resource called CPU, GPU, memory or object_store_memory;
+    TypeError for what is no number.
     """
     custom = _custom_amounts(resources or {})
     gpu_ids = _gpu_ids(num_gpus, os.environ if environ is None else environ, root)
@@ -185,8 +188,14 @@ def _memory_split(memory: float | None, store: float | None, root: str) -> tuple
     """Bytes for the object store and for tasks."""
     available = detect_memory(root=root) if memory is None or store is None else 0
     store_bytes = (
-        int(available * STORE_SHARE) if store is None else int(_amount(store, "object_store_memory"))
+        max(int(available * STORE_SHARE), STORE_FLOOR_BYTES)
+        if store is None
+        else int(_amount(store, "object_store_memory"))
     )
+    if store_bytes < 1:
+        raise ValueError(
+            "object_store_memory must be some bytes: tasks' large arguments and results lie there"
+        )
     memory_bytes = max(0, available - store_bytes) if memory is None else int(_amount(memory, "memory"))
     return store_bytes, memory_bytes
 

@@ -3,7 +3,8 @@
 State is on disk, under SESSIONS_FOLDER, which only its user can enter. A session's node manager (and its zygote) hold a
 lock on its file `alive`, in which the node's id stands; whoever finds a folder whose lock is free removes what a
 crashed session left. A session's name begins with PLACE, which stands for SESSIONS_FOLDER, so that a segment tells
-of which folder its session is. Folders are made and swept under a lock on SESSIONS_FOLDER itself.
+of which folder its session is. Folders are made and swept under a lock on SESSIONS_FOLDER itself. What else lies there,
+whosever it is, is left alone; and a SESSIONS_FOLDER that others can get into is neither used nor believed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import signal
 import stat
@@ -19,14 +21,18 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-from skate.config import SESSIONS_FOLDER, SPILL_FOLDER
+from skate.config import NAME_BYTES, SESSIONS_FOLDER, SOCKET_PATH_BYTES, SPILL_FOLDER
+from skate.node.errors import CannotStart
 from skate.node.zygote import WORKER_VARIABLE, remove_session
 from skate.store import segment
-from skate.store.segment import SHM_DIR, segment_name
+from skate.store.segment import SHM_DIR, open_own, segment_name
 
 #: begins the names of all sessions of this SESSIONS_FOLDER
 PLACE: Final = blake2b(os.path.realpath(SESSIONS_FOLDER).encode(), digest_size=2).hexdigest()
 
+#: names of sessions, and of nodes
+_NAME = re.compile("[0-9a-f]{12}")
+_NODE = re.compile("[0-9a-f]{8}")
 _LOCK = "alive"
 _FACTS = "facts.json"
 
@@ -40,16 +46,37 @@ class Session(NamedTuple):
 
 
 def create(node: str) -> Session:
-    """Makes a folder for the session of `node` and takes its lock. PermissionError where others could get in."""
-    os.makedirs(SESSIONS_FOLDER, mode=0o700, exist_ok=True)
-    with _all_sessions():
-        name = PLACE + secrets.token_hex(4)
-        folder = os.path.join(SESSIONS_FOLDER, name)
-        os.mkdir(folder, 0o700)
-        lock_fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(lock_fd, node.encode())
-    return Session(name, folder, lock_fd)
+    """Makes a folder for the session of `node` and takes its lock. CannotStart where that cannot be, or others could
+    get in.
+    """
+    if len(os.fsencode(SESSIONS_FOLDER)) + NAME_BYTES > SOCKET_PATH_BYTES:
+        raise CannotStart(
+            f"the path {SESSIONS_FOLDER} is too long: that of a Unix socket in it has at most {SOCKET_PATH_BYTES} "
+            "bytes. Set SKATE_TMPDIR to a folder with a shorter one"
+        )
+    name = PLACE + secrets.token_hex(4)
+    folder = os.path.join(SESSIONS_FOLDER, name)
+    try:
+        os.makedirs(SESSIONS_FOLDER, mode=0o700, exist_ok=True)
+        with _all_sessions():
+            os.mkdir(folder, 0o700)
+            try:
+                return Session(name, folder, _take_lock(os.path.join(folder, _LOCK), node))
+            except OSError:
+                remove_session(folder, None)
+                raise
+    except OSError as error:
+        raise CannotStart(
+            f"a session cannot have its folder in {SESSIONS_FOLDER}: {error.strerror or error}. Set SKATE_TMPDIR to a "
+            "folder of this machine that this user can write to"
+        ) from error
+
+
+def _take_lock(path: str, node: str) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.write(fd, node.encode())
+    return fd
 
 
 def note_facts(session: Session, facts: dict[str, Any]) -> None:
@@ -61,9 +88,11 @@ def note_facts(session: Session, facts: dict[str, Any]) -> None:
 
 
 def facts_of(folder: str) -> dict[str, Any] | None:
-    """What the node of a session's folder has written down; None where no node runs there."""
+    """What the node of a session's folder has written down; None where no node of this user's runs there."""
     try:
-        lock_fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CLOEXEC)
+        if os.stat(folder).st_uid != os.getuid():
+            return None
+        lock_fd = open_own(os.path.join(folder, _LOCK))
     except OSError:
         return None
     try:
@@ -75,20 +104,18 @@ def facts_of(folder: str) -> dict[str, Any] | None:
     finally:
         os.close(lock_fd)
     try:
-        with open(os.path.join(folder, _FACTS)) as file:
-            facts: dict[str, Any] = json.load(file)
-            return facts
-    except FileNotFoundError:
+        with open(open_own(os.path.join(folder, _FACTS))) as file:
+            facts = json.load(file)
+            return facts if isinstance(facts, dict) else None
+    except (OSError, ValueError):
         return None  # it is just starting, or ending
 
 
 def open_to_drivers() -> list[dict[str, Any]]:
     """The facts of the nodes on this machine that any driver of this user may come to, the newest last."""
-    if not os.path.isdir(SESSIONS_FOLDER):
-        return []
     found = []
-    for name in os.listdir(SESSIONS_FOLDER):
-        facts = facts_of(os.path.join(SESSIONS_FOLDER, name))
+    for folder in _folders():
+        facts = facts_of(folder)
         if facts is not None and facts.get("open"):
             found.append(facts)
     return sorted(found, key=lambda facts: facts["started"])  # type: ignore[no-any-return]
@@ -102,64 +129,94 @@ def standing() -> list[dict[str, Any]]:
 def make_spill_folder(session: Session, directory: str | None) -> None:
     """Makes the folder that full stores spill to: in the session's folder, or in `directory` with a link to it there.
 
-    OSError where it cannot be made.
+    CannotStart where it cannot be made.
     """
     inside = os.path.join(session.folder, SPILL_FOLDER)
     if directory is None:
         os.mkdir(inside, 0o700)
         return
     outside = os.path.join(os.path.abspath(directory), segment_name(session.name))
-    os.makedirs(directory, exist_ok=True)
-    os.symlink(outside, inside)  # first: whoever removes the session follows it
-    os.mkdir(outside, 0o700)
+    try:
+        os.makedirs(directory, exist_ok=True)
+        os.symlink(outside, inside)  # first: whoever removes the session follows it
+        os.mkdir(outside, 0o700)
+    except OSError as error:
+        raise CannotStart(
+            f"a full object store cannot spill to {directory}: {error.strerror}. Name a folder that this user can "
+            "write to, by init(object_spilling_directory=…) or SKATE_SPILL_DIR"
+        ) from error
 
 
 def sweep() -> list[str]:
     """Removes what sessions left that nobody runs any more, their processes included; gives their names."""
     swept: list[str] = []
-    if os.path.isdir(SESSIONS_FOLDER):
+    if _folders():
         with _all_sessions():
-            swept += [name for name in os.listdir(SESSIONS_FOLDER) if _sweep_one(name)]
+            swept += [os.path.basename(folder) for folder in _folders() if _sweep_one(folder)]
     return swept + segment.sweep()  # what is left of sessions whose folder somebody has cleared away
 
 
 @contextmanager
 def _all_sessions() -> Iterator[None]:
     """Nobody else makes or sweeps sessions meanwhile. PermissionError where others could get in."""
+    if os.path.lexists(SESSIONS_FOLDER) and not _is_private(os.lstat(SESSIONS_FOLDER)):
+        raise PermissionError(
+            "it must be a folder (no link) that only this user can enter (mode 0700), for sockets lie in it; remove it "
+            "if you can"
+        )
     fd = os.open(SESSIONS_FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        status = os.fstat(fd)
-        if status.st_uid != os.getuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise PermissionError(
-                f"{SESSIONS_FOLDER} must be a folder that only this user can enter (mode 0700): sockets lie in it. "
-                "Remove it, or set SKATE_TMPDIR to another place."
-            )
+        if not _is_private(os.fstat(fd)):
+            raise PermissionError("it was replaced while it was opened")
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
         os.close(fd)
 
 
-def _sweep_one(name: str) -> bool:
-    """Removes a session that nobody holds the lock of."""
-    folder = os.path.join(SESSIONS_FOLDER, name)
+def _is_private(status: os.stat_result) -> bool:
+    """Whether that is a folder, and only this user can enter it."""
+    return (
+        stat.S_ISDIR(status.st_mode)
+        and status.st_uid == os.getuid()
+        and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    )
+
+
+def _folders() -> list[str]:
+    """The paths of what can be sessions of this user; none where SESSIONS_FOLDER is not this user's own."""
     try:
-        lock_fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CLOEXEC)
-    except NotADirectoryError:
-        return False  # no session's
+        if not _is_private(os.lstat(SESSIONS_FOLDER)):
+            return []
+        with os.scandir(SESSIONS_FOLDER) as entries:
+            return [
+                entry.path
+                for entry in entries
+                if _NAME.fullmatch(entry.name) and _is_private(entry.stat(follow_symlinks=False))
+            ]
+    except OSError:
+        return []  # it is not there, or just going
+
+
+def _sweep_one(folder: str) -> bool:
+    """Removes a session that nobody holds the lock of."""
+    try:
+        lock_fd = open_own(os.path.join(folder, _LOCK))
     except FileNotFoundError:
         remove_session(folder, None)  # it died while it was made, or while it was removed
         return True
+    except OSError:
+        return False  # that is no lock: it is no session
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        node = os.read(lock_fd, 64).decode()
+        node = os.read(lock_fd, 64).decode("ascii", "replace")
     except BlockingIOError:
         return False
     finally:
         os.close(lock_fd)
-    if node:
+    if _NODE.fullmatch(node):
         _end_processes(node)
-    remove_session(folder, os.path.join(SHM_DIR, segment_name(name)))
+    remove_session(folder, os.path.join(SHM_DIR, segment_name(os.path.basename(folder))))
     return True
 
 

@@ -26,7 +26,7 @@ SHM_DIR = "/dev/shm"
 _TABLES_FLOOR_BYTES = 4 << 20
 _TABLES_SHARE = 100
 
-_OPEN_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+_OPEN_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class SegmentWarning(RuntimeWarning):
@@ -97,21 +97,31 @@ def create_segment(
 def open_segment(path: str) -> Segment:
     """Open a segment that another process of this user has made. PermissionError if it is anybody else's."""
     memfd = path.startswith("/proc/")
-    fd = os.open(path, _OPEN_FLAGS & ~os.O_NOFOLLOW if memfd else _OPEN_FLAGS)
+    fd = open_own(path, _OPEN_FLAGS & ~os.O_NOFOLLOW if memfd else _OPEN_FLAGS)
+    kind = "memfd" if memfd else "shm" if os.path.dirname(path) == SHM_DIR else "file"
+    return Segment(fd, path, kind)
+
+
+def open_own(path: str, flags: int = _OPEN_FLAGS) -> int:
+    """Opens a file that is this user's, without waiting. OSError (PermissionError, ELOOP, …) for whatever else lies
+    there: a link, a FIFO, a folder, somebody else's file.
+    """
+    fd = os.open(path, flags)
     info = os.fstat(fd)
     if info.st_uid != os.getuid() or not stat.S_ISREG(info.st_mode):
         os.close(fd)
-        raise PermissionError(
-            f"{path} is not a file of user {os.getuid()}: it is no object store of this session"
-        )
-    kind = "memfd" if memfd else "shm" if os.path.dirname(path) == SHM_DIR else "file"
-    return Segment(fd, path, kind)
+        raise PermissionError(f"{path} is not a file of user {os.getuid()}: it is no session's")
+    return fd
 
 
 def sweep() -> list[str]:
     """Removes this user's segments in /dev/shm whose makers are dead, of whatever session; gives their names."""
     swept: list[str] = []
-    for name in os.listdir(SHM_DIR) if os.path.isdir(SHM_DIR) else ():
+    try:
+        names = os.listdir(SHM_DIR)
+    except OSError:
+        return []  # there is none, or none for this user
+    for name in names:
         if name.startswith(_prefix()) and _remove_unlocked(os.path.join(SHM_DIR, name)):
             swept.append(name)
     return swept
@@ -119,16 +129,16 @@ def sweep() -> list[str]:
 
 def _remove_unlocked(path: str) -> bool:
     try:
-        fd = os.open(path, _OPEN_FLAGS)
+        segment = open_segment(path)
     except OSError:
-        return False  # it has just gone, or is no segment
+        return False  # it has just gone, or is no segment: anybody may put a file there, with any name
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(path)
     except (BlockingIOError, FileNotFoundError):
         return False
     finally:
-        os.close(fd)
+        segment.close()
     return True
 
 
