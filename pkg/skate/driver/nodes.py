@@ -30,7 +30,7 @@ ERROR_BYTES = 2000
 def module_path() -> list[str]:
     """sys.path, as it is in another working directory. What lies in one that was removed is not in it."""
     here = working_directory()
-    entries = [entry for entry in sys.path if isinstance(entry, str) and "\0" not in entry]  # as import does
+    entries = [entry for entry in sys.path if isinstance(entry, str)]  # as import does
     return [
         os.path.join(here or "", entry).rstrip("/") or "/"
         for entry in entries
@@ -140,7 +140,7 @@ def _facts(channel: socket.socket, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spawn(executable: str, channel: int, errors: int) -> subprocess.Popen[bytes]:
-    """Begins the node manager's process. What it prints is dropped; what it writes before it has a log is in `errors`."""
+    """Begins the node manager's process. `errors` gets what it writes before it has a log; what it prints is lost."""
     environment = dict(os.environ)
     for name in THREAD_VARIABLES:
         environment[name] = "1"
@@ -197,10 +197,10 @@ def _why_silent(executable: str, status: int, errors: BinaryIO) -> str:
     errors.seek(max(0, size - ERROR_BYTES))
     said = errors.read().decode(errors="backslashreplace").strip()
     return (
-        f"the node manager did not start (status {status}, after at most {START_SECONDS:.0f} s). It was to run in "
-        f"{executable} (sys.executable is {sys.executable!r}). "
-        "Does `python -c 'import skate, numpy, zmq'` work in this environment?"
-        + (f" It wrote:\n{said}" if said else "")
+        f"the node manager did not start (status {status}, after at most {START_SECONDS:.0f} s)"
+        + (f". It wrote:\n{said}\n" if said else ", and wrote nothing. ")
+        + f"It was to run in {executable} (sys.executable is {sys.executable!r}): "
+        "does `python -c 'import skate, numpy, zmq'` work there?"
     )
 
 

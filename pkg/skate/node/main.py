@@ -76,6 +76,8 @@ def _way_out(error: Exception) -> str:
         return f"Set SKATE_TMPDIR to a folder with room: sessions have theirs in {SESSIONS_FOLDER}"
     if number in (errno.EMFILE, errno.ENFILE):
         return "Too few descriptors may be open: raise the limit (ulimit -n)"
+    if number == errno.EFBIG:
+        return "Files and shared memory may not be as large as they must be: raise the limit (ulimit -f)"
     if number in (errno.ENOMEM, errno.EAGAIN):
         return (
             "There is too little memory for another process, or too few processes may run (ulimit -v, ulimit -u, the "
