@@ -68,6 +68,7 @@ def _pair(key: str, purpose: bytes) -> KeyPair:
 def write_key(path: str, key: str) -> None:
     """Makes a file that only this user can read. FileExistsError where there is one."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.fchmod(fd, 0o600)  # whatever the umask takes away
     with open(fd, "w") as file:
         file.write(key + "\n")
 

@@ -112,6 +112,7 @@ class Mailbox:
         self._inbox.set(zmq.LINGER, 0)
         self._inbox.set(zmq.RCVHWM, QUEUE_FRAMES)
         self._inbox.bind(self._address(me))
+        os.chmod(self._path(me), 0o600)  # whatever the program's umask is, peers get in
         self._links: dict[ProcessId, Link] = {}
         self._waiting: list[Link] = []
         self._epoll = select.epoll()
@@ -141,6 +142,7 @@ class Mailbox:
             return
         path = self._bell_path(self.me)
         os.mkfifo(path, 0o600)
+        os.chmod(path, 0o600)
         self._bell = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._watched[self._bell] = self._answer_bell
         self._epoll.register(self._bell, select.EPOLLIN)
@@ -149,10 +151,13 @@ class Mailbox:
             self._exchange = shared  # (who has no inbox there hears of no room in a lane, so it uses none)
 
     def _address(self, process: ProcessId) -> str:
-        return f"ipc://{self._folder}/{process.hex()}"
+        return f"ipc://{self._path(process)}"
+
+    def _path(self, process: ProcessId) -> str:
+        return f"{self._folder}/{process.hex()}"
 
     def _bell_path(self, process: ProcessId) -> str:
-        return f"{self._folder}/{process.hex()}.bell"
+        return f"{self._path(process)}.bell"
 
     # --------------------------------------------------------------------------------------------------- sending
 

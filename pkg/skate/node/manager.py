@@ -572,7 +572,7 @@ class NodeManager:
             path = os.path.join(self._folder, f"{worker.id.hex()}.now")
             with open(path, "wb+") as file:
                 undo.callback(os.unlink, path)
-                file.truncate(testament.BYTES)
+                os.posix_fallocate(file.fileno(), 0, testament.BYTES)  # on a full disk, writing would be a SIGBUS
                 worker.testament = mmap.mmap(file.fileno(), testament.BYTES)
             undo.callback(worker.testament.close)
             ends = []
