@@ -106,6 +106,40 @@ def test_refuses_links_and_directories(tmp_path: Path) -> None:
         seg.segment_name("../x")
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="gives files away")
+def test_sweeping_leaves_alone_what_is_no_segment_of_this_users() -> None:
+    """Anybody may put anything into /dev/shm, with any name: it is skipped, neither followed nor waited for."""
+    shm = Path(seg.SHM_DIR)
+    paths = [
+        shm / f"skate-{os.getuid()}-odd-{kind}-{os.getpid()}"
+        for kind in ("foreign", "fifo", "link", "folder")
+    ]
+    foreign, fifo, link, folder = paths
+    foreign.touch()
+    os.chown(foreign, 12345, 12345)
+    os.chmod(foreign, 0o666)
+    os.mkfifo(fifo)
+    link.symlink_to("/etc/passwd")
+    folder.mkdir()
+    try:
+        assert not set(seg.sweep()) & {path.name for path in paths}
+        assert all(os.path.lexists(path) for path in paths)
+        pid = os.fork()
+        if pid == 0:  # to whom the first may belong and not: it can be opened, and not be removed
+            os.rename(foreign, shm / f"skate-12346-odd-{os.getppid()}")
+            os.setuid(12346)
+            try:
+                seg.sweep()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        (shm / f"skate-12346-odd-{os.getpid()}").unlink(missing_ok=True)
+        for path in paths:
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
 def test_sweeping_takes_what_no_living_process_holds() -> None:
     """A lock tells, which goes with its maker: also where it was killed, and nobody knows its session any more."""
     made = seg.create_segment(SESSION, 1 << 20)

@@ -572,7 +572,9 @@ class NodeManager:
             path = os.path.join(self._folder, f"{worker.id.hex()}.now")
             with open(path, "wb+") as file:
                 undo.callback(os.unlink, path)
-                os.posix_fallocate(file.fileno(), 0, testament.BYTES)  # on a full disk, writing would be a SIGBUS
+                os.posix_fallocate(
+                    file.fileno(), 0, testament.BYTES
+                )  # on a full disk, writing would be a SIGBUS
                 worker.testament = mmap.mmap(file.fileno(), testament.BYTES)
             undo.callback(worker.testament.close)
             ends = []
