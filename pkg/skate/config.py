@@ -63,7 +63,7 @@ def scheduler_knobs(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     for name, kind in _KNOBS.items():
         for variable in (f"SKATE_scheduler_{name}", f"RAY_scheduler_{name}"):
             text = environ.get(variable)
-            if text is not None:
+            if text:  # an empty variable is not set
                 try:
                     knobs[name] = text.lower() in ("1", "true") if kind is bool else kind(text)
                 except ValueError:

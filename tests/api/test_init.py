@@ -66,8 +66,24 @@ class TestInit:
         assert skate.get(add.remote(1, 2)) == 3
 
     def test_refuses_what_it_does_not_know(self, skate_start) -> None:
-        with pytest.raises((RuntimeError, TypeError), match="num_cpu"):
+        with pytest.raises(RuntimeError, match=r"'num_cpu'.*Did you mean 'num_cpus'\?"):
             skate_start(num_cpus=1, num_cpu=1)
+
+    def test_a_variable_that_is_empty_is_not_set(self, skate_start, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Shells and compose files set variables to nothing."""
+        for name in (
+            "SKATE_ADDRESS",
+            "RAY_ADDRESS",
+            "SKATE_SPILL_DIR",
+            "SKATE_LANES",
+            "SKATE_CLUSTER_KEY",
+            "SKATE_CLUSTER_KEY_FILE",
+            "SKATE_scheduler_spread_threshold",
+            "RAY_scheduler_top_k_absolute",
+        ):
+            monkeypatch.setenv(name, "")
+        skate_start(num_cpus=1)
+        assert skate.get(add.remote(1, 2)) == 3
 
     def test_is_a_context_too(self, skate_start) -> None:
         with skate_start(num_cpus=1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import difflib
 import logging
 import os
 import secrets
@@ -93,8 +94,9 @@ def init(
     labels: of the node, for those who choose among nodes by labels.
     log_to_driver: whether what tasks print appears here.
 
-    Other arguments of Ray's `init` are accepted, with a warning that says what to do instead. Raises RuntimeError when
-    skate runs already (unless ignore_reinit_error), ValueError and TypeError for bad values.
+    Other arguments of Ray's `init` are accepted, with a warning that says what to do instead. Raises RuntimeError for
+    what is no argument, where a node cannot start, and when skate runs already (unless ignore_reinit_error); ValueError
+    and TypeError for bad values.
     """
     global _session
     if namespace is not None and not isinstance(namespace, str):
@@ -196,7 +198,9 @@ def _node_to_come_to(address: str | None) -> str | None:
     """
     from skate.node import sessions
 
-    wanted = address or os.environ.get("SKATE_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    wanted = (
+        address or os.environ.get("SKATE_ADDRESS") or os.environ.get("RAY_ADDRESS") or None
+    )  # empty: not set
     if wanted == "local":
         return None
     if wanted in (None, "auto"):
@@ -242,7 +246,9 @@ def _note_ignored(ignored: dict[str, Any]) -> None:
     for name, value in ignored.items():
         why = _IGNORED.get(name)
         if why is None and not name.startswith("_"):
-            raise TypeError(f"init() has no argument {name!r}")
+            near = difflib.get_close_matches(name, ["address", *(init.__kwdefaults__ or ()), *_IGNORED], n=1)
+            guess = f" Did you mean {near[0]!r}?" if near else ""
+            raise RuntimeError(f"init() has no argument {name!r}.{guess}")
         if value:
             warnings.warn(
                 f"init({name}=…) does nothing: {why or 'skate has no such setting'}",
