@@ -1,6 +1,9 @@
 """wait: what is ready, in which order, how many, how long, and what is refused."""
 
+import math
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,33 @@ def test_a_timeout_of_zero_looks_and_goes_on(gate: Gate) -> None:
     slow, quick = pass_gate.remote(gate), skate.put(1)
     assert skate.wait([slow], timeout=0) == ([], [slow])
     assert skate.wait([slow, quick], timeout=0) == ([quick], [slow])
+
+
+@pytest.mark.parametrize("timeout", [3e6, 10**9, threading.TIMEOUT_MAX, 1e30, math.inf])
+def test_a_timeout_as_good_as_for_ever(tmp_path: Path, timeout: float) -> None:
+    """The system's own waits take only so many seconds; each way to wait takes any number, in two threads at once.
+
+    (Of these one reads the inbox, and the other sleeps until it has read what both wait for.)
+    """
+    gate = Gate(tmp_path / "long")
+    refs = [pass_gate.remote(gate) for _ in range(3)]
+    pool = skate.util.multiprocessing.Pool(1)
+    group = skate.util.placement_group([{"CPU": 0.001}])
+    calls = [
+        lambda: skate.get(refs[0], timeout=timeout),
+        lambda: skate.wait(refs, timeout=timeout, num_returns=3)[1] == [],
+        lambda: next(skate.util.as_completed(refs, timeout=timeout)),
+        lambda: pool.apply_async(abs, (-1,)).get(timeout=timeout),
+        lambda: pool.imap(abs, [-1]).next(timeout=timeout),
+        lambda: group.wait(timeout),
+    ]
+    with ThreadPoolExecutor(len(calls)) as threads:
+        answers = [threads.submit(call) for call in calls]
+        gate.open()
+        assert all(answer.result(60) for answer in answers)
+    skate.util.remove_placement_group(group)
+    pool.terminate()
+    pool.join()
 
 
 def test_what_is_late_is_ready_later(gate: Gate) -> None:

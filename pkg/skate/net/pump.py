@@ -34,6 +34,8 @@ PATIENCE = 0.001
 LOOKS = 5
 #: seconds between two looks of a pump that rests
 REST_SECONDS = 0.5
+#: seconds that are slept at a time by whoever waits longer: the system takes no number however large
+LONGEST_SLEEP = 86_400.0
 
 
 class Pump:
@@ -71,7 +73,7 @@ class Pump:
         while not waiter.done:
             timeout = None
             if deadline is not None:
-                timeout = deadline - clock.monotonic()
+                timeout = min(deadline - clock.monotonic(), LONGEST_SLEEP)
                 if timeout <= 0:
                     return False
             if self._closed:
@@ -143,7 +145,7 @@ class Pump:
             if waiter.done:
                 return  # what was waited for was a timer's
             if deadline is not None:
-                left = deadline - clock.monotonic()
+                left = min(deadline - clock.monotonic(), LONGEST_SLEEP)
                 if left <= 0:
                     return
                 timeout = left if timeout is None else min(left, timeout)

@@ -408,7 +408,9 @@ class IMapIterator:
     def next(self, timeout: float | None = None) -> Any:
         """The next result. Blocks; multiprocessing.TimeoutError after `timeout` seconds. StopIteration at the end."""
         deadline = None if timeout is None else monotonic() + timeout
-        if not self._turn.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+        if not self._turn.acquire(
+            timeout=-1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+        ):
             raise TimeoutError(f"another thread waited for the next result, for {timeout} s")
         try:
             while not self._outcomes:
