@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -175,3 +176,20 @@ def test_the_folder_of_a_dead_session_may_be_cleared_away_by_others(skate_start,
     subprocess.run(["rm", "-r", folder], check=True)
     skate_start()
     assert len(segments()) == 1
+
+
+@pytest.mark.parametrize("what", ["all", "door", "alive"])
+def test_a_node_whose_folder_is_cleared_away_ends(skate_start, gate: Gate, what: str) -> None:
+    """As cleaners of /tmp do: nobody could come to it any more, and nobody would find it to end it."""
+    facts = skate_start(num_cpus=1)
+    waiting = hold.remote(gate)
+    if what == "all":
+        shutil.rmtree(facts["folder"], ignore_errors=True)
+    else:
+        os.unlink(os.path.join(facts["folder"], what))
+    with pytest.raises(LocalNodeManagerDiedError, match="has removed"):
+        skate.get(waiting, timeout=20)
+    skate.shutdown()
+    wait_for_nothing_left()
+    skate_start(num_cpus=1)
+    assert skate.get(one.remote(), timeout=20) == 1

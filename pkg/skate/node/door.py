@@ -25,6 +25,8 @@ from typing import Any, Final
 
 from skate._c.clock import monotonic
 from skate.net.mailbox import Mailbox
+from skate.node.removal import RemovalWatch
+from skate.node.sessions import LOCK
 from skate.node.zygote import receive, send
 
 log = logging.getLogger("skate.node")
@@ -58,10 +60,15 @@ class Door:
     """Where drivers come in.
 
     `answer(pid, message, tell)` has `tell` called with what a visitor is told, at once or later, or raises Refused.
+    `removed(path)` is called where somebody takes away the door, or the inbox or the lock beside it.
     """
 
     def __init__(
-        self, folder: str, mailbox: Mailbox, answer: Callable[[int, dict[str, Any], Answer], None]
+        self,
+        folder: str,
+        mailbox: Mailbox,
+        answer: Callable[[int, dict[str, Any], Answer], None],
+        removed: Callable[[str], None],
     ) -> None:
         self._mailbox = mailbox
         self._answer = answer
@@ -75,6 +82,11 @@ class Door:
         self._socket.bind(os.path.join(folder, DOOR))
         self._socket.listen()
         mailbox.watch(self._socket.fileno(), self._open)
+        self._watch: RemovalWatch | None = None
+        try:
+            self._watch = RemovalWatch(folder, (LOCK, DOOR, mailbox.me.hex()), mailbox, removed)
+        except OSError as error:
+            log.warning("it goes unnoticed if somebody removes %s: %s", folder, error)
 
     def step(self, now: float) -> float | None:
         """Sends away who has said nothing for too long; gives the time of the next such look, or None."""
@@ -90,6 +102,8 @@ class Door:
         for visitor in (*self._visitors, *self._asking):
             self._see_off(visitor)
         self._socket.close()
+        if self._watch is not None:
+            self._watch.close()
 
     def _open(self) -> None:
         """Somebody knocks."""

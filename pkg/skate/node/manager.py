@@ -215,7 +215,7 @@ class NodeManager:
         self._groups.hooks = GroupHooks(lives, self.cluster.is_member, self._scheduling)
         self._state = NodeState(admission, store, spiller, labels, self._workers, self.cluster.rows)
         self._mailbox.watch(zygote.fileno(), self._zygote_speaks)
-        self._door = Door(folder, self._mailbox, self._answer_visitor)
+        self._door = Door(folder, self._mailbox, self._answer_visitor, self._robbed)
         if starter is not None:
             self._mailbox.watch(os.pidfd_open(starter), lambda: self._end("who started it is gone"))
         spiller.join(self._mailbox, self.warn_drivers)
@@ -694,6 +694,9 @@ class NodeManager:
         elif "unforked" in message:
             worker = self._processes[ProcessId(bytes.fromhex(message["unforked"]))]
             self._bury(worker, None, f"no process could be forked: {message['why']}")
+
+    def _robbed(self, path: str) -> None:
+        self._end(f"somebody, perhaps a cleaner of temporary folders, has removed {path}")
 
     def _end(self, why: str) -> None:
         log.info("the node ends: %s", why)

@@ -33,7 +33,8 @@ PLACE: Final = blake2b(os.path.realpath(SESSIONS_FOLDER).encode(), digest_size=2
 #: names of sessions, and of nodes
 _NAME = re.compile("[0-9a-f]{12}")
 _NODE = re.compile("[0-9a-f]{8}")
-_LOCK = "alive"
+#: the file that is locked while the session lives
+LOCK: Final = "alive"
 _FACTS = "facts.json"
 
 
@@ -61,7 +62,7 @@ def create(node: str) -> Session:
         with _all_sessions():
             os.mkdir(folder, 0o700)
             try:
-                return Session(name, folder, _take_lock(os.path.join(folder, _LOCK), node))
+                return Session(name, folder, _take_lock(os.path.join(folder, LOCK), node))
             except OSError:
                 remove_session(folder, None)
                 raise
@@ -92,7 +93,7 @@ def facts_of(folder: str) -> dict[str, Any] | None:
     try:
         if os.stat(folder).st_uid != os.getuid():
             return None
-        lock_fd = open_own(os.path.join(folder, _LOCK))
+        lock_fd = open_own(os.path.join(folder, LOCK))
     except OSError:
         return None
     try:
@@ -201,7 +202,7 @@ def _folders() -> list[str]:
 def _sweep_one(folder: str) -> bool:
     """Removes a session that nobody holds the lock of."""
     try:
-        lock_fd = open_own(os.path.join(folder, _LOCK))
+        lock_fd = open_own(os.path.join(folder, LOCK))
     except FileNotFoundError:
         remove_session(folder, None)  # it died while it was made, or while it was removed
         return True
