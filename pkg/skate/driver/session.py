@@ -161,6 +161,7 @@ class Session:
 
     def _node_died(self) -> None:
         self.runtime.mailbox.unwatch(self._pidfd)
+        self.runtime.deliver(self.node, self.runtime.mailbox.last_words(self.node))  # it may have said why
         status = "" if self._process is None else f" with status {self._process.poll()}"
         if not self._ending:
             why = f"ended: {self._left_because}" if self._left_because else f"died{status}"
