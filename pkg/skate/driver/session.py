@@ -11,16 +11,16 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from skate._c.clock import monotonic, sleep
 from skate._c.refs import Waiter
 from skate.driver import nodes
+from skate.driver.output import Output
 from skate.exceptions import LocalNodeManagerDiedError
 from skate.ids import NodeId, ProcessId, process_id
 from skate.net.exchange import Place
@@ -61,8 +61,11 @@ class Session:
                 self._process.kill()  # its zygote clears up
                 self._process.wait()
             if hasattr(self, "runtime"):
+                self._ending = True
                 current.set_runtime(None, None)
                 self.runtime.close()
+            if hasattr(self, "_output"):
+                self._output.close()
             raise
 
     def _connect(self, job: dict[str, Any]) -> None:
@@ -79,11 +82,12 @@ class Session:
         self._left_because = ""
         self._pidfd = os.pidfd_open(self.facts["pid"])
         self._ending = False
+        self._output = Output(self._shown)
         runtime = self.runtime
         runtime.in_cluster = "address" in self.facts
         runtime.handle(m.Log, self._print)
         runtime.handle(m.Left, self._node_left)
-        runtime.handle(m.StoreWarning, lambda _, text: runtime.later(lambda: log.warning("%s", text)))
+        runtime.handle(m.StoreWarning, lambda _, text: log.warning("%s", text))
         runtime.mailbox.watch(self._pidfd, self._node_died)
         current.set_runtime(runtime, current.Facts(node=node, job=job["id"], namespace=job["namespace"]))
         runtime.lock.acquire()
@@ -129,6 +133,7 @@ class Session:
         runtime.mailbox.unwatch(self._pidfd)
         os.close(self._pidfd)
         runtime.close()
+        self._output.close()
         if self._process is None:
             return
         if not (self._left.done and nodes.wait_for_end(self._process, END_SECONDS)):
@@ -173,18 +178,18 @@ class Session:
             )
         self.runtime.finish(self._left)
 
-    def _print(self, _: ProcessId, source: str, name: str, pid: int, text: str) -> None:
-        prefix = f"({name} pid={pid})" if name else f"(pid={pid})"
-        self.runtime.later(lambda: _print_lines(source, prefix, text))
+    def _print(self, node: ProcessId, source: str, name: str, pid: int, text: str) -> None:
+        self._output.show(node, source, f"({name} pid={pid})" if name else f"(pid={pid})", text)
 
-
-def _print_lines(source: str, prefix: str, text: str) -> None:
-    stream: TextIO = sys.stderr if source == "stderr" else sys.stdout
-    try:
-        stream.write("".join([f"{prefix} {line}\n" for line in text.split("\n")]))
-        stream.flush()
-    except (OSError, ValueError, AttributeError):
-        pass  # the program has closed its output, or nobody reads it: no reason to fail a get()
+    def _shown(self, node: ProcessId, characters: int) -> None:
+        runtime = self.runtime
+        runtime.lock.acquire()
+        try:
+            if not self._ending:  # from here on the mailbox may be closed
+                runtime.post(node, m.LogsShown(characters))
+                runtime.mailbox.flush()
+        finally:
+            runtime.release()
 
 
 def _takes_signals() -> bool:

@@ -17,7 +17,7 @@ import logging
 import mmap
 import os
 import socket
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -147,6 +147,7 @@ class NodeManager:
             m.Restore.code: spiller.restore,  # type: ignore[attr-defined]
             m.ForgetSpilled.code: spiller.forget,  # type: ignore[attr-defined]
             m.Leave.code: self._leave,  # type: ignore[attr-defined]
+            m.LogsShown.code: self._logs_shown,  # type: ignore[attr-defined]
         }
         lives, labels = self._processes.__contains__, session["labels"]
         self._head = HeadLink(node, self._post)
@@ -173,6 +174,7 @@ class NodeManager:
                 m.ActorStarted.code: actors[m.ActorStarted.code],  # type: ignore[attr-defined]
                 m.ActorLeaves.code: actors[m.ActorLeaves.code],  # type: ignore[attr-defined]
                 m.EndWorker.code: self._end_worker,  # type: ignore[attr-defined]
+                m.LogsShown.code: self._logs_shown,  # type: ignore[attr-defined]
                 m.ActorPlaced.code: self._actors.placed_elsewhere,  # type: ignore[attr-defined]
             }
             | self._scheduling.handlers
@@ -294,6 +296,7 @@ class NodeManager:
             self._door.step(now),
             self.cluster.step(now),
             self._unlink_who_left(now),
+            self._wait_for_output(now),
         )
         if self._scheduling.act() or self._groups.undecided or self._undecided:
             return  # the table of nodes has changed, or a node has died
@@ -369,6 +372,7 @@ class NodeManager:
 
     def _job_left(self, job: Job) -> None:
         job.left = True
+        self._read_on(job.output.give_up())
         self._groups.life_ended(job.driver)
         self._admission.job_left(job.id)
 
@@ -583,9 +587,9 @@ class NodeManager:
                 passed_on.callback(os.close, theirs)
                 ends.append(theirs)
                 reader = LineReader(ours, source, lambda *line: self._printed(worker, *line))
-                undo.callback(self._close, reader)
+                undo.callback(self._close, worker, reader)
                 worker.readers.append(reader)
-                self._mailbox.watch(ours, partial(self._read, reader))
+                self._read_on([(worker, reader)])
             send(
                 self._zygote,
                 {"fork": worker.id.hex(), "job": worker.job.facts, "environment": dict(variables)},
@@ -640,12 +644,19 @@ class NodeManager:
 
     # ----------------------------------------------------------------------------------------------------- logs
 
-    def _read(self, reader: LineReader) -> None:
+    def _read(self, worker: Process, reader: LineReader) -> None:
         if not reader.read():
-            self._close(reader)
+            self._close(worker, reader)
+        elif worker.job.output.hold_up((worker, reader), monotonic()):
+            self._mailbox.unwatch(reader.fd)
 
-    def _close(self, reader: LineReader) -> None:
+    def _read_on(self, readers: Iterable[tuple[Process, LineReader]]) -> None:
+        for worker, reader in readers:
+            self._mailbox.watch(reader.fd, partial(self._read, worker, reader))
+
+    def _close(self, worker: Process, reader: LineReader) -> None:
         if reader.open:
+            worker.job.output.closed((worker, reader))
             self._mailbox.unwatch(reader.fd)
             reader.close()
 
@@ -655,7 +666,29 @@ class NodeManager:
             return
         driver = self._drivers.get(job.driver)
         if self._mailbox.is_elsewhere(job.driver) or (driver is not None and driver.registered):
-            self._post(job.driver, m.Log(source, name, worker.pid, text))
+            if job.output.sent(text):
+                self._post(job.driver, m.Log(source, name, worker.pid, text))
+
+    def _logs_shown(self, driver: Process | Stranger, characters: int) -> None:
+        for job in self._jobs.values():
+            if job.driver == driver.id:
+                self._read_on(job.output.shown(characters, monotonic()))
+                lost = job.output.take_lost()
+                if lost:
+                    text = f"{lost} lines that tasks printed are lost: for too long nobody had read those before them"
+                    self._post(job.driver, m.Log("stderr", "", os.getpid(), text))
+
+    def _wait_for_output(self, now: float) -> float | None:
+        """Gives up drivers that show nothing; gives the time of the next look, or None."""
+        due = None
+        for job in self._jobs.values():
+            waited = job.output.tick(now)
+            if waited:
+                log.warning("the driver of job %s does not show what its tasks print: it is dropped", job.id)
+                self._read_on(waited)
+            if job.output.deadline is not None:
+                due = job.output.deadline if due is None else min(due, job.output.deadline)
+        return due
 
     def warn_drivers(self, text: str) -> None:
         """Has drivers show their users a warning about the store."""
@@ -715,8 +748,8 @@ class NodeManager:
                 self._mailbox.deliver_late(worker.id, to, record)
         stderr_tail = why
         for reader in worker.readers:
-            reader.read()
-            self._close(reader)
+            reader.drain()
+            self._close(worker, reader)
             if reader.tail and reader is worker.readers[1]:
                 stderr_tail = "\n".join(reader.tail)
         for name in (f"{worker.id.hex()}.now", worker.id.hex()):
@@ -824,8 +857,8 @@ class NodeManager:
         end_children()  # what a killed zygote has left us
         for process in list(self._processes.values()):
             for reader in process.readers:
-                reader.read()
-                self._close(reader)
+                reader.drain()
+                self._close(process, reader)
         for process in self._processes.values():
             if process.kind == "worker":
                 self._mailbox.forget(process.id)  # else closing would wait for somebody to read it

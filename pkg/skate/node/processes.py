@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from typing import Any
 
+from skate.core.output import OutputWindow
 from skate.ids import ProcessId
 from skate.node.logs import LineReader
 
@@ -25,6 +26,8 @@ class Job:
         self.processes = 0
         #: its driver is gone
         self.left = False
+        #: what its driver has yet to show of what its workers print
+        self.output: OutputWindow[tuple[Process, LineReader]] = OutputWindow()
 
     @property
     def driver(self) -> ProcessId:

@@ -27,7 +27,7 @@ Who says what:
                          RoomMade, RollCall
     head -> node         PrepareBundles, CommitBundles, ReturnBundles, EndGroup, ClaimRoom, DropClaim, GroupStands,
                          StateReply
-    process -> any node  WatchProcess
+    process -> any node  WatchProcess, LogsShown (from drivers)
 
 An owner of tasks that calls an actor's methods pushes them to the actor's process as it pushes tasks to workers.
 """
@@ -189,6 +189,13 @@ class Log(NamedTuple):
     name: str  # the task that printed them
     pid: int
     text: str
+
+
+@_message(34)
+class LogsShown(NamedTuple):
+    """A driver has shown, or given up, so many characters of the `Log`s of this node."""
+
+    characters: int
 
 
 @_message(13)
