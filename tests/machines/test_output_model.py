@@ -1,4 +1,4 @@
-"""core.output: whatever a driver shows and whenever, memory is bounded, nobody waits for ever, all lines are accounted for."""
+"""core.output: whatever a driver shows, memory is bounded, nobody waits for ever, all lines are counted."""
 
 from __future__ import annotations
 

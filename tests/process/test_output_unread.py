@@ -1,4 +1,4 @@
-"""The program's own output is in nobody's way: nobody reads it, it is closed, it raises, it cannot encode, it is slow."""
+"""The program's own output is in nobody's way: nobody reads it, it is closed, raises, cannot encode."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(program: str, directory: Path, **pipes: int) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize("megabytes", [1, 40])
 def test_a_pipe_that_nobody_reads(tmp_path: Path, stream: str, megabytes: int) -> None:
-    """Little fits into what waits for the driver, much does not: the task goes on, and so do others. So does the end."""
+    """Little fits into what waits for the driver, much does not: all tasks go on, and the session ends."""
     child = run(
         f"""
         infeasible = quiet.options(resources=dict(nothing=1)).remote(quiet.remote(0))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import zmq
 from skate.core.deadlines import Deadlines
 from skate.ids import NodeId, ProcessId, node_of
+from skate.net.callers import Callers
 from skate.net.cluster import RETRY_MOST_MS, RETRY_MS, SILENCE_MS, ClusterSockets, NodeLink
 from skate.net.cluster import log as cluster_log
 from skate.net.mailbox import Link, Mailbox
@@ -245,6 +246,8 @@ class SimClusterSockets(ClusterSockets):
         self._keys = keys
         self._links: dict[str, NodeLink] = {}
         self._by_node: dict[NodeId, NodeLink] = {}
+        self._callers = Callers(1)
+        self._unopened: dict[NodeLink, float] = {}
         self._passing: dict[NodeLink, None] = {}
         self._conversations: dict[NodeId, Any] = {}
         self._busy: dict[NodeId, None] = {}
@@ -269,7 +272,7 @@ class SimClusterSockets(ClusterSockets):
     def _open(self, link: NodeLink) -> None:
         link.socket = Connection(self.network, self, link)  # type: ignore[assignment]
 
-    def _shut(self, link: NodeLink, linger: int = 0) -> None:
+    def _close_link(self, link: NodeLink, linger: int = 0) -> None:
         link.up = False
         link.socket.close(linger)
 

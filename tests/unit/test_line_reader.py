@@ -1,4 +1,4 @@
-"""The node's end of a worker's pipe: lines whole and in order, however they are cut up on the way; long ones are bounded."""
+"""The node's end of a worker's pipe: lines whole and in order, however they come; long ones are bounded."""
 
 from __future__ import annotations
 

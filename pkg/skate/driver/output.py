@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -142,14 +143,14 @@ class Outlet:
             if type(what) is tuple:
                 self._show(*what)
             elif self._has_room():
-                self._attempt(lambda record=what: logging.getLogger(record.name).handle(record))
+                self._attempt(partial(logging.getLogger(what.name).handle, what))
             self._steps += 1
 
     def _show(self, node: ProcessId, prefix: str, text: str) -> None:
         lines = [f"{prefix} {line}\n" for line in text.split("\n")]
         with self._whole if _go_to_one_file() else nullcontext():
             for piece in ["".join(lines)] if _descriptor(self._name) is None else _pieces(lines):
-                if not self._has_room() or not self._attempt(lambda piece=piece: self._write(piece)):
+                if not self._has_room() or not self._attempt(partial(self._write, piece)):
                     self._lost += piece.count("\n")
                 self._steps += 1
         self._done += len(text)
@@ -178,7 +179,7 @@ class Outlet:
         stream.flush()
 
     def _has_room(self) -> bool:
-        """Waits until the stream can be written to without blocking, as far as that is known; False: the end is near."""
+        """Waits until the stream can be written to without blocking, as far as that is known; False: it is the end."""
         while not _has_room(self._name, 0 if self._closing.is_set() else LOOK_MS):
             if self._closing.is_set():
                 return False

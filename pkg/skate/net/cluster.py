@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket as sockets
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -27,9 +26,10 @@ from skate._c.clock import monotonic
 from skate.core.deadlines import Deadlines
 from skate.core.delivery import Incoming, Outgoing
 from skate.ids import NodeId, ProcessId, manager_of, node_of
+from skate.net.callers import Callers, cut, listen_at, peer_of, shut_gate, strangers_allowed
 from skate.net.cluster_key import Keys
 from skate.net.mailbox import LINGER_MS, READ_FRAMES
-from skate.net.node_mailbox import NodeMailbox
+from skate.net.node_mailbox import SCARCE, SCARCE_SECONDS, NodeMailbox
 from skate.wire.cluster import (
     ACK,
     BULK,
@@ -59,9 +59,8 @@ RETRY_MOST_MS: Final = 1000
 CONNECT_MS: Final = 1000
 #: seconds that a letter to somebody who is no member may take
 LETTER_SECONDS: Final = 5.0
-#: seconds after which another knock from the same host is worth a line, and hosts that are remembered
-KNOCK_SECONDS: Final = 60.0
-KNOCKERS: Final = 1000
+#: events at the port taken in before others get a turn
+READ_EVENTS: Final = 256
 
 _ZAP = "inproc://zeromq.zap.01"
 _FAILED = (
@@ -70,7 +69,7 @@ _FAILED = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 _OF_A_LINK = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _FAILED
-_OF_THE_DOOR = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | _FAILED
+_OF_THE_DOOR = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | _FAILED
 
 
 class Receiver(Protocol):
@@ -122,8 +121,9 @@ class NodeLink:
         self.letters: list[list[bytes]] = []
         #: the link is for one letter only, until then at most
         self.until: float | None = None
-        self.socket: zmq.Socket[bytes]
-        self.monitor: zmq.Socket[bytes]
+        #: zmq.Socket; None while there are no descriptors for one
+        self.socket: Any = None
+        self.monitor: zmq.Socket[bytes] | None = None
 
 
 class ClusterSockets:
@@ -142,6 +142,8 @@ class ClusterSockets:
         #: address -> link
         self._links: dict[str, NodeLink] = {}
         self._by_node: dict[NodeId, NodeLink] = {}
+        #: those for which there were no descriptors -> when to try again
+        self._unopened: dict[NodeLink, float] = {}
         #: those that are for one letter only
         self._passing: dict[NodeLink, None] = {}
         self._conversations: dict[NodeId, Conversation] = {}
@@ -149,12 +151,15 @@ class ClusterSockets:
         self._busy: dict[NodeId, None] = {}
         #: node -> when to look at it again: something is to be acknowledged to it, or it had no room
         self._due: Deadlines[NodeId] = Deadlines()
-        #: host -> (when it was logged last, knocks since)
-        self._knocks: dict[str, tuple[float, int]] = {}
+        self._callers = Callers(strangers_allowed())
+        #: what the port listens with, and whether its gate is shut
+        self._listening = -1
+        self._shut = False
+        #: how the last handshake failed, until that connection has ended
+        self._failed = 0
         self._zap: zmq.Socket[bytes] | None = None
         self._door = self._context.socket(zmq.ROUTER)
         self._more = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._accepted: dict[int, str] = {}
         try:
             self._bind(host, port)
         except zmq.ZMQError:
@@ -179,6 +184,13 @@ class ClusterSockets:
         self._listen(self._door_monitor, self._watch_door)
         self._mailbox.watch(self._more, self._read_on)
         self._listen(door, self._read)
+        try:
+            listening = listen_at(host, port)
+        except OSError as error:
+            raise zmq.ZMQError(error.errno, error.strerror) from error
+        port = listening.getsockname()[1]
+        self._listening = listening.detach()
+        door.set(zmq.USE_FD, self._listening)  # from here on it is ZeroMQ's
         door.bind(f"tcp://{join_address(host, port)}")
 
     def _listen(self, socket: zmq.Socket[bytes], ready: Callable[[], None]) -> None:
@@ -250,7 +262,7 @@ class ClusterSockets:
         link = self._by_node.pop(node, None)
         if link is not None:
             self._links.pop(link.address, None)
-            self._shut(link)
+            self._close_link(link)
         return [] if conversation is None else conversation.outgoing.unacknowledged()
 
     def is_up(self, node: NodeId) -> bool:
@@ -269,8 +281,24 @@ class ClusterSockets:
         return "" if link is None or link.up else link.trouble
 
     def _open(self, link: NodeLink) -> None:
+        """Begins to connect. ValueError where that is no address. Without descriptors, `step` tries again."""
         host, port = parse_address(link.address)
-        socket = link.socket = self._context.socket(zmq.DEALER)
+        try:
+            link.socket = self._context.socket(zmq.DEALER)
+            self._configure_link(link.socket, host)
+            link.monitor = link.socket.get_monitor_socket(_OF_A_LINK)
+            self._listen(link.monitor, lambda: self._watch_link(link))
+            link.socket.connect(f"tcp://{join_address(host, port)}")
+        except (zmq.ZMQError, OSError) as error:
+            self._close_link(link)
+            link.trouble = f"nobody can be reached at {link.address}: {error}"
+            if error.errno not in SCARCE:
+                self._links.pop(link.address, None)
+                raise ValueError(link.trouble) from None
+            log.warning("%s; tried again in %.0f s", link.trouble, SCARCE_SECONDS)
+            self._unopened[link] = monotonic() + SCARCE_SECONDS
+
+    def _configure_link(self, socket: zmq.Socket[bytes], host: str) -> None:
         self._configure(socket, host)
         socket.set(zmq.ROUTING_ID, self._me)
         socket.set(zmq.RECONNECT_IVL, RETRY_MS)
@@ -280,26 +308,29 @@ class ClusterSockets:
             socket.set(zmq.CURVE_SERVERKEY, self._keys.server.public)
             socket.set(zmq.CURVE_PUBLICKEY, self._keys.client.public)
             socket.set(zmq.CURVE_SECRETKEY, self._keys.client.secret)
-        link.monitor = socket.get_monitor_socket(_OF_A_LINK)
-        self._listen(link.monitor, lambda: self._watch_link(link))
-        try:
-            socket.connect(f"tcp://{join_address(host, port)}")
-        except zmq.ZMQError as error:
-            self._links.pop(link.address, None)
-            self._shut(link)
-            raise ValueError(f"nobody can be reached at {link.address}: {error}") from None
 
-    def _shut(self, link: NodeLink, linger: int = 0) -> None:
+    def _open_what_is_not(self, now: float) -> float | None:
+        """Links for which there were no descriptors; gives the time of the next look, or None."""
+        for link in [link for link, at in self._unopened.items() if at <= now]:
+            del self._unopened[link]
+            if self._links.get(link.address) is link:
+                self._open(link)
+        return min(self._unopened.values(), default=None)
+
+    def _close_link(self, link: NodeLink, linger: int = 0) -> None:
         link.up = False
-        self._mailbox.unwatch(link.monitor.fileno())
-        link.socket.disable_monitor()
-        link.monitor.close(0)
-        link.socket.close(linger)
+        if link.monitor is not None:
+            self._mailbox.unwatch(link.monitor.fileno())
+            link.socket.disable_monitor()
+            link.monitor.close(0)
+        if link.socket is not None:
+            link.socket.close(linger)
+        link.monitor = link.socket = None
 
     def _watch_link(self, link: NodeLink) -> None:
         """What has become of the connection."""
         monitor = link.monitor
-        while link.monitor is monitor and not monitor.closed:
+        while monitor is not None and link.monitor is monitor:
             try:
                 event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
@@ -343,7 +374,7 @@ class ClusterSockets:
     def _disconnected(self, link: NodeLink) -> None:
         if not link.up:
             return  # ZeroMQ tries again
-        self._shut(link)  # with what it has not sent: core.delivery has that too, and in order
+        self._close_link(link)  # with what it has not sent: core.delivery has that too, and in order
         link.trouble = "the connection was lost"
         self._open(link)
         self._receiver.on_link_lost(link.address, link.node)
@@ -372,12 +403,18 @@ class ClusterSockets:
             self._due.set(node, self._advance(node, now))
         self._busy.clear()
         due = self._due.next()
+        if self._callers.shut:
+            self._cut(self._callers.tick(now))
+            if (again := self._callers.look_at()) is not None:
+                due = again if due is None else min(due, again)
+        if self._unopened and (again := self._open_what_is_not(now)) is not None:
+            due = again if due is None else min(due, again)
         for link in list(self._passing):
             if link.until is None or self._links.get(link.address) is not link:
                 del self._passing[link]
             elif link.until <= now or (link.up and not link.letters):
                 del self._links[link.address], self._passing[link]
-                self._shut(link, LINGER_MS)
+                self._close_link(link, LINGER_MS)
             else:
                 due = link.until if due is None else min(due, link.until)
         return due
@@ -423,6 +460,7 @@ class ClusterSockets:
     def _read_on(self) -> None:
         os.eventfd_read(self._more)
         self._read()
+        self._watch_door()
 
     def _read(self) -> None:
         """Takes in what has come; where that is much, the rest after others had a turn."""
@@ -432,6 +470,8 @@ class ClusterSockets:
             except zmq.Again:
                 return
             name = message[0].bytes
+            if self._callers.has_strangers:
+                self._callers.proved(int(message[-1].get(zmq.SRCFD)))
             try:
                 self._receive(name, message[1:])
             except WireError as error:
@@ -502,37 +542,34 @@ class ClusterSockets:
 
     def _watch_door(self) -> None:
         """Who came, and who was sent away. A failure is followed at once by the end of that connection."""
-        failed = 0
-        while True:
+        for _ in range(READ_EVENTS):
             try:
                 event = parse_monitor_message(self._door_monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return
-            kind = event["event"]
+            kind, descriptor = event["event"], event["value"]
             if kind == zmq.EVENT_ACCEPTED:
-                self._accepted[event["value"]] = _peer_of(event["value"])
-            elif kind == zmq.EVENT_DISCONNECTED:
-                who = self._accepted.pop(event["value"], "an unknown address")
-                if failed & ~zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # of those, ZAP has told
+                self._cut(self._callers.came(descriptor, peer_of(descriptor), monotonic()))
+            elif kind in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
+                who = self._callers.gone(descriptor)
+                if self._failed & ~zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # of those, ZAP has told
                     self._knocked(who, "it has not the cluster's key, or is no skate of this protocol")
-                failed = 0
-            else:
-                failed = kind
+                self._failed = 0
+            elif kind & _FAILED:
+                self._failed = kind
+        os.eventfd_write(self._more, 1)
+
+    def _cut(self, strangers: list[tuple[int, str]]) -> None:
+        """Ends these connections; shuts or opens the gate, as that is to be now."""
+        for descriptor, peer in strangers:
+            self._knocked(peer, "there are too many who have not shown the cluster's key")
+            cut(descriptor, peer)
+        if self._callers.shut != self._shut:
+            self._shut = self._callers.shut
+            shut_gate(self._listening, self._shut)
 
     def _knocked(self, who: str, why: str) -> None:
-        """Somebody was not let in: a line in the log, though not one for each attempt."""
-        now = monotonic()
-        host = who.rpartition(":")[0] or who
-        last, count = self._knocks.get(host, (-KNOCK_SECONDS, 0))
-        if now - last < KNOCK_SECONDS:
-            self._knocks[host] = (last, count + 1)
-            return
-        self._knocks.pop(host, None)
-        self._knocks[host] = (now, 0)
-        if len(self._knocks) > KNOCKERS:
-            del self._knocks[next(iter(self._knocks))]
-        more = f" ({count} more of its attempts since the last line)" if count else ""
-        log.warning("%s knocked at %s and was not let in: %s%s", who, self.address, why, more)
+        self._callers.knocked(who, self.address, why, monotonic())
 
     # --------------------------------------------------------------------------------------------------- closing
 
@@ -540,7 +577,7 @@ class ClusterSockets:
         """Sends what can leave (for at most LINGER_MS) and closes all sockets."""
         self.step(monotonic())
         for link in self._links.values():
-            self._shut(link, LINGER_MS if link.up else 0)
+            self._close_link(link, LINGER_MS if link.up else 0)
         self._links.clear()
         self._by_node.clear()
         self._close_sockets()
@@ -562,17 +599,3 @@ class ClusterSockets:
 
 def _name_of(name: bytes) -> str:
     return name.hex() if len(name) <= 8 else f"{name[:8].hex()}…"
-
-
-def _peer_of(fd: int) -> str:
-    """host:port of whoever is at the other end of a connection of this process, if it is still there."""
-    try:
-        copy = os.dup(fd)
-    except OSError:
-        return "an unknown address"
-    with sockets.socket(fileno=copy) as connection:
-        try:
-            host, port = connection.getpeername()[:2]
-        except OSError:
-            return "an unknown address"
-    return join_address(host.removeprefix("::ffff:"), port)

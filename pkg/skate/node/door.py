@@ -35,6 +35,8 @@ log = logging.getLogger("skate.node")
 DOOR: Final = "door"
 #: bytes of rows in one answer
 ANSWER_BYTES: Final = 60_000
+#: visitors at a time; others wait outside
+VISITORS: Final = 64
 #: seconds that a visitor may take to say who it is; and that the door stays shut when no more can be let in
 KNOCK_SECONDS: Final = 1.0
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -78,6 +80,8 @@ class Door:
         self._asking: set[socket.socket] = set()
         #: when the door is watched again; 0.0: it is
         self._shut_until = 0.0
+        #: it is not watched until one of the visitors has gone
+        self._full = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._socket.bind(os.path.join(folder, DOOR))
         self._socket.listen()
@@ -99,6 +103,7 @@ class Door:
         return min(times, default=None)
 
     def close(self) -> None:
+        self._full = False
         for visitor in (*self._visitors, *self._asking):
             self._see_off(visitor)
         self._socket.close()
@@ -119,6 +124,9 @@ class Door:
         visitor.setblocking(False)
         self._visitors[visitor] = monotonic() + KNOCK_SECONDS
         self._mailbox.watch(visitor.fileno(), partial(self._listen, visitor))
+        if len(self._visitors) + len(self._asking) >= VISITORS:
+            self._mailbox.unwatch(self._socket.fileno())
+            self._full = True
 
     def _listen(self, visitor: socket.socket) -> None:
         """A visitor has said who it is, or has gone."""
@@ -163,3 +171,6 @@ class Door:
         self._asking.discard(visitor)
         self._mailbox.unwatch(visitor.fileno())
         visitor.close()
+        if self._full:
+            self._full = False
+            self._mailbox.watch(self._socket.fileno(), self._open)

@@ -302,6 +302,8 @@ class NodeManager:
             return  # the table of nodes has changed, or a node has died
         times = [time for time in looks if time is not None]
         self._mailbox.flush()
+        if self._mailbox.look_at is not None:
+            times.append(self._mailbox.look_at)
         if self._running:
             self._mailbox.read(max(0.0, min(times) - now) if times else None)
 
@@ -665,9 +667,9 @@ class NodeManager:
         if job.left or not job.log_to_driver:
             return
         driver = self._drivers.get(job.driver)
-        if self._mailbox.is_elsewhere(job.driver) or (driver is not None and driver.registered):
-            if job.output.sent(text):
-                self._post(job.driver, m.Log(source, name, worker.pid, text))
+        listens = self._mailbox.is_elsewhere(job.driver) or (driver is not None and driver.registered)
+        if listens and job.output.sent(text):
+            self._post(job.driver, m.Log(source, name, worker.pid, text))
 
     def _logs_shown(self, driver: Process | Stranger, characters: int) -> None:
         for job in self._jobs.values():

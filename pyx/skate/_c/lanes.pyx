@@ -8,7 +8,7 @@ import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, errno
+from libc.errno cimport EINTR, ENOENT, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.fcntl cimport O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_RDWR
@@ -185,7 +185,7 @@ cdef class Exchange:
         return None
 
     def lane(self, bytes me, bytes peer, str bell):
-        """A way for `me` to write into the inbox of `peer`; None where it has none, or no ring is free.
+        """A way for `me` to write into the inbox of `peer`; None where it has none, or no ring or descriptor is free.
 
         `bell` is the path of the FIFO that wakes the peer.
         """
@@ -203,7 +203,9 @@ cdef class Exchange:
                 sk_claim(&slot.writers[i], writer, 0)
                 return None
             lane = Lane.__new__(Lane)
-            _open_lane(lane, self, index, i, writer, os.fsencode(bell))
+            if not _open_lane(lane, self, index, i, writer, os.fsencode(bell)):
+                sk_claim(&slot.writers[i], writer, 0)
+                return None
             return lane
         return None
 
@@ -269,7 +271,8 @@ cdef class Exchange:
 
 # ---------------------------------------------------------------------------------------------------- writing
 
-cdef void _open_lane(Lane lane, Exchange exchange, Py_ssize_t slot, Py_ssize_t ring, uint64_t me, bytes bell):
+cdef bint _open_lane(Lane lane, Exchange exchange, Py_ssize_t slot, Py_ssize_t ring, uint64_t me, bytes bell) except -1:
+    """False where there is no descriptor for the bell: the reader could not be woken."""
     lane._exchange = exchange
     lane._slot = exchange._slot(slot)
     lane._ring = &lane._slot.rings[ring]
@@ -280,7 +283,8 @@ cdef void _open_lane(Lane lane, Exchange exchange, Py_ssize_t slot, Py_ssize_t r
     lane._tail = sk_load(&lane._ring.tail)
     lane._head_seen = sk_load(&lane._ring.head)
     lane._bell_path = bell
-    lane._bell = -1
+    lane._bell = _open_bell(bell)
+    return lane._bell >= 0 or errno == ENOENT  # (then it is gone and buried)
 
 
 cdef class Lane:
