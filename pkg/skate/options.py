@@ -437,19 +437,13 @@ def validate_method_options(**options: Any) -> MethodOptions:
     return _updated(MethodOptions(), "decorator", options)
 
 
-def resolve_num_returns(num_returns: NumReturns | None, *, generator: bool, function: str) -> NumReturns:
-    """How many refs a call of `function` returns, or which kind of generator.
+def resolve_num_returns(num_returns: NumReturns | None, *, generator: bool) -> NumReturns:
+    """How many refs a call of a function returns, or which kind of generator.
 
-    `generator` says whether the function is one (it uses `yield`). Raises ValueError where "streaming" or
-    "dynamic" is asked of a function that is not.
+    `generator` says whether the function is one (it uses `yield`). One that is not may still return one.
     """
     if num_returns is None:
         return "streaming" if generator else 1
-    if isinstance(num_returns, str) and not generator:
-        raise ValueError(
-            f"num_returns={num_returns!r} needs a generator, but {function}() does not use yield; "
-            "drop num_returns, or give the number of values that it returns"
-        )
     return num_returns
 
 

@@ -267,12 +267,11 @@ def test_a_gpu_task_ends_its_worker_unless_told_otherwise() -> None:
 
 
 def test_num_returns_follows_the_function() -> None:
-    assert resolve_num_returns(None, generator=False, function="f") == 1
-    assert resolve_num_returns(None, generator=True, function="f") == "streaming"
-    assert resolve_num_returns(3, generator=True, function="f") == 3
-    assert resolve_num_returns("dynamic", generator=True, function="f") == "dynamic"
-    with pytest.raises(ValueError, match=r"'streaming' needs a generator, but f\(\) does not use yield"):
-        resolve_num_returns("streaming", generator=False, function="f")
+    assert resolve_num_returns(None, generator=False) == 1
+    assert resolve_num_returns(None, generator=True) == "streaming"
+    assert resolve_num_returns(3, generator=True) == 3
+    assert resolve_num_returns("dynamic", generator=True) == "dynamic"
+    assert resolve_num_returns("streaming", generator=False) == "streaming"
 
 
 def test_options_that_do_nothing_yet_are_told() -> None:

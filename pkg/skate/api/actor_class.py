@@ -212,7 +212,7 @@ def _type_of(cls: type, options: ActorOptions) -> ActorType:
         chosen: MethodOptions = getattr(plain, METHOD_OPTIONS, None) or validate_method_options()
         methods[name] = Method(
             chosen,
-            resolve_num_returns(chosen.num_returns, generator=generator, function=name),
+            resolve_num_returns(chosen.num_returns, generator=generator),
             generator,
             plain_arity(plain, skip=0 if isinstance(function, staticmethod) else 1),
             _signature_of(plain, drop_self=not isinstance(function, staticmethod)),

@@ -14,12 +14,12 @@ from skate._c.refs import ObjectRef
 from skate.api.session import require_runtime
 from skate.core.calls import ActorLine
 from skate.core.methods import BUILT_IN, DEFAULT_GROUP, method_id
+from skate.core.streams import stream_returns
 from skate.core.tasks import Function
 from skate.exceptions import ActorHandleNotFoundError
 from skate.ids import ActorId
 from skate.options import MethodOptions, TaskOptions, resolve_num_returns, validate_method_options
 from skate.runtime import current
-from skate.runtime.streams import stream_returns
 from skate.store.serialization import from_bytes, serialize, to_bytes
 
 
@@ -157,7 +157,7 @@ class ActorMethod:
             )
         retries = chosen.max_task_retries
         returns = method.num_returns if chosen.num_returns is None else chosen.num_returns
-        returns = resolve_num_returns(returns, generator=method.generator, function=name)
+        returns = resolve_num_returns(returns, generator=method.generator)
         self._call = TaskOptions(
             name=chosen.name,
             num_returns=returns,

@@ -24,7 +24,8 @@ def put(value: Any) -> ObjectRef:
 
 
 def get(refs: ObjectRef | list[ObjectRef], *, timeout: float | None = None) -> Any:
-    """The value of a ref, or a list of values for a list of refs. Blocks until they are there.
+    """The value of a ref, or a list of values for a list of refs. Blocks until they are there. (Of an
+    ObjectRefGenerator it gives that itself: its refs are had one by one.)
 
     Arrays come back read-only, without a copy: `array.copy()` is writable. Raises what the task raised, as soon as one
     of the refs has failed; GetTimeoutError (a TimeoutError) when `timeout` seconds are over, also for 0.
@@ -36,6 +37,8 @@ def get(refs: ObjectRef | list[ObjectRef], *, timeout: float | None = None) -> A
             return literal
         _check_session(runtime, [refs])
         return runtime.objects.get([refs], timeout)[0]
+    if type(refs) is ObjectRefGenerator:
+        return refs
     wanted = _ref_list("get", refs)
     if not wanted:
         return []

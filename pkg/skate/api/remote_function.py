@@ -18,10 +18,10 @@ from skate.api.scheduling import schedule_of
 from skate.api.session import require_runtime
 from skate.core.dispatch import Queue
 from skate.core.resources import task_request
+from skate.core.streams import stream_returns
 from skate.core.tasks import Function
 from skate.options import ActorOptions, TaskOptions, not_yet, resolve_num_returns
 from skate.runtime.runtime import Runtime
-from skate.runtime.streams import stream_returns
 from skate.store.serialization import dump_function
 
 
@@ -47,11 +47,7 @@ class RemoteFunction:
         self._exported = Exported(function)
         self._signature: inspect.Signature | None = None
         self._takes = plain_arity(function)
-        returns = resolve_num_returns(
-            options.num_returns,
-            generator=inspect.isgeneratorfunction(function),
-            function=function.__name__,
-        )
+        returns = resolve_num_returns(options.num_returns, generator=inspect.isgeneratorfunction(function))
         self._call = replace(options, num_returns=returns)
         self._returns: int = (
             stream_returns(options._generator_backpressure_num_objects)

@@ -261,7 +261,7 @@ class Actors:
             for call in effect.calls:
                 keep = effect.line.state != DEAD and call.may_retry()
                 (again if keep else failed).append(call)
-                submission.free_results(call, effect.worker, keep)
+                submission.free_results(call, effect.worker)
             self._fail(effect.line, failed)
             if again:
                 self.calls.calls_again(effect.line, again)

@@ -40,18 +40,14 @@ class OwnedCopies:
     def discard(self, object_id: bytes, worker: ProcessId) -> None:
         """A worker has made the object, and its answer does not count."""
         node = node_of(worker)
-        if object_id not in self._runtime.references.entries:
-            self.made_by(object_id, worker)
-            self.free(object_id)
-        elif node not in self.machine.nodes_of(object_id):
+        entry = self._runtime.references.entries.get(object_id)
+        if entry is None:
+            self.drop_unanswered(object_id, worker)
+        elif entry.state != PENDING and node not in self.machine.nodes_of(object_id):
             self._runtime.post(manager_of(node), m.DropCopy(ObjectId(object_id)))
 
-    def is_home(self, worker: ProcessId) -> bool:
-        """Whether what the worker makes is in the store of this process's node."""
-        return node_of(worker) == self._home
-
     def drop_unanswered(self, object_id: bytes, worker: ProcessId) -> None:
-        """A worker has died that may have made the object, and has not said so."""
+        """A worker may have made the object, which nobody has been told of, and nobody will be."""
         self.made_by(object_id, worker)
         self.free(object_id)
 

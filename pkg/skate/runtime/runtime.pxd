@@ -12,7 +12,7 @@ cdef class Runtime:
     cdef public bint closed, in_cluster, _interrupts_again
     cdef public Py_ssize_t depth
     cdef public object _dropped, _next_token
-    cdef public list _later, _handlers, effects
+    cdef public list _later, _handlers, effects, when_gone
     cdef public dict _carriers, _queries
     cdef public References references
     cdef public Dispatcher dispatcher

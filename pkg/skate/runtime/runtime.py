@@ -30,6 +30,7 @@ from skate.core import calls, dispatch, references
 from skate.core.copies import TellCopy
 from skate.core.dispatch import Dispatcher
 from skate.core.references import References
+from skate.core.streams import Stream
 from skate.ids import NodeId, ProcessId
 from skate.net.exchange import Place
 from skate.net.mailbox import Mailbox
@@ -39,7 +40,7 @@ from skate.runtime.copies import OwnedCopies
 from skate.runtime.groups import Groups
 from skate.runtime.keeper import NodeKeeper
 from skate.runtime.objects import Objects
-from skate.runtime.streams import Stream, Streams
+from skate.runtime.streams import Streams
 from skate.runtime.submission import Submission
 from skate.store.local import LocalStore
 from skate.wire import messages as m
@@ -75,6 +76,8 @@ class Runtime:
         self.broken: BaseException | None = None
         #: Ctrl-C was pressed while it could not be raised; a thread sends the signal again
         self._interrupts_again = False
+        #: called, under the lock, with a process or node that is dead
+        self.when_gone: list[Callable[[ProcessId | NodeId], None]] = []
         self._dropped: deque[ObjectEntry | Stream] = deque()
         self._later: list[Callable[[], None]] = []
         self._handlers: list[Handler | None] = [None] * 256
@@ -286,6 +289,8 @@ class Runtime:
         self.submission.worker_died(who, cause, running, answered)
         self.actors.process_died(who, clock.monotonic())
         self.objects.owner_died(who)
+        for call in self.when_gone:
+            call(who)
 
     def fail_everything(self, error: BaseException) -> None:
         """The node manager is gone: nothing that is pending will ever come. From any thread."""

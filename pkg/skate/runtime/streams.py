@@ -1,68 +1,25 @@
 """Generators as tasks, on the owner's side: their values are objects as they are yielded.
 
-State, a stream: refs that have come and were not taken yet. The task's own return value (index 0) says only how it
-ended; the yielded ones follow as index 1, 2, ... A task that is tried again yields its first values again: those that
-have come already are dropped.
-
-`returns` of PushTask for a stream is STREAM, or STREAM - n for one that may be n values ahead of its reader.
+State: none of its own; each generator's is its task's `stream` (core.streams, which has the rules). The task's own return
+value (index 0) says only how it ended, or, with num_returns="dynamic", holds the refs of all that it yielded.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from skate._c.refs import FAILED, INLINE, STORED, ObjectRef
+from skate.core.streams import ABANDONED, Stream
 from skate.ids import ProcessId, TaskId, object_id
 from skate.store.serialization import serialize, to_bytes
 from skate.wire import messages as m
 
 if TYPE_CHECKING:
+    from skate.core.dispatch import HeldLease
+    from skate.core.calls import Life
     from skate.core.tasks import OwnedTask
     from skate.runtime.runtime import Runtime
-
-STREAM: Final = -1
-
-
-def stream_returns(limit: int | None) -> int:
-    """What `returns` says for a generator that may be `limit` values ahead of its reader (None: any number)."""
-    return STREAM if limit is None or limit < 0 else STREAM - limit
-
-
-class Stream:
-    """The values of one generator that have come and were not taken."""
-
-    __slots__ = (
-        "abandoned",
-        "asked",
-        "ended",
-        "expected",
-        "gathers",
-        "limited",
-        "read",
-        "received",
-        "refs",
-        "task",
-    )
-
-    def __init__(self, task: OwnedTask, *, limit: int, gathers: bool) -> None:
-        self.task = task
-        #: `returns` of its PushTask
-        self.asked = STREAM - limit
-        self.refs: deque[ObjectRef] = deque()
-        #: values that have come, and that the program has taken
-        self.received = 0
-        self.read = 0
-        self.ended = False
-        #: nobody will take any more
-        self.abandoned = False
-        #: the generator waits for its reader
-        self.limited = limit > 0
-        #: num_returns="dynamic": the refs become the value of the task's own ref when it ends
-        self.gathers = gathers
-        #: the ref of the next value, where somebody waits for that
-        self.expected: ObjectRef | None = None
 
 
 class Streams:
@@ -71,6 +28,7 @@ class Streams:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         runtime.handle(m.StreamItem, self.item)
+        runtime.handle(m.StreamBegins, self._begins)
 
     # -------------------------------------------------------------------------------------------------- messages
 
@@ -78,61 +36,61 @@ class Streams:
         self, worker: ProcessId, task_id: TaskId, index: int, state: int, value: Any, contents: Any
     ) -> None:
         runtime = self._runtime
-        task = runtime.submission.tasks.get(task_id)
-        stream = task.stream if task is not None else None
-        lease = task.lease if task is not None else None
-        if stream is None or lease is None or lease.worker != worker or index != stream.received:
+        task = self._run_by(worker, task_id)
+        if task is None or not task.stream.accepts(index):
             runtime.submission.discard(worker, task_id, [(state, value, contents)], index + 1)
-            identifier = object_id(task_id, index + 1)
-            if state == STORED and identifier not in runtime.references.entries:
-                runtime.copies.discard(identifier, worker)  # a retry's, of a value that was read and dropped
-            if index == 0 and stream is not None and lease is not None and lease.worker == worker:
-                self._say_how_far(
-                    stream, worker
-                )  # a retry begins, and knows nothing of what was read before it
             return
+        stream = task.stream
         if state == STORED:
             runtime.copies.made_by(object_id(task_id, index + 1), worker)
         self._append(stream, state, value, contents)
         if stream.abandoned:
             self._say_how_far(stream, worker)
 
+    def _begins(self, worker: ProcessId, task_id: TaskId) -> None:
+        """A generator that is tried again asks which of its values have come."""
+        task = self._run_by(worker, task_id)
+        if task is not None:
+            self._say_how_far(task.stream, worker)
+        else:  # it was given up meanwhile
+            self._runtime.post(worker, m.StreamRead(task_id, ABANDONED, 0))
+
+    def _run_by(self, worker: ProcessId, task_id: TaskId) -> OwnedTask | None:
+        """The generator's task, if that worker has it."""
+        task = self._runtime.submission.tasks.get(task_id)
+        if task is None or task.stream is None or task.lease is None or task.lease.worker != worker:
+            return None
+        return task
+
     def _say_how_far(self, stream: Stream, worker: ProcessId) -> None:
-        """Tells the generator's worker what was read, if it waits for that, or that nobody reads any more."""
-        if stream.abandoned:
-            self._runtime.post(worker, m.StreamRead(stream.task.id, -1))
-        elif stream.limited:
-            self._runtime.post(worker, m.StreamRead(stream.task.id, stream.read))
+        self._runtime.post(worker, m.StreamRead(TaskId(stream.task), *stream.progress))
 
     def _append(self, stream: Stream, state: int, value: Any, contents: Any) -> None:
         """A value, or the error that ends the stream, has come. Under the lock."""
         runtime = self._runtime
-        stream.received += 1
-        ref, stream.expected = stream.expected, None
+        ref = stream.expected
         if ref is None:
-            ref = ObjectRef(runtime.references.create(object_id(stream.task.id, stream.received)))
+            ref = ObjectRef(runtime.references.create(object_id(TaskId(stream.task), stream.received + 1)))
+        stream.on_value(ref)
         runtime.objects.settle(ref.entry, state, value, contents)
-        if not stream.abandoned:
-            stream.refs.append(ref)
 
-    def ended(self, task: OwnedTask, values: list[Any]) -> list[Any]:
-        """The generator is done, or has failed: gives what its own ref becomes. Under the lock."""
-        stream = task.stream
-        state, value, _ = values[0]
+    def ended(self, stream: Stream, value: tuple[int, Any, Any], answered: bool) -> tuple[int, Any, Any]:
+        """The generator is done, or has failed: gives what its own ref becomes. Under the lock.
+
+        What came before an error stays, and the error is in the last ref. `answered`: it has run.
+        """
+        failed = value[0] == FAILED
+        if failed and (answered or stream.received or not stream.gathers):
+            self._append(stream, FAILED, value[1], None)
         stream.ended = True
-        if state == FAILED and not stream.gathers:
-            self._append(stream, FAILED, value, None)
-        elif stream.expected is not None:
+        if stream.expected is not None:  # who waits for it sees that the stream has ended
             last, stream.expected = stream.expected, None
-            self._runtime.objects.settle(
-                last.entry, INLINE, b""
-            )  # who waits for it sees that the stream has ended
-        if stream.gathers and state != FAILED:
-            refs = list(stream.refs)  # which stay until what holds them has its value
-            packed = serialize(DynamicObjectRefGenerator(refs))
-            contents = [(ref.entry.id, b"") for ref in refs]
-            return [(INLINE, to_bytes(packed), contents)]
-        return values
+            self._runtime.objects.settle(last.entry, INLINE, b"")
+        if not stream.gathers or not (answered or stream.received):
+            return value
+        refs = list(stream.refs)  # which stay until what holds them has its value
+        contents = [(ref.entry.id, b"") for ref in refs]
+        return INLINE, to_bytes(serialize(DynamicObjectRefGenerator(refs))), contents
 
     # --------------------------------------------------------------------------------------------------- reading
 
@@ -146,7 +104,7 @@ class Streams:
         if stream.ended:
             return None
         if stream.expected is None:
-            entry = self._runtime.references.create(object_id(stream.task.id, stream.received + 1))
+            entry = self._runtime.references.create(object_id(TaskId(stream.task), stream.received + 1))
             stream.expected = ObjectRef(entry)
         return stream.expected
 
@@ -160,10 +118,9 @@ class Streams:
             ref = self.peek(stream)
             if ref is None or not stream.refs:
                 return ref, False
-            stream.refs.popleft()
-            stream.read += 1
-            lease = stream.task.lease
-            if stream.limited and lease is not None:
+            ref = stream.on_taken()
+            lease = self._lease_of(stream) if stream.limit else None
+            if lease is not None:
                 self._say_how_far(stream, lease.worker)
                 runtime.mailbox.flush()
             return ref, True
@@ -192,11 +149,15 @@ class Streams:
 
     def abandon(self, stream: Stream) -> None:
         """Nobody will read any more: the generator is told to stop. Under the lock."""
-        stream.abandoned = True
-        stream.refs.clear()
-        lease = stream.task.lease
-        if lease is not None and not stream.ended:
+        stream.abandon()
+        lease = self._lease_of(stream)
+        if lease is not None:
             self._say_how_far(stream, lease.worker)
+
+    def _lease_of(self, stream: Stream) -> HeldLease | Life | None:
+        """Where the generator runs now, if it does."""
+        task = self._runtime.submission.tasks.get(stream.task)
+        return None if task is None else task.lease
 
 
 class ObjectRefGenerator:
@@ -253,7 +214,7 @@ class ObjectRefGenerator:
 
     def task_id(self) -> bytes:
         """The id of the task: 16 bytes."""
-        return self._stream.task.id
+        return self._stream.task
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -267,7 +228,7 @@ class ObjectRefGenerator:
             self._runtime.on_dropped(stream)
 
     def __repr__(self) -> str:
-        return f"ObjectRefGenerator({self._stream.task.id.hex()})"
+        return f"ObjectRefGenerator({self._stream.task.hex()})"
 
 
 class DynamicObjectRefGenerator:

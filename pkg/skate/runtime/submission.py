@@ -16,13 +16,14 @@ from skate._c import clock, frames
 from skate._c.refs import FAILED, PENDING, STORED, ObjectEntry, ObjectRef
 from skate.core.calls import ActorLine, Life
 from skate.core.dispatch import AskLeases, Effect, GiveBack, LoseTasks, PushTasks, Queue
+from skate.core.streams import Stream
 from skate.core.tasks import Function, OwnedTask
 from skate.exceptions import PendingCallsLimitExceeded, TaskError
 from skate.ids import FIRST_INDEX, TASK_ID_BYTES, NodeId, ProcessId, TaskId, manager_of, object_id
 from skate.runtime.arguments import inlined, pack_arguments
 from skate.runtime.deaths import crash_of
 from skate.runtime.objects import pack_error
-from skate.runtime.streams import STREAM, ObjectRefGenerator, Stream
+from skate.runtime.streams import ObjectRefGenerator
 from skate.store.serialization import from_bytes
 from skate.wire import messages as m
 from skate.wire.messages import SCHEMAS
@@ -123,7 +124,7 @@ class Submission:
             task = OwnedTask(task_id, function, queue, options, packed, dependencies, nested, entries)
             if returns < 0:
                 gathers = options.num_returns == "dynamic"
-                task.stream = Stream(task, limit=STREAM - returns, gathers=gathers)
+                task.stream = Stream(task_id, returns=returns, gathers=gathers)
                 result = result[0] if gathers else ObjectRefGenerator(runtime, task.stream, result[0])
             self.tasks[task_id] = task
             if nested:
@@ -214,7 +215,7 @@ class Submission:
                 function.id,
                 task.args,
                 inline,
-                len(task.returns) if task.stream is None else task.stream.asked,
+                len(task.returns) if task.stream is None else task.stream.returns,
                 task.attempt,
                 task.name,
                 task.options.calls_per_worker,
@@ -239,7 +240,8 @@ class Submission:
             self._dispatcher.task_done(lease, task, seconds, clock.monotonic())  # type: ignore[arg-type]
         if kept and not self._references.has_died(worker):
             self._references.on_kept(kept, worker)
-        if values and values[0][0] == FAILED and self._wants_retry(task, values[0][1]) and task.may_retry():
+        if values and values[-1][0] == FAILED and self._wants_retry(task, values[-1][1]) and task.may_retry():
+            self._take_back(task, worker, values)
             if type(lease) is Life:
                 self._call_ready(lease.line, task)
             else:
@@ -247,9 +249,11 @@ class Submission:
             return
         del self.tasks[task.id]
         if task.stream is not None:
-            values = self._runtime.streams.ended(task, values)
+            values = [self._runtime.streams.ended(task.stream, values[0], True)]
         for index, entry in enumerate(task.returns):
-            state, value, contents = values[index]  # (an error is there once for each)
+            state, value, contents = values[
+                index
+            ]  # (an error is there for each that it left without a value)
             if state == STORED:
                 self._runtime.copies.made_by(entry.id, worker)
             self._objects.settle(entry, state, value, contents)
@@ -293,8 +297,16 @@ class Submission:
         for index, (state, _, contents) in enumerate(values, first):
             if contents:  # they were registered in our name
                 self._references.unpin(self._references.hold_contents(contents))
-            if state == STORED and task_id not in self.tasks:
+            if state == STORED:
                 self._runtime.copies.discard(object_id(TaskId(task_id), index), worker)
+
+    def _take_back(self, task: OwnedTask, worker: ProcessId, values: Any) -> None:
+        """The task is tried again: what it made before its error is nobody's. Under the lock."""
+        for entry, (state, _, contents) in zip(task.returns, values, strict=False):
+            if contents:
+                self._references.unpin(self._references.hold_contents(contents))
+            if state == STORED:
+                self._runtime.copies.drop_unanswered(entry.id, worker)
 
     def _wants_retry(self, task: OwnedTask, packed: bytes) -> bool:
         wanted = task.options.retry_exceptions
@@ -309,24 +321,21 @@ class Submission:
     def finish(self, task: OwnedTask, state: int, value: Any) -> None:
         """A task that ends without an answer: all its values are `value`. Under the lock."""
         self.tasks.pop(task.id, None)
+        contents = None
         if task.stream is not None:
-            self._runtime.streams.ended(task, [(state, value, None)])
+            state, value, contents = self._runtime.streams.ended(task.stream, (state, value, None), False)
         for entry in task.returns:
             if entry.state == PENDING:
-                self._runtime.objects.settle(entry, state, value)
+                self._runtime.objects.settle(entry, state, value, contents)
         self._let_go(task)
 
-    def free_results(self, task: OwnedTask, worker: ProcessId, retried: bool) -> None:
-        """The worker that ran the task is dead: drops what it had put into the store already. Under the lock.
-
-        If the task is tried again, what is in the store of this node is replaced, but not what is on another's.
-        """
+    def free_results(self, task: OwnedTask, worker: ProcessId) -> None:
+        """The worker that ran the task is dead: drops what it had put into the store already. Under the lock."""
         copies = self._runtime.copies
-        if not (retried and copies.is_home(worker)):
-            for entry in task.returns:
-                copies.drop_unanswered(entry.id, worker)
-            if task.stream is not None:
-                copies.drop_unanswered(object_id(task.id, task.stream.received + 1), worker)
+        for entry in task.returns:
+            copies.drop_unanswered(entry.id, worker)
+        if task.stream is not None:
+            copies.drop_unanswered(object_id(task.id, task.stream.received + 1), worker)
 
     def _let_go(self, task: OwnedTask) -> None:
         """Nothing of the call is needed any more but its values."""
@@ -393,9 +402,8 @@ class Submission:
         """Tasks that a dead worker had begun, and has not answered: they are tried again, or fail."""
         for task in tasks:
             task.blamed = True
-            retried = task.may_retry()
-            self.free_results(task, worker, retried)
-            if retried:
+            self.free_results(task, worker)
+            if task.may_retry():
                 self._dispatcher.task_queued(task, now)
             else:
                 self.finish(task, FAILED, pack_error(crash_of(task.display_name, json.loads(cause))))

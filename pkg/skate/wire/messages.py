@@ -13,7 +13,7 @@ Who says what:
                          StateReply, Left, ExitIfUnused, StoreReply, StoreWarning, ActorState, LateAnswer,
                          GroupState, Unschedulable
     owner -> worker      ExportFunction, StartLease, PushTask, RecallTasks, StreamRead
-    worker -> owner      TaskDone, TasksReturned, StreamItem, ActorMade
+    worker -> owner      TaskDone, TasksReturned, StreamItem, StreamBegins, ActorMade
     node -> actor        BecomeActor, EndActor
     actor -> node        ActorStarted, ActorLeaves
     borrower <-> owner   AskObject, ObjectReady, AddBorrower, ReleaseBorrow
@@ -357,6 +357,14 @@ class StreamRead(NamedTuple):
 
     task: TaskId
     read: int
+    received: int  # so many have come
+
+
+@_message(29)
+class StreamBegins(NamedTuple):
+    """A generator is about to run, not for the first time: StreamRead says which values are not to be sent again."""
+
+    task: TaskId
 
 
 @_message(28)

@@ -372,8 +372,8 @@ class EventLoop:
             if type(result) is CoroutineType or inspect.isawaitable(result):
                 result = await result
             args, kwargs = (), {}
-            if pushed.returns < 0 and hasattr(result, "__aiter__"):
-                values = await executor.stream(pushed, function.name, result)
+            if hasattr(result, "__aiter__") and executor.is_run(pushed):
+                values = await executor.pack_async(pushed, function.name, result)
             else:
                 values = executor.pack(pushed, function.name, result)
             result = None

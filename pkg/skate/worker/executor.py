@@ -10,6 +10,7 @@ and what was answered, so that after a death the node can tell, and deliver.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import threading
@@ -17,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import CoroutineType, GeneratorType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Final, NamedTuple
 
 from skate._c import clock, frames, plain, refs
@@ -370,9 +371,16 @@ class Executor:
         """What the call calls."""
         return self._functions[pushed.function]
 
-    async def stream(self, pushed: Pushed, name: str, results: Any) -> Any:
-        """Sends what an async generator yields; the packed end of the stream."""
-        return await self._streams.send_all_async(pushed, name, results)
+    async def pack_async(self, pushed: Pushed, name: str, result: Any) -> list[Any]:
+        """As `pack`, of an async generator that is run for its values (`is_run`)."""
+        return await self._streams.run_async(pushed, name, result)
+
+    def is_run(self, pushed: Pushed) -> bool:
+        """Whether a generator that the call has returned is run for its values; else it would be the value itself."""
+        if pushed.returns not in (0, 1):
+            return True
+        call = self._functions[pushed.function].call
+        return inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)
 
     def answer_at_once(
         self, pushed: Pushed, values: Any, error: bytes | None, guards: list[Guard], elapsed: int
@@ -503,31 +511,25 @@ class Executor:
     def pack(self, pushed: Pushed, name: str, result: Any) -> list[Any]:
         """The values of a call, serialized, one for each ref that its caller has."""
         number = pushed.returns
-        if number < 0:
-            return self._streams.send_all(pushed, name, result)
+        kind = type(result)
+        if kind is GeneratorType and self.is_run(pushed):
+            return self._streams.run(pushed, name, result)
         if number == 1:
-            results = (first_of(result, name) if type(result) is GeneratorType else result,)
-        elif number == 0:
-            results = ()
-        else:
-            if not hasattr(result, "__iter__") or isinstance(result, (str, bytes)):
-                raise ValueError(
-                    f"{name}() was called with num_returns={number}, so it must return {number} values; "
-                    f"it returned one {type(result).__name__}"
+            if kind is GeneratorType or kind is AsyncGeneratorType:
+                raise TypeError(
+                    f"{name}() was called for one value, and returned a generator, without being one itself. Call it "
+                    "with num_returns='streaming' (or 'dynamic', or the number of values), or have it return a list."
                 )
-            results = tuple(result)
-            if len(results) != number:
-                raise ValueError(
-                    f"{name}() was called with num_returns={number}, but it returned {len(results)} values"
-                )
-        packed: list[Any] = []
-        try:
-            for index, value in enumerate(results):
-                packed.append(self.kept(pushed, name, index, value))
-        except BaseException:
-            self._take_back(pushed.task, packed)
-            raise
-        return packed
+            return [self.kept(pushed, name, 0, result)]
+        if number == 0:
+            return []
+        asked = f"{name}() was called with num_returns={number if number > 0 else 'streaming'!r}"
+        if not hasattr(result, "__iter__") or isinstance(result, (str, bytes)):
+            must = f"return {number} values" if number > 0 else "be a generator, or return an iterable"
+            raise ValueError(f"{asked}, so it must {must}; it returned one {type(result).__name__}")
+        if number > 0 and hasattr(result, "__len__") and len(result) != number:
+            raise ValueError(f"{asked}, but it returned {len(result)} values")
+        return self._streams.run(pushed, name, result)
 
     def kept(self, pushed: Pushed, name: str, index: int, value: Any) -> tuple[int, Any, Any]:
         """(state, value, refs inside) of one value, which is in the store where it is large."""
@@ -543,17 +545,6 @@ class Executor:
         identifier = object_id(pushed.task, index)
         state, stored = self._runtime.objects.keep(identifier, serialized, pushed.attempt > 0)
         return state, stored, serialized.refs
-
-    def _take_back(self, task: TaskId, packed: list[Any]) -> None:
-        """The call fails after all: those of its values that are in the store already are nobody's."""
-        runtime = self._runtime
-        runtime.lock.acquire()
-        try:
-            for index, (state, _, _) in enumerate(packed):
-                if state == STORED:
-                    runtime.free(object_id(task, index))
-        finally:
-            runtime.release()
 
     def handed_over(self, pushed: Pushed, values: list[Any]) -> list[Any]:
         """The values as a message carries them; the owner is registered with the refs inside. Under the lock."""
@@ -602,13 +593,3 @@ class Executor:
             runtime.pump.wait(resume, runtime.lock, None)
             self._resume = None
             lease.apply()
-
-
-def first_of(generator: Any, name: str) -> Any:
-    """What a generator yields first: its value where num_returns=1 was asked for, as in Ray."""
-    try:
-        return next(generator)
-    except StopIteration:
-        raise ValueError(f"{name}() was called with num_returns=1, but it yielded nothing") from None
-    finally:
-        generator.close()

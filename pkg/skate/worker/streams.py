@@ -1,20 +1,22 @@
-"""Generators as tasks, on the side of the worker that runs them: each value leaves as it is yielded.
+"""Generators on the side of the worker that runs them: each value is packed, and of a stream leaves, as it is yielded.
 
-State: the generators that run, and how far their readers say they are. See runtime.streams for the other side.
+State: the generators that stream (core.streams.Outgoing), and who waits for word from their readers. A generator that
+is called with num_returns=n gives its first n values to the call's refs.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from skate._c.clock import monotonic
-from skate._c.refs import INLINE, Waiter
-from skate.ids import ProcessId, TaskId
+from skate._c.refs import FAILED, INLINE, Waiter
+from skate.core.streams import ABANDONED, Outgoing
+from skate.ids import NodeId, ProcessId, TaskId
 from skate.runtime.runtime import Runtime
-from skate.runtime.streams import STREAM
 from skate.store.serialization import serialize, to_bytes
 from skate.wire import messages as m
 from skate.wire.messages import encode
@@ -22,26 +24,50 @@ from skate.wire.messages import encode
 if TYPE_CHECKING:
     from skate.worker.executor import Executor, Pushed
 
+log = logging.getLogger("skate")
 
-class Outgoing:
-    """One generator that runs here."""
 
-    __slots__ = ("abandoned", "limit", "on_read", "read", "sent")
+class Collected:
+    """What a call with num_returns=n yields, or returns in a list."""
 
-    def __init__(self, limit: int) -> None:
-        #: values that it may be ahead of its reader; 0: any number
-        self.limit = limit
-        self.sent = 0
-        self.read = 0
-        #: nobody reads any more
+    #: as a stream's: it never waits for a reader
+    waits = False
+    known = True
+
+    def __init__(self, executor: Executor, pushed: Pushed, name: str) -> None:
+        self._executor = executor
+        self._pushed = pushed
+        self._name = name
+        self.values: list[Any] = []
+        #: it has yielded once more than there are refs
         self.abandoned = False
-        #: called once, under the lock, when the reader says something
-        self.on_read: Callable[[], None] | None = None
+
+    def take(self, value: Any) -> None:
+        """A value has come."""
+        number = len(self.values)
+        if number < self._pushed.returns:
+            self.values.append(self._executor.kept(self._pushed, self._name, number, value))
+        else:
+            self.abandoned = True
+            log.warning("%s, but it yielded more; they are dropped", self._asked)
+
+    def complete(self, error: BaseException | None) -> list[Any]:
+        """The values, and for the refs that have none the error, or that there was nothing more."""
+        returns = self._pushed.returns
+        missing = returns - len(self.values)
+        if error is None and missing:
+            error = ValueError(f"{self._asked}, but it gave {len(self.values)} values")
+        if error is None:
+            return self.values
+        if returns and not missing:
+            log.warning("%s, and then raised %r, which no ref shows", self._asked, error)
+            return self.values
+        failed = (FAILED, self._executor.packed_error(error, self._name), None)
+        return [*self.values, *[failed] * max(1, missing)]
 
     @property
-    def is_ahead(self) -> bool:
-        """It must wait for its reader."""
-        return 0 < self.limit <= self.sent - self.read and not self.abandoned
+    def _asked(self) -> str:
+        return f"{self._name}() was called with num_returns={self._pushed.returns}"
 
 
 class Streams:
@@ -50,70 +76,124 @@ class Streams:
     def __init__(self, executor: Executor, runtime: Runtime) -> None:
         self._executor = executor
         self._runtime = runtime
-        self._outgoing: dict[bytes, Outgoing] = {}
+        #: task -> its owner, its stream
+        self._outgoing: dict[bytes, tuple[ProcessId, Outgoing]] = {}
+        #: task -> called once, under the lock, when its owner has said something
+        self._on_word: dict[bytes, Callable[[], None]] = {}
         runtime.handle(m.StreamRead, self._reader_speaks)
+        runtime.when_gone.append(self._owner_died)
 
-    def _reader_speaks(self, _: ProcessId, task: TaskId, read: int) -> None:
-        stream = self._outgoing.get(task)
-        if stream is None:
-            return  # it has ended meanwhile
-        if read < 0:
-            stream.abandoned = True
-        else:
-            stream.read = read
-        on_read, stream.on_read = stream.on_read, None
-        if on_read is not None:
-            on_read()
+    def _reader_speaks(self, _: ProcessId, task: TaskId, read: int, received: int) -> None:
+        if task in self._outgoing:  # else it has ended meanwhile
+            self._outgoing[task][1].on_read(read, received)
+            on_word = self._on_word.pop(task, None)
+            if on_word is not None:
+                on_word()
 
-    def send_all(self, pushed: Pushed, name: str, results: Iterable[Any]) -> list[Any]:
-        """Sends what a generator yields, as it yields it; gives the value of the task's own ref."""
-        if not hasattr(results, "__iter__"):
-            raise TypeError(
-                f"{name}() was called with num_returns='streaming', so it must be a generator or return an iterable; "
-                f"it returned {type(results).__name__}"
-            )
-        stream = self._begin(pushed)
+    def _owner_died(self, gone: ProcessId | NodeId) -> None:
+        """An actor outlives its callers: a call of one that is dead has no reader."""
+        for task, (owner, _) in list(self._outgoing.items()):
+            if owner.startswith(gone):
+                self._reader_speaks(owner, TaskId(task), ABANDONED, 0)
+
+    # ------------------------------------------------------------------------------------------ what is yielded
+
+    def run(self, pushed: Pushed, name: str, results: Any) -> list[Any]:
+        """Runs a generator, or goes through what else is iterable: the packed values of the call's refs."""
+        if pushed.returns < 0:
+            stream = self._begin(pushed)
+            try:
+                self._drain(pushed, results, stream, partial(self._send, pushed, name, stream))
+            finally:
+                self._end(pushed)
+            return _END
+        collected = Collected(self._executor, pushed, name)
         try:
+            self._drain(pushed, results, collected, collected.take)
+        except SystemExit:
+            raise
+        except BaseException as error:
+            return collected.complete(error)
+        return collected.complete(None)
+
+    async def run_async(self, pushed: Pushed, name: str, results: Any) -> list[Any]:
+        """As `run`, of an async generator."""
+        if pushed.returns < 0:
+            stream = self._begin(pushed)
+            try:
+                await self._drain_async(pushed, results, stream, partial(self._send, pushed, name, stream))
+            finally:
+                self._end(pushed)
+            return _END
+        collected = Collected(self._executor, pushed, name)
+        try:
+            await self._drain_async(pushed, results, collected, collected.take)
+        except SystemExit:
+            raise
+        except BaseException as error:
+            return collected.complete(error)
+        return collected.complete(None)
+
+    def _drain(
+        self, pushed: Pushed, results: Any, sink: Outgoing | Collected, take: Callable[[Any], None]
+    ) -> None:
+        try:
+            while sink.waits:
+                self._wait_for_reader(pushed, sink)
+            if sink.abandoned:
+                return
             for value in results:
-                self._send(pushed, name, stream, value)
+                take(value)
                 value = None
-                while stream.is_ahead:
-                    self._wait_for_reader(stream)
-                if stream.abandoned:
-                    break
+                while sink.waits:
+                    self._wait_for_reader(pushed, sink)
+                if sink.abandoned:
+                    return
         finally:
-            del self._outgoing[pushed.task]
             if hasattr(results, "close"):
                 results.close()
-        return _END
 
-    async def send_all_async(self, pushed: Pushed, name: str, results: Any) -> list[Any]:
-        """As `send_all`, of an async generator."""
-        stream = self._begin(pushed)
-        loop = asyncio.get_running_loop()
+    async def _drain_async(
+        self, pushed: Pushed, results: Any, sink: Outgoing | Collected, take: Callable[[Any], None]
+    ) -> None:
         try:
+            while sink.waits:
+                await self._wait_for_reader_async(pushed, sink)
+            if sink.abandoned:
+                return
             async for value in results:
-                self._send(pushed, name, stream, value)
+                take(value)
                 value = None
-                while stream.is_ahead:
-                    told: asyncio.Future[None] = loop.create_future()
-                    stream.on_read = partial(loop.call_soon_threadsafe, _end_wait, told)
-                    if stream.is_ahead:  # else the reader has just spoken
-                        await told
-                if stream.abandoned:
-                    break
+                while sink.waits:
+                    await self._wait_for_reader_async(pushed, sink)
+                if sink.abandoned:
+                    return
         finally:
-            del self._outgoing[pushed.task]
-            await results.aclose()
-        return _END
+            if hasattr(results, "aclose"):
+                await results.aclose()
+
+    # ---------------------------------------------------------------------------------------------- of a stream
 
     def _begin(self, pushed: Pushed) -> Outgoing:
-        stream = self._outgoing[pushed.task] = Outgoing(STREAM - pushed.returns)
+        stream = Outgoing(pushed.returns, first=pushed.attempt == 0)
+        self._outgoing[pushed.task] = pushed.owner, stream
+        if not stream.known:
+            self._runtime.lock.acquire()
+            try:
+                self._runtime.post(pushed.owner, m.StreamBegins(pushed.task))
+            finally:
+                self._runtime.release()
         return stream
+
+    def _end(self, pushed: Pushed) -> None:
+        del self._outgoing[pushed.task]
+        self._on_word.pop(pushed.task, None)
 
     def _send(self, pushed: Pushed, name: str, stream: Outgoing, value: Any) -> None:
         executor, runtime = self._executor, self._runtime
-        number = stream.sent
+        number = stream.on_yielded()
+        if number is None:
+            return  # its owner has it from an earlier attempt
         kept = executor.kept(pushed, name, number + 1, value)
         value = None
         now = monotonic()
@@ -125,23 +205,33 @@ class Streams:
             runtime.send_soon(now)
         finally:
             runtime.release()
-        stream.sent += 1
         runtime.glance(now)
 
-    def _wait_for_reader(self, stream: Outgoing) -> None:
-        """Blocks until the reader has said something; the worker lends its CPUs."""
+    def _wait_for_reader(self, pushed: Pushed, stream: Outgoing | Collected) -> None:
+        """Blocks until the reader has said something; the worker lends its CPUs (not for an answer that comes at once)."""
         runtime = self._runtime
         told = Waiter()
         told.missing = 1
         runtime.lock.acquire()
         try:
-            if not stream.is_ahead:
+            if not stream.waits:
                 return
-            stream.on_read = partial(runtime.finish, told)
+            self._on_word[pushed.task] = partial(runtime.finish, told)
             runtime.mailbox.flush()
         finally:
             runtime.release()
-        runtime.objects.wait_for(told, None)
+        if stream.known:
+            runtime.objects.wait_for(told, None)
+        else:
+            runtime.pump.wait(told, runtime.lock, None)
+
+    async def _wait_for_reader_async(self, pushed: Pushed, stream: Outgoing | Collected) -> None:
+        """As `_wait_for_reader`, in the actor's event loop, which sends all mail before it sleeps."""
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[None] = loop.create_future()
+        self._on_word[pushed.task] = partial(loop.call_soon_threadsafe, _end_wait, told)
+        if stream.waits:  # else the reader has just spoken
+            await told
 
 
 def _end_wait(told: asyncio.Future[None]) -> None:
