@@ -65,7 +65,7 @@ class Stream:
         return number == self.received and not self.ended
 
     def on_value(self, ref: Any) -> None:
-        """The next value has come, or the error that ends the stream; `ref` is its ref (`expected`, if there is one)."""
+        """The next value has come, or the error that ends the stream: its ref (`expected`, if there is one)."""
         self.received += 1
         self.expected = None
         if not self.abandoned:

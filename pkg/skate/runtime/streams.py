@@ -1,7 +1,7 @@
 """Generators as tasks, on the owner's side: their values are objects as they are yielded.
 
-State: none of its own; each generator's is its task's `stream` (core.streams, which has the rules). The task's own return
-value (index 0) says only how it ended, or, with num_returns="dynamic", holds the refs of all that it yielded.
+State: none of its own; each generator's is its task's `stream` (core.streams, which has the rules). The task's own
+return value (index 0) says only how it ended, or, with num_returns="dynamic", holds the refs of all that it yielded.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from skate.store.serialization import serialize, to_bytes
 from skate.wire import messages as m
 
 if TYPE_CHECKING:
-    from skate.core.dispatch import HeldLease
     from skate.core.calls import Life
+    from skate.core.dispatch import HeldLease
     from skate.core.tasks import OwnedTask
     from skate.runtime.runtime import Runtime
 

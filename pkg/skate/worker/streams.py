@@ -208,7 +208,7 @@ class Streams:
         runtime.glance(now)
 
     def _wait_for_reader(self, pushed: Pushed, stream: Outgoing | Collected) -> None:
-        """Blocks until the reader has said something; the worker lends its CPUs (not for an answer that comes at once)."""
+        """Blocks until the reader has spoken; the worker lends its CPUs, but not for what is answered at once."""
         runtime = self._runtime
         told = Waiter()
         told.missing = 1
