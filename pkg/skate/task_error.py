@@ -146,10 +146,10 @@ class TaskError(SkateError):
         """
         if isinstance(exc, TaskError):
             step = FailedStep(function_name, pid, node, _user_frames(exc))
-            _drop_tracebacks(exc)
+            drop_tracebacks(exc)
             return exc.task_error._failed_in_turn(step)
         text = _format(exc)
-        _drop_tracebacks(exc)
+        drop_tracebacks(exc)
         if isinstance(exc, KeyboardInterrupt):  # that is how a running task is told to stop
             exc = TaskCancelledError(error_message=f"{function_name}() was interrupted (KeyboardInterrupt).")
         return cls(function_name, text, exc, pid=pid, actor_repr=actor_repr, actor_id=actor_id, node=node)
@@ -265,8 +265,10 @@ class _Dual:
         return self.task_error.as_instanceof_cause()
 
 
-#: id of a user's class -> its dual, while that lives. The dual keeps the user's class alive, so the id holds.
-_duals: weakref.WeakValueDictionary[int, type] = weakref.WeakValueDictionary()
+#: id of a user's class -> its dual, of so many classes at most: a class is a cycle, and one made at each error
+#: would be garbage at each. The dual keeps the user's class alive, so the id holds.
+_duals: dict[int, type] = {}
+_DUALS_KEPT = 256
 #: the classes that a warning has been given for
 _warned: weakref.WeakSet[type] = weakref.WeakSet()
 
@@ -278,6 +280,8 @@ def _dual_class(cause_class: type[BaseException]) -> type:
         name = f"TaskError({cause_class.__name__})"
         bases = (_Dual, TaskError, cause_class)
         dual = types.new_class(name, bases, {}, lambda body: body.update(__module__=_SHOWN_MODULE))
+        if len(_duals) >= _DUALS_KEPT:
+            del _duals[next(iter(_duals))]
         _duals[id(cause_class)] = dual
     return dual
 
@@ -363,7 +367,8 @@ def _user_frames(exc: BaseException) -> str:
     return "".join(traceback.format_list([frame for frame in stack if not _is_ours(frame.filename)])).rstrip()
 
 
-def _drop_tracebacks(exc: BaseException | None) -> None:
+def drop_tracebacks(exc: BaseException | None) -> None:
+    """In place, of all that it leads to."""
     seen: set[int] = set()
     todo = [exc]
     while todo:

@@ -1,5 +1,7 @@
 # What Cython is told of calls.py's classes where that is compiled: their attributes become C fields.
 
+cimport cython
+
 from skate.core.machine cimport Machine
 from skate.core.tasks cimport OwnedTask
 
@@ -14,7 +16,6 @@ cdef class ActorLine:
     cdef public str class_name, name
 
 cdef class Life:
-    cdef public ActorLine line
     cdef public object worker
     cdef public dict in_flight
     cdef public set coming
@@ -23,4 +24,5 @@ cdef class Life:
 cdef class Calls(Machine):
     cdef public object lines, _late
     cpdef Life call_submitted(self, ActorLine line, OwnedTask call, bint ready)
+    @cython.locals(line=ActorLine)
     cpdef call_done(self, Life life, OwnedTask call)

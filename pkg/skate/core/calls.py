@@ -59,12 +59,14 @@ Effect = PushTasks | WatchActor | FailCalls | LoseCalls
 
 
 class Life:
-    """One process of an actor, and what was pushed to it. Stands in the place of a lease."""
+    """One process of an actor, and what was pushed to it. Stands in the place of a lease.
 
-    __slots__ = ("closed", "coming", "in_flight", "line", "worker")
+    (It does not know its line, which knows it: the two would be a cycle. A call does, as its `queue`.)
+    """
 
-    def __init__(self, line: ActorLine, worker: ProcessId) -> None:
-        self.line = line
+    __slots__ = ("closed", "coming", "in_flight", "worker")
+
+    def __init__(self, worker: ProcessId) -> None:
         self.worker = worker
         #: pushed and not answered, in the order in which they were
         self.in_flight: dict[bytes, OwnedTask] = {}
@@ -190,8 +192,9 @@ class Calls(Machine):
         del life.in_flight[call.id]
         call.lease = None
         call.state = DONE
-        if life.line.waiting and life.line.life is life:
-            self._feed(life.line)
+        line: Any = call.queue
+        if line.waiting and line.life is life:
+            self._feed(line)
 
     def calls_again(self, line: ActorLine, calls: Sequence[OwnedTask]) -> None:
         """Lost calls are tried again, before all that wait."""
@@ -221,7 +224,7 @@ class Calls(Machine):
         line.cause = cause
         if state == ALIVE and line.life is None:
             assert worker is not None
-            line.life = Life(line, worker)
+            line.life = Life(worker)
             self._feed(line)
         elif state == DEAD and line.waiting:
             calls = list(line.waiting.values())
@@ -284,7 +287,8 @@ class Calls(Machine):
             life.in_flight.pop(call.id, None)
             call.lease = None
         if calls:
-            self._effects.append(LoseCalls(life.line, calls, life.worker))
+            line: Any = calls[0].queue
+            self._effects.append(LoseCalls(line, calls, life.worker))
 
     # --------------------------------------------------------------------------------------------------- checks
 

@@ -291,7 +291,7 @@ class Objects:
             again = (future, ref, True)
             threading.Thread(target=self._resolve, args=again, name="skate-restore", daemon=True).start()
         except BaseException as error:
-            future.set_exception(error)
+            future.set_exception(error.with_traceback(None))  # its frames lead to those who hold the future
         else:
             future.set_result(value)
 

@@ -243,7 +243,7 @@ class Submission:
         if values and values[-1][0] == FAILED and self._wants_retry(task, values[-1][1]) and task.may_retry():
             self._take_back(task, worker, values)
             if type(lease) is Life:
-                self._call_ready(lease.line, task)
+                self._call_ready(task.queue, task)  # type: ignore[arg-type]
             else:
                 self._dispatcher.task_queued(task, clock.monotonic())
             return

@@ -21,6 +21,7 @@ from typing import Any
 
 from skate._c import plain
 from skate._c.clock import monotonic
+from skate.task_error import drop_tracebacks
 
 #: seconds that the search may take
 BUDGET_S = 2.0
@@ -124,6 +125,7 @@ def _failure(value: object) -> Exception | None:
     try:
         plain.serialize(value)
     except Exception as error:
+        drop_tracebacks(error)  # their frames lead to the caller's, which hold the error
         return error
     return None
 

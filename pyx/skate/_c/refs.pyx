@@ -171,7 +171,7 @@ cdef class ObjectRef:
         try:
             self.entry.home.objects.value(self.entry)
         except BaseException as error:
-            return error
+            return error.with_traceback(None)  # its frames lead to the caller's, which hold the error
         return None
 
     def add_done_callback(self, callback, *, context=None):
