@@ -464,6 +464,68 @@ class TestAbandoned:
         # It is neither in the way of the next one, nor does its worker keep a CPU.
         assert skate.get(list(stream.count_to.remote(2))) == [0, 1]
 
+    def test_held_back_by_a_reader_that_has_died(self) -> None:
+        """An actor outlives those who call it: it does not wait for a dead one to read on."""
+
+        @skate.remote(max_retries=0, num_cpus=0)
+        def begin_and_die(method: object) -> None:
+            next(method.options(_generator_backpressure_num_objects=1).remote(100))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        for kind in (Base, Coroutines):
+            actor = skate.remote(kind).remote()
+            with pytest.raises(WorkerCrashedError):
+                skate.get(begin_and_die.remote(actor.count_to))
+            assert skate.get(actor.get.remote(), timeout=20) < 100
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    @pytest.mark.parametrize("ahead", [None, 1])
+    def test_one_that_does_not_want_to_end(self, ahead: int | None) -> None:
+        """It ignores GeneratorExit, or raises when it is closed: nobody hears of it, and its process goes on."""
+
+        def stubborn() -> Iterator[bytes]:
+            while True:
+                try:
+                    yield bytes(200_000)
+                except GeneratorExit:
+                    pass
+
+        def angry() -> Iterator[bytes]:
+            try:
+                while True:
+                    yield bytes(200_000)
+            finally:
+                raise RuntimeError("in its finally")
+
+        class Actor:
+            def stubborn(self) -> Iterator[bytes]:
+                return stubborn()
+
+            def angry(self) -> Iterator[bytes]:
+                return angry()
+
+            def get(self) -> int:
+                return 1
+
+        class AsyncActor(Actor):
+            async def angry(self) -> AsyncIterator[bytes]:
+                try:
+                    while True:
+                        yield bytes(200_000)
+                finally:
+                    raise RuntimeError("in its finally")
+
+        actors = [skate.remote(kind).remote() for kind in (Actor, AsyncActor)]
+        tasks = [skate.remote(function) for function in (stubborn, angry)]
+        for method in [*tasks, actors[0].stubborn, actors[0].angry, actors[1].angry]:
+            streamed = method.options(num_returns="streaming", _generator_backpressure_num_objects=ahead)
+            generator = streamed.remote()
+            assert len(skate.get(next(generator))) == 200_000
+            del generator
+            assert len(skate.get(method.options(num_returns=2).remote())) == 2
+        assert skate.get([actor.get.remote() for actor in actors]) == [1, 1]
+        eventually(lambda: not any(each.object_size > 100_000 for each in list_objects()))
+
     @pytest.mark.differs_from_ray("only the state of a cluster lists objects there")
     def test_large_items_leave_the_store(self) -> None:
         @skate.remote

@@ -52,7 +52,10 @@ class Collected:
             log.warning("%s, but it yielded more; they are dropped", self._asked)
 
     def complete(self, error: BaseException | None) -> list[Any]:
-        """The values, and for the refs that have none the error, or that there was nothing more."""
+        """The values, then the error (that there was nothing more) for each ref without one, but at least once.
+
+        So a call with all its values can be tried again, too.
+        """
         returns = self._pushed.returns
         missing = returns - len(self.values)
         if error is None and missing:
@@ -61,7 +64,8 @@ class Collected:
             return self.values
         if returns and not missing:
             log.warning("%s, and then raised %r, which no ref shows", self._asked, error)
-            return self.values
+            if self.abandoned:
+                return self.values  # it did so on being told to stop
         failed = (FAILED, self._executor.packed_error(error, self._name), None)
         return [*self.values, *[failed] * max(1, missing)]
 
