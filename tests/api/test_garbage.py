@@ -500,8 +500,8 @@ def questions(_: object) -> None:
 
 KINDS = (
     tasks, dependencies, refs_in_values, errors, crashes, what_cannot_be_sent, misuse, timeouts, futures, awaits,
-    streams, streams_that_fail, streams_that_are_dropped, streams_that_are_awaited, streams_that_are_tried_again, actors_made,
-    actors_named, actors_that_end, methods, groups, helpers, questions,
+    streams, streams_that_fail, streams_that_are_dropped, streams_that_are_awaited, streams_that_are_tried_again,
+    actors_made, actors_named, actors_that_end, methods, groups, helpers, questions,
 )  # fmt: skip
 
 

@@ -110,6 +110,21 @@ def test_many_readers_share_one_pull(cluster: Cluster, program: Callable) -> Non
     assert [reader.line(), reader.line()] == ["True", "True"]
 
 
+def test_what_was_half_made_here_is_in_nobodys_way(cluster: Cluster, program: Callable) -> None:
+    """A task's first attempt died on the reader's node while it stored its result; another one's counts."""
+    other = cluster.add_node()
+    program(cluster.head_node, f"ref = skate.put(data({5 * MB}))\ngive('ref', ref)\ninput()")
+    reader = program(
+        other,
+        "from skate.ids import owner_of\n"
+        "ref = take('ref')\n"
+        "half_made = current.runtime.store._arena.allocate(ref.binary(), 1000, owner_of(ref.binary()))\n"
+        f"say(np.array_equal(skate.get(ref), data({5 * MB})))\n"
+        "input()",
+    )
+    assert reader.line() == "True"
+
+
 def test_an_actor_s_results_and_arguments_cross(cluster: Cluster, program: Callable) -> None:
     other = cluster.add_node()
     program(

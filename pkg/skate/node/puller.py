@@ -24,7 +24,7 @@ from skate.core.pulls import (
     Seal,
     TellGivenUp,
 )
-from skate.core.spilling import FAILED, FULL, MADE, Answer
+from skate.core.spilling import FULL, MADE, Answer
 from skate.ids import NodeId, ObjectId, ProcessId, manager_of, owner_of
 from skate.store.spill import read_bytes
 from skate.wire import messages as m
@@ -154,8 +154,9 @@ class Puller:
         except ObjectExists:
             if self._arena.contains(pull.object):
                 self.machine.on_present(number)
-            else:
-                self.machine.on_no_room(number, (FAILED, "a process of this node is making it again."))
+            else:  # half made, by an attempt of its task that does not count: the owner has told of another's
+                self._arena.delete(pull.object)
+                self._allocate(number, attempt)
         else:
             self.machine.on_allocated(number)
 

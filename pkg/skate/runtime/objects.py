@@ -49,6 +49,12 @@ def pack_error(error: BaseException) -> bytes:
     return to_bytes(serialize(error, "the exception", "exception"))
 
 
+def wake(ready: asyncio.Future[None]) -> None:
+    """Ends the wait of a coroutine, in its loop. (A closure in a coroutine would be a cycle, once compiled.)"""
+    if not ready.done():  # it may have been cancelled
+        ready.set_result(None)
+
+
 class Objects:
     """The objects of one process, by value."""
 
@@ -310,12 +316,7 @@ class Objects:
         """Returns when the object is there, or has failed."""
         if ref.entry.state == PENDING:
             ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-            def wake() -> None:
-                if not ready.done():  # the awaiting task may have been cancelled
-                    ready.set_result(None)
-
-            self._ring_loop(ref, wake)
+            self._ring_loop(ref, partial(wake, ready))
             await ready
 
     def add_done_callback(self, ref: ObjectRef, callback: Any, context: Any) -> None:

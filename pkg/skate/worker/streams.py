@@ -16,6 +16,7 @@ from skate._c.clock import monotonic
 from skate._c.refs import FAILED, INLINE, Waiter
 from skate.core.streams import ABANDONED, Outgoing
 from skate.ids import NodeId, ProcessId, TaskId
+from skate.runtime.objects import wake
 from skate.runtime.runtime import Runtime
 from skate.store.serialization import serialize, to_bytes
 from skate.wire import messages as m
@@ -233,14 +234,9 @@ class Streams:
         """As `_wait_for_reader`, in the actor's event loop, which sends all mail before it sleeps."""
         loop = asyncio.get_running_loop()
         told: asyncio.Future[None] = loop.create_future()
-        self._on_word[pushed.task] = partial(loop.call_soon_threadsafe, _end_wait, told)
+        self._on_word[pushed.task] = partial(loop.call_soon_threadsafe, wake, told)
         if stream.waits:  # else the reader has just spoken
             await told
-
-
-def _end_wait(told: asyncio.Future[None]) -> None:
-    if not told.done():  # the call may have been cancelled
-        told.set_result(None)
 
 
 #: the value of a stream's own ref: that it has ended
