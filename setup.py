@@ -36,6 +36,7 @@ COMPILED = [
     "skate.core.dispatch",
     "skate.core.machine",
     "skate.core.references",
+    "skate.core.streams",
     "skate.core.tasks",
     "skate.net.mailbox",
     "skate.net.pump",
