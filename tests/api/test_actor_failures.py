@@ -529,6 +529,25 @@ class TestRestart:
             kill_process(actor)
         assert skate.get(actor.lived.remote()) == 6
 
+    def test_a_crash_loop_ends_with_the_last_handle(self, tally: Tally) -> None:
+        """A constructor that ends its process, again and again, runs no more once nobody holds a handle."""
+
+        @skate.remote(max_restarts=-1)
+        class Crashes:
+            def __init__(self) -> None:
+                tally.add()
+                os._exit(0)
+
+        actor = Crashes.options(name="crashes").remote()
+        eventually(lambda: tally.count > 2)
+        assert "crashes" in skate.util.list_named_actors()
+        del actor
+        assert "crashes" not in skate.util.list_named_actors()
+        begun = tally.count
+        eventually(lambda: skate.available_resources().get("CPU") == 2)
+        assert skate.get(Actor.remote().add.remote()) == 1
+        assert tally.count <= begun + 1
+
     def test_it_begins_anew_from_its_arguments(self) -> None:
         actor = Actor.options(max_restarts=1, max_task_retries=-1).remote(None, 10)
         assert skate.get([actor.add.remote() for _ in range(5)])[-1] == 15

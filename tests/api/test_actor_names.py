@@ -1,5 +1,6 @@
 """Named actors: found by name in their namespace, made once by whoever comes first, free again after their death."""
 
+import atexit
 import os
 import uuid
 
@@ -42,6 +43,24 @@ def increment_by_name(name: str, namespace: str | None = None) -> int:
 def name() -> str:
     """Of its own for each test."""
     return f"counter-{uuid.uuid4().hex[:8]}"
+
+
+@skate.remote
+class SlowToEnd:
+    def end_when(self, gate: Gate) -> int:
+        atexit.register(gate.wait)
+        return os.getpid()
+
+    def leave(self) -> None:
+        skate.actor.exit_actor()
+
+
+@skate.remote
+class Maker:
+    """Owns what it makes for others."""
+
+    def make(self, name: str) -> object:
+        return Counter.options(name=name).remote()
 
 
 def is_free(name: str, namespace: str | None = None) -> bool:
@@ -239,6 +258,62 @@ class TestNamespace:
                 make(3)
             with pytest.raises(ValueError):
                 make("")
+
+
+class TestBoundToEnd:
+    """An actor that nobody holds, or that has said that it leaves, has no name any more, long before its process has
+    ended, and whoever made it: nobody gets a handle of it by that name, and others may take it."""
+
+    @pytest.mark.parametrize("made_here", [True, False])
+    def test_is_not_found(self, name: str, made_here: bool) -> None:
+        maker = None if made_here else Maker.remote()
+        for _ in range(5):
+            counter = (
+                Counter.options(name=name).remote() if maker is None else skate.get(maker.make.remote(name))
+            )
+            assert skate.get(skate.get_actor(name).increment.remote()) == 1
+            del counter
+            assert is_free(name)
+
+    @pytest.mark.parametrize("made_here", [True, False])
+    def test_its_name_can_be_taken(self, name: str, made_here: bool) -> None:
+        maker = None if made_here else Maker.remote()
+        for _ in range(5):
+            counter = (
+                Counter.options(name=name).remote() if maker is None else skate.get(maker.make.remote(name))
+            )
+            del counter
+            counter = Counter.options(name=name, get_if_exists=True).remote(10)
+            assert skate.get(counter.increment.remote()) == 11
+            del counter
+
+    @pytest.mark.parametrize("leaves", [True, False])
+    def test_its_end_does_not_disturb_the_new_owner(self, name: str, leaves: bool, gate: Gate) -> None:
+        first = SlowToEnd.options(name=name).remote()
+        pid = skate.get(first.end_when.remote(gate))
+        if leaves:
+            first.leave.remote()
+            eventually(lambda: is_free(name))
+        else:
+            del first
+        second = Counter.options(name=name).remote(5)
+        assert skate.get(second.increment.remote()) == 6
+        assert not gone(pid)
+        gate.open()
+        eventually(lambda: gone(pid))
+        assert skate.get(skate.get_actor(name).increment.remote()) == 7
+
+    def test_a_handle_that_is_on_its_way_keeps_the_name(self, name: str) -> None:
+        """Somebody else has it, or will: the maker knows."""
+        holder = Counter.remote()
+        counter = Counter.options(name=name).remote()
+        skate.get(
+            holder.__ray_call__.remote(lambda self, counter: setattr(self, "counter", counter), counter)
+        )
+        del counter
+        assert skate.get(skate.get_actor(name).increment.remote()) == 1
+        skate.get(holder.__ray_call__.remote(lambda self: delattr(self, "counter")))
+        eventually(lambda: is_free(name))
 
 
 class TestGetIfExists:

@@ -3,7 +3,8 @@
 The node's directory and the callers' lines are the real machines. The model is the world around them: processes that
 run what was pushed to them in order, links that deliver in order each and in any order together, deaths at any moment.
 What is checked is what a program relies on: a call ends once; it runs no more often than its retries allow; calls of
-one caller run in order in each life; an actor has one life at a time; a name is unique among the living.
+one caller run in order in each life; an actor has one life at a time; a name is never that of one bound to end;
+an actor that nobody holds ends, and does not start again; whoever asks about a dead one is told so.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from skate.core.actors import (
     ALIVE,
+    CAUSES_REMEMBERED,
     DEAD,
     ActorDirectory,
     Become,
     EndGently,
+    FreeName,
     KillProcess,
     Place,
     Tell,
@@ -30,6 +33,7 @@ from skate.core.actors import (
 from skate.core.calls import ActorLine, Calls, FailCalls, LoseCalls, PushTasks, WatchActor
 from skate.core.dispatch import LATE
 from skate.core.methods import method_id
+from skate.core.names import NameTable
 from skate.core.tasks import Function, OwnedTask
 from skate.ids import ActorId, NodeId, ProcessId, TaskId, process_id
 from skate.options import TaskOptions
@@ -68,11 +72,14 @@ class World(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.directory = ActorDirectory()
+        self.names = NameTable()
         self.callers = {me: Caller(me) for me in CALLERS}
         self.serial = 100
         self.actors: list[ActorId] = []
         self.retries: dict[ActorId, int] = {}
         self.released: set[ActorId] = set()
+        #: those whose constructors have been run
+        self.began: set[ActorId] = set()
         self.placing: list[ActorId] = []
         self.starting: dict[ProcessId, ActorId] = {}
         self.processes: dict[ProcessId, Process] = {}
@@ -113,6 +120,7 @@ class World(RuleBasedStateMachine):
         assert not living, "two lives at once"
         self.processes[actor.worker] = Process(actor.id)
         self.starting[actor.worker] = actor.id
+        self.began.add(actor.id)
 
     def do_EndGently(self, effect: EndGently) -> None:
         assert effect.actor.worker is not None
@@ -127,6 +135,9 @@ class World(RuleBasedStateMachine):
         worker = actor.worker if actor.state == ALIVE else None
         for watcher in effect.watchers:
             self.send(NODE, watcher, (actor.id, actor.state, worker, actor.cause))
+
+    def do_FreeName(self, effect: FreeName) -> None:
+        self.names.ended(effect.actor.id)
 
     def do_PushTasks(self, caller: Caller, effect: PushTasks) -> None:
         for task in effect.tasks:
@@ -148,6 +159,10 @@ class World(RuleBasedStateMachine):
             else:
                 self.end(caller, task, "failed")
         caller.calls.calls_again(effect.line, again)
+
+    def names_of(self, actor: ActorId) -> list[tuple[str, str]]:
+        found = [(key, self.names.find(key[1], key[0])) for key in self.names.listing()]
+        return [key for key, named in found if named is not None and named.id == actor]
 
     def end(self, caller: Caller, task: OwnedTask, how: str) -> None:
         assert task.id not in self.ended, "a call ended twice"
@@ -175,23 +190,34 @@ class World(RuleBasedStateMachine):
         retries=st.integers(0, 2),
         name=st.sampled_from(["", "a", "b"]),
         later=st.booleans(),
+        early=st.sampled_from(["", "", "watch", "kill"]),
     )
-    def make(self, restarts: int, retries: int, name: str, later: bool) -> None:
+    def make(self, restarts: int, retries: int, name: str, later: bool, early: str) -> None:
+        """`early`: somebody who has a handle is faster than the registration."""
         if len(self.actors) >= 4:
             return
         owner = self.callers[CALLERS[0]]
         owner.serial += 1
         actor = ActorId(TaskId(owner.me + owner.serial.to_bytes(8, "big")))
-        taken = name and ("ns", name) in self.directory.names
-        other = self.directory.registered(actor, name, "ns", False, None)
-        assert (other is not None) == bool(taken)
-        if other is not None:
-            return
+        if name:
+            self.directory.expected(actor)
+            other = self.names.claimed(actor, name, "ns", None)
+            if other is not None:
+                assert other.id not in self.released, "a name is that of an actor which nobody holds"
+                self.directory.refused(actor)
+                assert actor not in self.directory.actors
+                self.act()
+                return
         self.actors.append(actor)
         self.retries[actor] = retries
         line = owner.calls.line_of(actor)
         owner.lines[actor] = line
         line.state, line.watched = 1, True
+        if early == "watch":
+            self.directory.watched(actor, CALLERS[1], owner_lives=True)
+        elif early == "kill":
+            self.directory.killed(actor, True, "test", owner_lives=True)
+        self.directory.registered(actor, name, "ns", False, None)
         self.directory.described(actor, {"spec": 1}, restarts)
         if not later:  # else with what happens next
             self.act()
@@ -268,7 +294,7 @@ class World(RuleBasedStateMachine):
     def deliver_one(self, sender: bytes, to: bytes) -> None:
         message = self.links[sender, to].popleft()
         if to == NODE:
-            self.directory.watched(message, ProcessId(sender), awaited=True, owner_lives=True)
+            self.directory.watched(message, ProcessId(sender), owner_lives=True)
         elif sender == NODE and isinstance(message[0], str):
             word, worker, task_id = message
             task = self.callers[ProcessId(to)].tasks.get(task_id)
@@ -339,8 +365,24 @@ class World(RuleBasedStateMachine):
         if by_caller and no_restart:
             cause = killed_by("test")
             self.callers[CALLERS[0]].calls.actor_state(actor, DEAD, None, cause, self.now)
-        self.directory.killed(actor, no_restart, "test")
+        self.directory.killed(actor, no_restart, "test", owner_lives=True)
         self.act()
+
+    @rule(data=st.data(), kills=st.booleans())
+    @precondition(lambda self: self.released)
+    def ask_about_the_dead(self, data: Any, kills: bool) -> None:
+        """Through a handle that does not count. Nothing need be remembered of it."""
+        actor = data.draw(st.sampled_from(sorted(self.released)))
+        if actor in self.directory.actors:
+            return  # its process has yet to end
+        self.act()
+        if kills:
+            self.directory.killed(actor, True, "test", owner_lives=True)
+        self.directory.watched(actor, CALLERS[1], owner_lives=True)
+        (told,) = self.directory.take_effects()
+        assert type(told) is Tell
+        assert (told.actor.state, told.watchers) == (DEAD, (CALLERS[1],))
+        assert actor not in self.directory.actors
 
     @precondition(lambda self: self.processes)
     @rule(data=st.data())
@@ -366,13 +408,19 @@ class World(RuleBasedStateMachine):
         self.released.add(actor)
         self.directory.released(actor)
         self.act()
-        for worker, process in list(self.processes.items()):
-            if process.actor == actor and process.ending:
-                assert not process.running
-                assert not process.queue
-                self.lose(worker)
+        assert actor not in self.directory.named, "a name is kept by an actor which nobody holds"
+
+    @precondition(lambda self: any(process.ending for process in self.processes.values()))
+    @rule(data=st.data())
+    def end_gently(self, data: Any) -> None:
+        """A process ends that was told to. (It may crash before, or be killed.)"""
+        ending = [worker for worker, process in self.processes.items() if process.ending]
+        worker = data.draw(st.sampled_from(sorted(ending)))
+        process = self.processes[worker]
+        assert not process.running
+        assert not process.queue
+        self.lose(worker)
         self.act()
-        assert actor not in self.directory.actors, "a released actor is remembered"
 
     @rule(seconds=st.sampled_from([0.01, LATE]))
     def wait(self, seconds: float) -> None:
@@ -388,6 +436,16 @@ class World(RuleBasedStateMachine):
         self.directory.check()
         for caller in self.callers.values():
             caller.calls.check()
+
+    @invariant()
+    def the_released_end(self) -> None:
+        """One that nobody holds is known until its constructor has been run, and for as long as its process runs. It
+        does not start again."""
+        for actor in self.released:
+            assert actor not in self.placing or actor not in self.began, "one that nobody holds starts again"
+            housed = {process.actor for process in self.processes.values()}
+            waits = actor in self.placing or actor not in self.began
+            assert waits or actor in housed or actor not in self.directory.actors
 
     @invariant()
     def no_call_runs_too_often(self) -> None:
@@ -415,6 +473,9 @@ class World(RuleBasedStateMachine):
                 self.act()
             elif self.able():
                 self.run_one(self.able()[0])
+            elif ending := [worker for worker, process in self.processes.items() if process.ending]:
+                self.lose(ending[0])
+                self.act()
             elif any(caller.calls.next_tick() is not None for caller in self.callers.values()):
                 self.now += LATE
                 for caller in self.callers.values():
@@ -424,6 +485,8 @@ class World(RuleBasedStateMachine):
                 break
         left = [task for caller in self.callers.values() for task in caller.tasks.values()]
         assert not left, f"calls that never end: {left}"
+        assert not self.released.intersection(self.directory.actors), "a released actor is remembered"
+        assert {actor for actor in self.actors if self.names_of(actor)} == set(self.directory.named)
         self.machines_hold()
 
 
@@ -434,16 +497,66 @@ TestActors.settings = settings(max_examples=examples(200), stateful_step_count=6
 def test_a_name_is_free_again_after_the_actor_s_death() -> None:
     directory = ActorDirectory()
     first, second = (ActorId(TaskId(CALLERS[0] + bytes(7) + bytes([n]))) for n in (1, 2))
-    assert directory.registered(first, "a", "ns", False, None) is None
-    assert directory.registered(second, "a", "ns", False, None) is directory.actors[first]
-    directory.killed(first, True, "test")
-    assert directory.registered(second, "a", "ns", False, None) is None
+    for actor in (first, second):
+        directory.registered(actor, "a", "ns", False, None)
+    directory.killed(first, True, "test", owner_lives=True)
+    directory.take_effects()
+    directory.killed(first, True, "test", owner_lives=True)
+    assert not directory.take_effects(), "an actor dies twice"
+    directory.killed(second, True, "test", owner_lives=True)
+    freed = [effect.actor.id for effect in directory.take_effects() if type(effect) is FreeName]
+    assert freed == [second]
+
+
+def test_what_is_known_of_the_dead_does_not_grow() -> None:
+    """Whatever ends them, while their owner lives, and whether or not it ever lets go of its handles: for those that it
+    has let go of nothing is left but the causes of the last ones. Who asks about any is told that it is dead."""
+    directory = ActorDirectory()
+    actors = [
+        ActorId(TaskId(CALLERS[0] + number.to_bytes(8, "big")))
+        for number in range(1, CAUSES_REMEMBERED + 500)
+    ]
+    for number, actor in enumerate(actors):
+        worker = process_id(NODE, 1_000 + number)
+        directory.registered(actor, f"name {number}", "ns", number % 7 == 0, None)
+        directory.described(actor, {"spec": 1}, -1)
+        directory.placed(actor, worker)
+        if number % 3:
+            directory.started(worker, b"")
+        if number % 5 < 2 or number % 7 == 0:
+            directory.killed(actor, True, "test", owner_lives=True)
+        directory.released(actor)
+        directory.killed(actor, False, "test", owner_lives=True)
+        directory.process_left(worker, {"exit_status": -9})
+        directory.take_effects()
+        directory.check()
+    sizes = {name: len(table) for name, table in vars(directory).items()}
+    assert max(sizes.values()) <= CAUSES_REMEMBERED, sizes
+    assert len(directory.actors) == 0
+    for actor in (actors[0], actors[-1]):
+        directory.watched(actor, CALLERS[1], owner_lives=True)
+        (told,) = directory.take_effects()
+        assert type(told) is Tell
+        assert told.actor.state == DEAD
+    assert told.actor.cause is not None
+    assert told.actor.cause["kind"] in ("killed", "released")
+
+
+def test_a_kill_that_comes_before_the_registration_counts() -> None:
+    directory = ActorDirectory()
+    actor = ActorId(TaskId(CALLERS[0] + bytes(7) + b"\1"))
+    directory.killed(actor, True, "test", owner_lives=True)
+    directory.registered(actor, "a", "ns", False, None)
+    effects = directory.take_effects()
+    assert [effect.watchers for effect in effects if type(effect) is Tell] == [(CALLERS[0],)]
+    assert [effect.actor.id for effect in effects if type(effect) is FreeName] == [actor]
+    assert not [effect for effect in effects if type(effect) is Place]
 
 
 def test_who_asks_early_is_told_when_the_registration_comes() -> None:
     directory = ActorDirectory()
     actor = ActorId(TaskId(CALLERS[0] + bytes(8)))
-    directory.watched(actor, CALLERS[1], awaited=True, owner_lives=True)
+    directory.watched(actor, CALLERS[1], owner_lives=True)
     directory.registered(actor, "", "ns", False, None)
     directory.take_effects()
     directory.described(actor, {"spec": 1}, 0)
@@ -462,7 +575,7 @@ def test_an_actor_ends_with_its_owner_and_a_detached_one_does_not() -> None:
     directory.registered(actors[1], "kept", "ns", True, None)
     directory.process_left(CALLERS[0], None)
     assert list(directory.actors) == [actors[1]]
-    directory.watched(actors[0], CALLERS[1], awaited=True, owner_lives=False)
+    directory.watched(actors[0], CALLERS[1], owner_lives=False)
     (told,) = [e for e in directory.take_effects() if type(e) is Tell and e.watchers == (CALLERS[1],)]
     assert told.actor.state == DEAD
     assert told.actor.cause is not None

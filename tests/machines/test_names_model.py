@@ -34,6 +34,19 @@ class Names(RuleBasedStateMachine):
             assert other is None
             self.names[key] = actor
 
+    @rule(actor=st.sampled_from(ACTORS), key=NAMES, ending=st.sampled_from(ACTORS))
+    def claims_after(self, actor: ActorId, key: tuple[str, str], ending: ActorId) -> None:
+        """Its maker knows that another one is bound to end, of which nobody has said so here."""
+        if actor in self.names.values() or actor == ending:
+            return
+        other = self.table.claimed(actor, key[1], key[0], actor.hex(), ending)
+        if self.names.get(key) in (None, ending):
+            assert other is None
+            self.names[key] = actor
+            self.ends(ending)  # as its own node says in the end: its name is not its any more
+        else:
+            assert other == (self.names[key], self.names[key].hex())
+
     @rule(actor=st.sampled_from(ACTORS))
     def ends(self, actor: ActorId) -> None:
         self.table.ended(actor)

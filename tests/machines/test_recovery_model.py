@@ -219,7 +219,7 @@ class World(RuleBasedStateMachine):
         self.told[number] = (name, actor)
         maker = type("Maker", (), {"id": process})
         handlers = self.head.actors.handlers
-        handlers[m.RegisterActor.code](maker, number, actor, name, "x", True, b"about")  # type: ignore[attr-defined]
+        handlers[m.RegisterActor.code](maker, number, actor, name, "x", True, b"about", b"")  # type: ignore[attr-defined]
         if described:
             spec = {
                 "environment": None, "demand": {}, "where": None, "depth": 0, "lends": True, "max_restarts": restarts

@@ -203,7 +203,7 @@ def test_whole_messages_that_make_no_sense(peer: Peer, nodes: list[ClusterNode])
         ]
         records += [m.ProcessDied(to, "{}", b"", 0), m.ProcessDied(stranger, "no json", b"x", -1)]
         records += [m.NodeDied(NodeId(to[:4]), "{}"), m.Register("driver", 1, None), m.ReturnLease(1)]
-        records += [m.KillActor(bytes(to) + bytes(8), True, ""), m.WatchActor(bytes(to) + bytes(8), True)]  # type: ignore[arg-type]
+        records += [m.KillActor(bytes(to) + bytes(8), True, ""), m.WatchActor(bytes(to) + bytes(8))]  # type: ignore[arg-type]
         records += about_groups(odd, TaskId(me + bytes(8)), me)
         records += about_groups([{"bundles": [{"CPU": 1}]}], TaskId(to + bytes(8)), to)
         link = peer.link(node.address)

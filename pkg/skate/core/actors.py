@@ -1,7 +1,7 @@
-"""The actors of a node: where each one lives, who watches it, what its name is, whether it starts again.
+"""The actors of a node: where each one lives, who watches it, whether it starts again, and until when it has its name.
 
-Pure. State: an Actor for each id that anybody has named and that is not forgotten, and the table of names. Events are
-the methods below; effects come out through `take_effects`. Its life:
+Pure. State: an Actor for each that lives, is about to, or is dead and still held; the newest of each owner; why the
+last ones died. Events are the methods below; effects come out through `take_effects`. Its life:
 
     AWAITED -> PENDING -> ALIVE -> DEAD
                   ^         |
@@ -12,13 +12,18 @@ worker while they wait for resources, and one while its constructor runs.
 
 Rules:
 
-* An actor ends with its owner, or when its owner says that nobody holds a handle any more; a detached one does not.
+* An actor ends with its owner, or when its owner says that nobody holds a handle any more, but not before its
+  constructor has run, or failed, once; a detached one does not.
 * A process that ends uses up one restart, also when it was killed with `no_restart=False`; not when the actor left on
-  purpose. A constructor that raises is not tried again.
-* A name belongs to one actor until that is DEAD.
+  purpose, nor once nobody holds a handle. A constructor that raises is not tried again.
+* An actor gives its name up as soon as it is bound to end, before its process has ended. (Who has a name is decided by
+  core.names.)
+* The ids of one owner come in order. So what is not known here and is no newer than its owner's newest, or has a dead
+  owner, is dead; nothing need be remembered of it.
 
-Invariants (`check`): a name leads to an actor that has it and is not DEAD; a worker houses one actor; an actor that is
-ALIVE has a worker; a DEAD one has no watchers, for they were told.
+Invariants (`check`): who has a name is not bound to end; a worker houses one actor; an actor that is ALIVE has a
+worker; a DEAD one has no watchers, for they were told, and is still held; no actor is newer than its owner's newest,
+unless it is AWAITED.
 """
 
 from __future__ import annotations
@@ -35,8 +40,8 @@ RESTARTING: Final = 3
 DEAD: Final = 4
 STATE_NAMES: Final = ("AWAITED", "PENDING_CREATION", "ALIVE", "RESTARTING", "DEAD")
 
-#: dead actors that are remembered, for handles that do not count
-DEAD_REMEMBERED: Final = 10_000
+#: dead actors of which it is remembered why they died, for handles that do not count
+CAUSES_REMEMBERED: Final = 1_000
 
 
 class Place(NamedTuple):
@@ -77,13 +82,21 @@ class Tell(NamedTuple):
     watchers: tuple[ProcessId, ...]
 
 
+class FreeName(NamedTuple):
+    """Effect: the actor is dead, or bound to end: its name is free."""
+
+    actor: Actor
+
+
 class Keep(NamedTuple):
     """Effect: something has changed that is to be known of a detached actor when the node's directory comes back."""
 
     actor: Actor
 
 
-Effect = Place | Unplace | Become | EndGently | KillProcess | Tell | Keep
+Effect = Place | Unplace | Become | EndGently | KillProcess | Tell | FreeName | Keep
+#: why an actor has ended that nobody held
+_RELEASED: Final = {"kind": "released", "text": "It ended because nobody held a handle of it any more."}
 _OF_THE_LIVING: Final = (Place, Become, EndGently)
 
 
@@ -104,6 +117,7 @@ class Actor:
         "name",
         "namespace",
         "owner",
+        "released",
         "restarts",
         "restarts_left",
         "spec",
@@ -119,6 +133,8 @@ class Actor:
         self.name = ""
         self.namespace = ""
         self.detached = False
+        #: nobody holds a handle any more, nor ever will
+        self.released = False
         #: what a handle made from the name needs; opaque here
         self.about: Any = None
         #: how to make it; opaque here. None until its constructor's arguments are there
@@ -142,32 +158,50 @@ class ActorDirectory(Machine):
     def __init__(self) -> None:
         super().__init__()
         self.actors: dict[ActorId, Actor] = {}
-        self.names: dict[tuple[str, str], Actor] = {}
+        #: those that have a name, and are not bound to end
+        self.named: dict[ActorId, Actor] = {}
         self._workers: dict[ProcessId, Actor] = {}
         #: owner -> its actors, in the order in which they were named first
         self._owned: dict[ProcessId, dict[ActorId, Actor]] = {}
+        #: owner, while it lives -> the newest of its actors
+        self._newest: dict[ProcessId, ActorId] = {}
         #: process -> the actors that it watches
         self._watched: dict[ProcessId, dict[ActorId, Actor]] = {}
-        self._dead: dict[ActorId, dict[str, Any] | None] = {}
+        #: why the last ones died that are not among `actors` any more
+        self._causes: dict[ActorId, dict[str, Any]] = {}
 
-    def registered(
-        self, actor_id: ActorId, name: str, namespace: str, detached: bool, about: Any
-    ) -> Actor | None:
-        """A new actor. Gives None, or the living actor that has its name already: then nothing is registered."""
-        if name:
-            other = self.names.get((namespace, name))
-            if other is not None:
-                return other
-        actor = self._actor(actor_id)
-        if actor.state != AWAITED:
-            return None  # it was said before, or its owner is gone already
-        actor.state = PENDING
-        actor.name, actor.namespace, actor.detached, actor.about = name, namespace, detached, about
+    def expected(self, actor_id: ActorId) -> None:
+        """Its owner asks for an actor, and it is not sure yet that there will be one: its name may be taken.
+
+        `registered` or `refused` follows, unless the owner ends first.
+        """
+        owner = owner_of(actor_id)
+        self._newest[owner] = max(actor_id, self._newest.get(owner, actor_id))
+        self._actor(actor_id)
+
+    def refused(self, actor_id: ActorId) -> None:
+        """There will be no such actor."""
+        actor = self.actors.get(actor_id)
+        if actor is not None:
+            actor.released = True
+            self._die(actor, {"kind": "unknown", "text": "It was never made: its name was taken."})
+
+    def registered(self, actor_id: ActorId, name: str, namespace: str, detached: bool, about: Any) -> None:
+        """A new actor; where it has a name, that is its own."""
+        self.expected(actor_id)
+        actor = self.actors[actor_id]
+        if actor.state not in (AWAITED, DEAD):
+            return  # it was said before
         self._add_watcher(actor, actor.owner)
+        actor.name, actor.namespace, actor.detached, actor.about = name, namespace, detached, about
         if name:
-            self.names[namespace, name] = actor
+            self.named[actor_id] = actor
+        if actor.state == DEAD:  # it was killed by somebody whose word was faster
+            assert actor.cause is not None
+            self._die(actor, actor.cause)
+            return
+        actor.state = PENDING
         self._keep(actor)
-        return None
 
     def described(self, actor_id: ActorId, spec: Any, max_restarts: int) -> None:
         """The constructor's arguments are there: the actor may be made."""
@@ -188,17 +222,17 @@ class ActorDirectory(Machine):
     def released(self, actor_id: ActorId) -> None:
         """Nobody holds a handle any more. What it was asked before is done already: pending calls count as handles."""
         actor = self.actors.get(actor_id)
-        if actor is None or actor.detached:
+        if actor is None or actor.detached or actor.released:
             return
+        actor.released = True
         if actor.state == DEAD:
             self._forget(actor)
             return
-        actor.ending = {"kind": "released", "text": "It ended because nobody held a handle of it any more."}
-        if actor.state == ALIVE:
-            self._effects.append(EndGently(actor))
+        if actor.state in (PENDING, ALIVE):
+            self._free_name(actor)
+            self._end_if_released(actor)
         else:
-            self._die(actor, actor.ending)
-            self._forget(actor)
+            self._die(actor, _RELEASED)
 
     # ------------------------------------------------------------------------------------------- a head comes back
 
@@ -221,13 +255,13 @@ class ActorDirectory(Machine):
         actor.state, actor.restarts, actor.restarts_left = state, restarts, restarts_left
         actor.worker = worker
         if name:
-            self.names[namespace, name] = actor
+            self.named[actor_id] = actor
         if worker is not None:
             self._workers[worker] = actor
 
     def unrecoverable(self, actor_id: ActorId, why: str) -> None:
         """A detached actor of the last head that cannot be made any more."""
-        self._dead[actor_id] = {"kind": "crash", "text": why}
+        self._remember(actor_id, {"kind": "crash", "text": why})
 
     def confirmed(self, actor_id: ActorId) -> None:
         """The actor's worker is there: it is told again what it is, in case it never was."""
@@ -243,30 +277,23 @@ class ActorDirectory(Machine):
 
     # ----------------------------------------------------------------------------------------- what anybody says
 
-    def watched(self, actor_id: ActorId, process: ProcessId, *, awaited: bool, owner_lives: bool) -> None:
-        """A process wants to know how the actor stands, now and from now on.
-
-        `awaited`: its handle counts, so the actor is unknown only where its registration is still on the way.
-        """
-        actor = self.actors.get(actor_id)
+    def watched(self, actor_id: ActorId, process: ProcessId, *, owner_lives: bool) -> None:
+        """A process wants to know how the actor stands, now and from now on."""
+        actor = self._find(actor_id, owner_lives=owner_lives)
         if actor is None:
-            known = actor_id in self._dead
-            if known or not awaited or not owner_lives:
-                actor = Actor(actor_id)
-                actor.state = DEAD
-                actor.cause = self._dead.get(actor_id) or {
-                    "kind": "unknown",
-                    "text": "The process that made it is gone, or it ended long ago.",
-                }
-            else:
-                actor = self._actor(actor_id)
-        if actor.state != DEAD:
+            actor = Actor(actor_id)
+            actor.state = DEAD
+            actor.cause = self._causes.get(actor_id) or {
+                "kind": "unknown",
+                "text": "The process that made it is gone, or it ended long ago.",
+            }
+        elif actor.state != DEAD:
             self._add_watcher(actor, process)
         self._effects.append(Tell(actor, (process,)))
 
-    def killed(self, actor_id: ActorId, no_restart: bool, by: str) -> None:
+    def killed(self, actor_id: ActorId, no_restart: bool, by: str, *, owner_lives: bool) -> None:
         """`kill` was called."""
-        actor = self.actors.get(actor_id)
+        actor = self._find(actor_id, owner_lives=owner_lives)
         if actor is None or actor.state == DEAD:
             return
         cause = killed_by(by)
@@ -275,9 +302,6 @@ class ActorDirectory(Machine):
         elif actor.worker is not None:
             actor.ending = cause
             self._effects.append(KillProcess(actor.worker, cause["text"]))
-
-    def named(self, name: str, namespace: str) -> Actor | None:
-        return self.names.get((namespace, name))
 
     # ----------------------------------------------------------------------------------------- what processes do
 
@@ -319,12 +343,15 @@ class ActorDirectory(Machine):
         actor.state = ALIVE
         self._keep(actor)
         self._tell(actor)
+        self._end_if_released(actor)
 
     def leaves(self, worker: ProcessId, why: str) -> None:
         """The actor ends itself on purpose; its process ends next."""
         actor = self._workers.get(worker)
         if actor is not None and actor.state != DEAD:
             actor.ending = {"kind": "exited", "text": why}
+            if self._free_name(actor):
+                self._keep(actor)
 
     def process_left(self, process: ProcessId, report: dict[str, Any] | None) -> None:
         """A process has ended: perhaps an actor's, perhaps an owner of actors. `report` says how."""
@@ -336,6 +363,7 @@ class ActorDirectory(Machine):
                     text = f"Its owner, process {process.hex()}, which made it, is gone."
                     self._die(actor, {"kind": "owner", "text": text})
                 self._forget(actor)
+        self._newest.pop(process, None)
         housed = self._workers.pop(process, None)
         if housed is None or housed.worker != process:
             return
@@ -349,7 +377,7 @@ class ActorDirectory(Machine):
             return
         ending, housed.ending = housed.ending, None
         cause = dict(report or {}) | {"kind": "crash"} | (ending or {})
-        may_restart = cause["kind"] in ("crash", "killed")
+        may_restart = cause["kind"] in ("crash", "killed") and not housed.released
         if may_restart and housed.restarts_left:
             if housed.restarts_left > 0:
                 housed.restarts_left -= 1
@@ -361,10 +389,20 @@ class ActorDirectory(Machine):
             self._effects.append(Place(housed))
         else:
             self._die(housed, cause)
-            if cause["kind"] == "released":
-                self._forget(housed)
 
     # ----------------------------------------------------------------------------------------------------- rules
+
+    def _end_if_released(self, actor: Actor) -> None:
+        if actor.released and actor.state == ALIVE:
+            actor.ending = _RELEASED
+            self._effects.append(EndGently(actor))
+
+    def _find(self, actor_id: ActorId, *, owner_lives: bool) -> Actor | None:
+        """The actor; also one whose registration has yet to come. None: it ended long ago."""
+        actor = self.actors.get(actor_id)
+        if actor is None and owner_lives and actor_id > self._newest.get(owner_of(actor_id), b""):
+            actor = self._actor(actor_id)
+        return actor
 
     def _actor(self, actor_id: ActorId) -> Actor:
         actor = self.actors.get(actor_id)
@@ -392,39 +430,50 @@ class ActorDirectory(Machine):
         actor.state = DEAD
         actor.cause = cause
         self._keep(actor)
+        self._free_name(actor)  # first: who hears of the death may want it
         self._tell(actor)
         for watcher in actor.watchers:
             _remove(self._watched, watcher, actor)
         actor.watchers.clear()
-        if self.names.get((actor.namespace, actor.name)) is actor:
-            del self.names[actor.namespace, actor.name]
         worker, actor.worker = actor.worker, None
         if worker is not None:
             self._workers.pop(worker, None)
             self._effects.append(KillProcess(worker, cause.get("text", "its constructor failed")))
         self._effects.append(Unplace(actor))
         actor.spec = None
-        if actor.detached:
+        if actor.detached or actor.released:
             self._forget(actor)
+
+    def _free_name(self, actor: Actor) -> bool:
+        """Whether it had one."""
+        if self.named.pop(actor.id, None) is None:
+            return False
+        actor.name = ""
+        self._effects.append(FreeName(actor))
+        return True
 
     def _forget(self, actor: Actor) -> None:
         """No handle that counts can ask about it any more."""
         if self.actors.pop(actor.id, None) is None:
             return
         _remove(self._owned, actor.owner, actor)
-        self._dead[actor.id] = actor.cause
-        if len(self._dead) > DEAD_REMEMBERED:
-            del self._dead[next(iter(self._dead))]
+        if actor.cause is not None:
+            self._remember(actor.id, actor.cause)
+
+    def _remember(self, actor_id: ActorId, cause: dict[str, Any]) -> None:
+        self._causes[actor_id] = cause
+        if len(self._causes) > CAUSES_REMEMBERED:
+            del self._causes[next(iter(self._causes))]
 
     # ---------------------------------------------------------------------------------------------------- checks
 
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""
-        for (namespace, name), actor in self.names.items():
-            if (actor.namespace, actor.name) != (namespace, name) or actor.state == DEAD:
-                raise AssertionError(f"the name {namespace}/{name} leads to {actor}")
+        for actor in self.named.values():
+            if not actor.name or actor.state == DEAD or actor.released:
+                raise AssertionError(f"{actor} has a name")
             if self.actors.get(actor.id) is not actor:
-                raise AssertionError(f"the name {name} leads to {actor}, which is forgotten")
+                raise AssertionError(f"{actor} has a name, and is forgotten")
         for worker, actor in self._workers.items():
             if actor.worker != worker:
                 raise AssertionError(f"{worker.hex()} houses {actor}, which lives elsewhere")
@@ -437,8 +486,11 @@ class ActorDirectory(Machine):
         for actor in self.actors.values():
             if actor.state == ALIVE and actor.worker is None:
                 raise AssertionError(f"{actor} has no worker")
-            if actor.state == DEAD and (actor.watchers or actor.worker is not None):
-                raise AssertionError(f"{actor} is dead and has watchers or a worker")
+            if actor.state == DEAD and (actor.watchers or actor.worker is not None or actor.released):
+                raise AssertionError(f"{actor} is dead and has watchers or a worker, or nobody holds it")
+            known = actor.detached or actor.id <= self._newest.get(actor.owner, b"")
+            if actor.state not in (AWAITED, DEAD) and not known:
+                raise AssertionError(f"{actor} is newer than the newest of its owner")
             if actor.worker is not None and self._workers.get(actor.worker) is not actor:
                 raise AssertionError(f"{actor} is not known to live in {actor.worker.hex()}")
 

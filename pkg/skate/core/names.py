@@ -27,11 +27,18 @@ class NameTable:
         self._names: dict[tuple[str, str], Named] = {}
         self._of: dict[ActorId, tuple[str, str]] = {}
 
-    def claimed(self, actor: ActorId, name: str, namespace: str, about: Any) -> Named | None:
-        """An actor is to have the name. Gives None, or who has it already."""
+    def claimed(
+        self, actor: ActorId, name: str, namespace: str, about: Any, ending: bytes = b""
+    ) -> Named | None:
+        """An actor is to have the name. Gives None, or who has it already.
+
+        `ending` is an actor that is known to be bound to end, whose own node has yet to say so: it has no name then.
+        """
         key = namespace, name
         other = self._names.get(key)
-        if other is not None:
+        if other is not None and other.id == ending:
+            self.ended(other.id)
+        elif other is not None:
             return None if other.id == actor else other
         self._names[key] = Named(actor, about)
         self._of[actor] = key
@@ -41,7 +48,7 @@ class NameTable:
         return self._names.get((namespace, name))
 
     def ended(self, actor: ActorId) -> tuple[str, str] | None:
-        """An actor is dead: its name is free, if it had one. Gives (namespace, name) then."""
+        """An actor is dead, or bound to end: its name is free, if it had one. Gives (namespace, name) then."""
         key = self._of.pop(actor, None)
         if key is not None:
             del self._names[key]

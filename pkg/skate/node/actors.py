@@ -17,6 +17,7 @@ from skate.core.actors import (
     ActorDirectory,
     Become,
     EndGently,
+    FreeName,
     Keep,
     KillProcess,
     Place,
@@ -25,7 +26,7 @@ from skate.core.actors import (
 from skate.core.leases import NodeLease
 from skate.core.policies import where_from
 from skate.core.resources import ResourceSet
-from skate.ids import ActorId, NodeId, ProcessId, manager_of, node_of
+from skate.ids import ActorId, NodeId, ProcessId, manager_of, node_of, owner_of
 from skate.node.head import HeadLink
 from skate.node.names import NodeNames, replying
 from skate.node.scheduling import Details, NodeScheduling
@@ -75,7 +76,7 @@ class NodeActors:
             m.ReleaseActor.code: self._release,  # type: ignore[attr-defined]
             m.WatchActor.code: self._watch,  # type: ignore[attr-defined]
             m.FindActor.code: self._find,  # type: ignore[attr-defined]
-            m.KillActor.code: lambda _, actor, no_restart, by: directory.killed(actor, no_restart, by),  # type: ignore[attr-defined]
+            m.KillActor.code: self._killed,  # type: ignore[attr-defined]
             m.ActorStarted.code: lambda worker, _, error: directory.started(worker.id, error),  # type: ignore[attr-defined]
             m.ActorLeaves.code: lambda worker, _, why: directory.leaves(worker.id, why),  # type: ignore[attr-defined]
         }
@@ -83,25 +84,36 @@ class NodeActors:
     # -------------------------------------------------------------------------------------------------- messages
 
     def _register(
-        self, process: Any, token: int, actor: ActorId, name: str, namespace: str, detached: bool, about: Any
+        self,
+        process: Any,
+        token: int,
+        actor: ActorId,
+        name: str,
+        namespace: str,
+        detached: bool,
+        about: Any,
+        ending: bytes,
     ) -> None:
         if not self._is_owner(process, actor):
             return
         if not name:
             self.directory.registered(actor, "", namespace, detached, about)
             return
-        self.act()  # the name of one that is dead is free
+        self.directory.expected(actor)  # from here on somebody may find it by its name
+        self.act()  # the name of one that is bound to end is free
 
         def answered(other: Any) -> None:
-            if not self._lives(process.id):
+            if actor not in self.directory.actors:
                 self.names.ended(actor)  # nobody waits for the answer
                 return
             if other is None:
                 self.directory.registered(actor, name, namespace, detached, about)
+            else:
+                self.directory.refused(actor)
             if token:
                 self._post(process.id, m.StateReply(token, other))
 
-        self.names.claim(actor, name, namespace, about, answered)
+        self.names.claim(actor, name, namespace, about, ending, answered)
 
     def _make(self, process: Any, actor: ActorId, spec: Any, error: bytes) -> None:
         if not self._is_owner(process, actor):
@@ -118,9 +130,11 @@ class NodeActors:
         if self._is_owner(process, actor):
             self.directory.released(actor)
 
-    def _watch(self, process: Any, actor: ActorId, awaited: bool) -> None:
-        owner_lives = self._lives(ProcessId(actor[: len(process.id)]))
-        self.directory.watched(actor, process.id, awaited=awaited, owner_lives=owner_lives)
+    def _watch(self, process: Any, actor: ActorId) -> None:
+        self.directory.watched(actor, process.id, owner_lives=self._lives(owner_of(actor)))
+
+    def _killed(self, _: Any, actor: ActorId, no_restart: bool, by: str) -> None:
+        self.directory.killed(actor, no_restart, by, owner_lives=self._lives(owner_of(actor)))
 
     def _find(self, process: Any, token: int, name: str, namespace: str) -> None:
         self.act()
@@ -213,6 +227,8 @@ class NodeActors:
                 self._post(effect.actor.worker, m.EndActor(effect.actor.id))
             elif type(effect) is KillProcess:
                 self._kill(effect.worker, effect.why)
+            elif type(effect) is FreeName:
+                self.names.ended(effect.actor.id)
             elif type(effect) is Keep:
                 if self.names.ledger is not None:
                     self.names.ledger.actor_changed(
@@ -221,8 +237,6 @@ class NodeActors:
             else:
                 self._leases.pop(effect.actor.id, None)
                 self._scheduling.owner_left(ProcessId(effect.actor.id))
-                if effect.actor.name:
-                    self.names.ended(effect.actor.id)
                 if effect.actor.detached:
                     self._on_end(effect.actor.id)
         return bool(effects)
@@ -261,5 +275,5 @@ class NodeActors:
 
     def named(self) -> list[tuple[ActorId, str, str, Any]]:
         return [
-            (actor.id, actor.name, actor.namespace, actor.about) for actor in self.directory.names.values()
+            (actor.id, actor.name, actor.namespace, actor.about) for actor in self.directory.named.values()
         ]

@@ -44,12 +44,19 @@ class NodeNames:
 
     # -------------------------------------------------------------------------------------------- for this node
 
-    def claim(self, actor: ActorId, name: str, namespace: str, about: Any, answer: Answer) -> None:
-        """An actor of this node is to have the name. `answer` gets None, or (id, about) of who has it."""
+    def claim(
+        self, actor: ActorId, name: str, namespace: str, about: Any, ending: bytes, answer: Answer
+    ) -> None:
+        """An actor of this node is to have the name. `answer` gets None, or (id, about) of who has it.
+
+        Who is known to be `ending` has it no more.
+        """
         if self._head.is_here:
-            answer(_plain(self._claimed(actor, name, namespace, about)))
+            answer(_plain(self._claimed(actor, name, namespace, about, ending)))
         else:
-            self._head.ask(lambda token: m.RegisterActor(token, actor, name, namespace, False, about), answer)
+            self._head.ask(
+                lambda token: m.RegisterActor(token, actor, name, namespace, False, about, ending), answer
+            )
 
     def find(self, name: str, namespace: str, answer: Answer) -> None:
         """`answer` gets None, or (id, about) of who has the name."""
@@ -59,14 +66,14 @@ class NodeNames:
             self._head.ask(lambda token: m.FindActor(token, name, namespace), answer)
 
     def ended(self, actor: ActorId) -> None:
-        """An actor of this node is dead, which may have had a name."""
+        """An actor of this node is dead, or bound to end: its name is free, if it still has one."""
         if self._head.is_here:
             self._ended(actor)
         else:
             self._head.tell(m.ReleaseActor(actor))
 
-    def _claimed(self, actor: ActorId, name: str, namespace: str, about: Any) -> Named | None:
-        other = self.table.claimed(actor, name, namespace, about)
+    def _claimed(self, actor: ActorId, name: str, namespace: str, about: Any, ending: bytes) -> Named | None:
+        other = self.table.claimed(actor, name, namespace, about, ending)
         if other is None and self.ledger is not None:
             self.ledger.name_taken(actor, name, namespace, about)
         return other
@@ -86,15 +93,23 @@ class NodeNames:
     def _tell_of_all(self) -> None:
         """Another head has come: it knows no names yet."""
         for actor, name, namespace, about in self._named():
-            self._head.tell(m.RegisterActor(0, actor, name, namespace, False, about))
+            self._head.tell(m.RegisterActor(0, actor, name, namespace, False, about, b""))
 
     # --------------------------------------------------------------------------------------- for other managers
 
     def _claimed_there(
-        self, asker: Any, token: int, actor: ActorId, name: str, namespace: str, _: bool, about: Any
+        self,
+        asker: Any,
+        token: int,
+        actor: ActorId,
+        name: str,
+        namespace: str,
+        _: bool,
+        about: Any,
+        ending: bytes,
     ) -> None:
         if manager_of(actor) == asker.id and self._head.is_here:
-            self._head.reply(asker.id, token, _plain(self._claimed(actor, name, namespace, about)))
+            self._head.reply(asker.id, token, _plain(self._claimed(actor, name, namespace, about, ending)))
 
     def _find_for(self, asker: Any, token: int, name: str, namespace: str) -> None:
         self._head.reply(asker.id, token, _plain(self.table.find(name, namespace)))

@@ -11,16 +11,16 @@ may come back on another one; node managers know where that is.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from skate._c.clock import monotonic
-from skate._c.refs import FAILED, INLINE, ObjectEntry, ObjectRef
+from skate._c.refs import FAILED, INLINE, ObjectEntry, ObjectRef, Waiter, watch
 from skate.core.actors import ALIVE, DEAD, PENDING, RESTARTING, killed_by
 from skate.core.calls import ActorLine, Calls, Effect, FailCalls, LoseCalls, WatchActor
 from skate.core.tasks import Function, OwnedTask
-from skate.ids import ActorId, NodeId, ProcessId, manager_of, node_of, object_id
+from skate.ids import ActorId, NodeId, ProcessId, manager_of, node_of, object_id, owner_of
 from skate.runtime.arguments import inlined, pack_arguments
 from skate.runtime.deaths import error_of
 from skate.runtime.objects import pack_error
@@ -36,25 +36,49 @@ def token_of(actor: ActorId) -> bytes:
 
 
 class Made:
-    """An actor that this process has made, until it cannot start any more."""
+    """An actor that this process has made, until its constructor needs its arguments no more."""
 
-    __slots__ = ("dependencies", "line", "nested", "pinned", "spec", "token")
+    __slots__ = ("dependencies", "line", "nested", "released", "spec")
 
     def __init__(
         self,
         line: ActorLine,
-        token: ObjectEntry,
         spec: dict[str, Any],
         dependencies: list[ObjectEntry] | None,
         nested: Sequence[ObjectEntry],
     ) -> None:
         self.line = line
-        self.token = token
         self.spec = spec
         self.dependencies = dependencies
         self.nested = nested
-        #: the token is pinned: the constructor counts as a call
-        self.pinned = True
+        #: nobody holds a handle any more. Even so the constructor runs, once
+        self.released = False
+
+
+class New(NamedTuple):
+    """An actor that is being made. The ref, to its token, is the first handle's."""
+
+    made: Made
+    ref: ObjectRef
+
+
+class Claim:
+    """The question to the node for an actor with a name.
+
+    The actor is made with it, before anybody can find it by that name, ask for its token, and end it.
+    """
+
+    def __init__(
+        self, new: Callable[[], New], name: str, namespace: str, detached: bool, about: Any, ending: bytes
+    ) -> None:
+        self._new = new
+        self._fields = name, namespace, detached, (detached, about), ending
+        self.new: New | None = None
+
+    def __call__(self, token: int) -> m.RegisterActor:
+        """Under the lock."""
+        self.new = self._new()
+        return m.RegisterActor(token, self.new.made.line.actor, *self._fields)
 
 
 class Actors:
@@ -95,54 +119,100 @@ class Actors:
         """
         runtime = self._runtime
         packed, dependencies, nested, _made = pack_arguments(runtime.objects, cls.name, args, kwargs)
-        actor = ActorId(runtime.next_task_id())
-        if name:
-            other = runtime.ask(lambda token: m.RegisterActor(token, actor, name, namespace, detached, about))
-            if other is not None:
-                return ActorId(other[0]), None, other[1]
         spec = spec | {"class": cls.id, "pickled": cls.pickled, "args": packed, "depth": runtime.depth}
+
+        def make() -> New:
+            return self._new(spec, dependencies, nested, ordered=ordered, max_pending=max_pending)
+
+        new: New | None = None
+        if name:
+            new, other = self._claim(make, name, namespace, detached, about)
+            if new is None:
+                return other[0], None, other[1]
         runtime.lock.acquire()
         try:
             if runtime.broken is not None:
                 raise runtime.broken
-            if not name:
-                runtime.post(runtime.node, m.RegisterActor(0, actor, "", namespace, detached, None))
-            token = self._references.create(token_of(actor))
-            token.state = INLINE
-            token.value = b""
-            token.contents = []  # so that its end is not this process's private matter
-            ref = ObjectRef(token)
-            line = self.calls.line_of(actor, ordered=ordered, max_pending=max_pending)
-            line.state = PENDING
-            line.watched = True
-            made = self._made[actor] = Made(line, token, spec, dependencies, nested)
-            runtime.objects.when_freed[token.id] = partial(self._released, actor)
-            self._references.pin([token])
-            self._references.pin(nested)
-            if dependencies:
-                self._references.pin(dependencies)
-                if runtime.objects.when_ready(dependencies, partial(self._arguments_ready, actor)):
-                    self._arguments_ready(actor)
-            else:
-                runtime.post(runtime.node, m.MakeActor(actor, made.spec | {"dependencies": None}, b""))
+            if new is None:
+                new = make()
+                actor = new.made.line.actor
+                runtime.post(runtime.node, m.RegisterActor(0, actor, "", namespace, detached, None, b""))
+            actor = new.made.line.actor
+            if not dependencies or runtime.objects.when_ready(
+                dependencies, partial(self._arguments_ready, actor)
+            ):
+                self._arguments_ready(actor)
             now = monotonic()
             runtime.act()
             runtime.send_soon(now)
         finally:
             runtime.release()
-        return actor, ref, about
+        return actor, new.ref, about
+
+    def _new(
+        self,
+        spec: dict[str, Any],
+        dependencies: list[ObjectEntry] | None,
+        nested: Sequence[ObjectEntry],
+        *,
+        ordered: bool,
+        max_pending: int,
+    ) -> New:
+        """A new actor. Under the lock: the node relies on it that ids of actors come in order."""
+        actor = ActorId(self._runtime.next_task_id())
+        token = self._references.create(token_of(actor))
+        token.state = INLINE
+        token.value = b""
+        token.contents = []  # so that its end is not this process's private matter
+        line = self.calls.line_of(actor, ordered=ordered, max_pending=max_pending)
+        line.state = PENDING
+        line.watched = True
+        made = self._made[actor] = Made(line, spec, dependencies, nested)
+        self._runtime.objects.when_freed[token.id] = partial(self._released, actor)
+        self._references.pin([*nested, *(dependencies or ())])
+        return New(made, ObjectRef(token))
+
+    def _claim(
+        self, make: Callable[[], New], name: str, namespace: str, detached: bool, about: Any
+    ) -> tuple[New | None, Any]:
+        """(a new actor that has the name, None), or (None, (id, about) of the one that has it). Blocks."""
+        ending = b""
+        while True:
+            claim = Claim(make, name, namespace, detached, about, ending)
+            answer: Any = False
+            try:
+                answer = self._runtime.ask(claim)
+            finally:
+                if answer is not None and claim.new is not None:
+                    self._give_up(claim.new.made)  # it is another's, or nobody waits for the answer any more
+            if answer is None:
+                return claim.new, None
+            holder, (holder_is_detached, holder_about) = ActorId(answer[0]), answer[1]
+            if not self._is_ending(holder, holder_is_detached):
+                return None, (holder, holder_about)
+            ending = holder
+
+    def _give_up(self, made: Made) -> None:
+        """There will be no such actor."""
+        self._runtime.lock.acquire()
+        try:
+            self._forget(made)
+            self._runtime.act()
+        finally:
+            self._runtime.release()
 
     def _arguments_ready(self, actor: ActorId, _: Any = None) -> None:
         made = self._made.get(actor)
         if made is None:
             return  # it was killed before it began
         post, node = self._runtime.post, self._runtime.node
-        dependencies = made.dependencies or []
-        for entry in dependencies:
+        dependencies = made.dependencies
+        for entry in dependencies or ():
             if entry.state == FAILED:
                 post(node, m.MakeActor(actor, None, entry.value or b""))
                 return
-        post(node, m.MakeActor(actor, made.spec | {"dependencies": inlined(dependencies)}, b""))
+        values = inlined(dependencies) if dependencies else None
+        post(node, m.MakeActor(actor, made.spec | {"dependencies": values}, b""))
 
     def _constructed(self, worker: ProcessId, actor: ActorId, kept: Any) -> None:
         """The constructor has read its arguments."""
@@ -151,6 +221,11 @@ class Actors:
         made = self._made.get(actor)
         if made is not None and not made.spec["max_restarts"]:
             self._let_go_of_arguments(made)
+
+    def _forget(self, made: Made) -> None:
+        """The constructor does not run any more, or nobody cares whether it does."""
+        self._let_go_of_arguments(made)
+        del self._made[made.line.actor]
 
     def _let_go_of_arguments(self, made: Made) -> None:
         if made.dependencies:
@@ -161,9 +236,11 @@ class Actors:
 
     def _released(self, actor: ActorId) -> None:
         """The token is freed: nobody holds a handle, nothing is pending. Under the lock."""
-        made = self._made.pop(actor, None)
+        made = self._made.get(actor)
         if made is not None:
-            self._let_go_of_arguments(made)
+            made.released = True
+            if made.line.state == ALIVE:
+                self._forget(made)
         self._runtime.post(self._runtime.node, m.ReleaseActor(actor))
 
     # -------------------------------------------------------------------------------------------------- the node
@@ -177,12 +254,8 @@ class Actors:
         made = self._made.get(actor)
         if made is None:
             return
-        if state == DEAD:
-            self._let_go_of_arguments(made)
-            del self._made[actor]
-        if made.pinned and state in (ALIVE, DEAD):
-            made.pinned = False
-            self._references.unpin([made.token])
+        if state == DEAD or (state == ALIVE and made.released):
+            self._forget(made)
 
     def node_died(self, node: NodeId, cause: str, now: float) -> None:
         """A node is gone, and with it the directory of the actors that its processes have made. Under the lock.
@@ -223,11 +296,44 @@ class Actors:
                 }
                 self.calls.actor_state(line.actor, DEAD, None, cause, monotonic())
             elif line.watched and node_of(line.actor) in self._heads:
-                self._runtime.post(manager_of(line.actor), m.WatchActor(line.actor, line.counts))
+                self._runtime.post(manager_of(line.actor), m.WatchActor(line.actor))
 
     def find(self, name: str, namespace: str) -> tuple[ActorId, Any] | None:
-        """(actor id, about) of the living actor that has the name. Blocks until the node answers."""
-        return self._runtime.ask(lambda token: m.FindActor(token, name, namespace))  # type: ignore[no-any-return]
+        """(actor id, about) of the actor that has the name, and is not bound to end. Blocks until that is known."""
+        found = self._runtime.ask(lambda token: m.FindActor(token, name, namespace))
+        if found is None:
+            return None
+        actor, (detached, about) = ActorId(found[0]), found[1]
+        return None if self._is_ending(actor, detached) else (actor, about)
+
+    def _is_ending(self, actor: ActorId, detached: bool) -> bool:
+        """Whether an actor that still has its name is bound to end. Blocks until its maker answers, or is dead.
+
+        Names are with the head, and who holds a handle is known to the actor's maker, by the token. What is said here
+        reaches the maker before the question: so a handle that was dropped here before does not count any more.
+        """
+        runtime = self._runtime
+        waiter = Waiter()
+        runtime.lock.acquire()
+        try:
+            line = self.calls.lines.get(actor)
+            if line is not None and line.state == DEAD:
+                return True  # it was killed from here, perhaps
+            if detached:
+                return False
+            token = token_of(actor)
+            if owner_of(actor) == runtime.me:
+                return token not in self._references.entries
+            ref = ObjectRef(self._references.borrowed(token))
+            pending = watch([ref], waiter, 1)
+            runtime.objects.ask_owners(pending)
+            runtime.mailbox.flush()
+        finally:
+            runtime.release()
+        runtime.pump.wait(waiter, runtime.lock, None)
+        if runtime.broken is not None:
+            raise runtime.broken
+        return bool(ref.entry.state == FAILED)
 
     def kill(self, actor: ActorId, no_restart: bool) -> None:
         """Has the node kill the actor's process. Does not block."""
@@ -251,7 +357,7 @@ class Actors:
         submission = self._runtime.submission
         if type(effect) is WatchActor:
             line = effect.line
-            self._runtime.post(manager_of(line.actor), m.WatchActor(line.actor, line.counts))
+            self._runtime.post(manager_of(line.actor), m.WatchActor(line.actor))
         elif type(effect) is FailCalls:
             self._fail(effect.line, effect.calls)
         else:

@@ -324,6 +324,8 @@ class Runtime:
         try:
             if self.broken is not None:
                 raise self.broken
+            if self._dropped:
+                self._drain_dropped()  # what a program dropped before it asks is said before
             self._queries[token] = waiter
             self.post(self.node, question(token))
             self.mailbox.flush()

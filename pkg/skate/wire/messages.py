@@ -389,6 +389,7 @@ class RegisterActor(NamedTuple):
     namespace: str
     detached: bool
     about: Plain  # what a handle made from the name needs
+    ending: bytes  # the actor that has the name, where the sender knows that it is bound to end; empty: none
 
 
 @_message(51)
@@ -402,17 +403,16 @@ class MakeActor(NamedTuple):
 
 @_message(52)
 class ReleaseActor(NamedTuple):
-    """Nobody holds a handle of the sender's actor any more."""
+    """Nobody holds a handle of the sender's actor any more; to the head: its name is free."""
 
     actor: ActorId
 
 
 @_message(53)
 class WatchActor(NamedTuple):
-    """The sender wants to hear how the actor stands."""
+    """The sender wants to hear how the actor stands, now and from now on."""
 
     actor: ActorId
-    awaited: bool  # it has a handle that counts: the actor is, or was, or is about to be registered
 
 
 @_message(54)
