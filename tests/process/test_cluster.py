@@ -357,6 +357,43 @@ def test_a_node_s_death_is_heard_by_programs_on_the_others(
     assert living(head) == {head.node_id}
 
 
+def test_who_had_nothing_to_do_with_a_node_before_it_died_is_answered(
+    two: tuple, program: Callable, cluster: Cluster
+) -> None:
+    """Whatever is asked of a process or node that is gone ends, though the asker never heard of its death: of an actor
+    (also one that was never made), of an object, by a process that is older than the death or younger."""
+    head, other = two
+    program(
+        other,
+        MAKE + "@skate.remote\ndef never(): time.sleep(1000)\n"
+        "@skate.remote\nclass Waits:\n    def __init__(self, argument): pass\n    def numbers(self): pass\n"
+        "boxes = Box.remote(), Box.options(num_cpus=9).remote(), Waits.remote(never.remote())\n"
+        "give('boxes', (*boxes, skate.put([1])))\n"
+        "input()",
+    )
+    ask = (
+        "def ask(what):\n"
+        "    try: return skate.get(what(), timeout=20)\n"
+        "    except skate.exceptions.RayError as error: return type(error).__name__\n"
+        "def ask_all(old, gone, unborn, ref):\n"
+        "    skate.kill(gone, no_restart=False)\n"
+        "    return [ask(gone.numbers.remote), ask(unborn.numbers.remote), ask(old.numbers.remote), ask(lambda: ref)]\n"
+    )
+    caller = program(
+        head,
+        ask + "old, gone, unborn, ref = take('boxes')\nsay('taken')\ninput()\n"
+        "say(*ask_all(old, gone, unborn, ref))\n"
+        "del gone, unborn, old, ref\n"
+        "young = skate.remote(lambda: ask_all(*take('boxes')))\n"
+        "say(*skate.get(young.remote()))\ninput()",
+    )
+    assert caller.line() == "taken"
+    cluster.remove_node(other)
+    caller.go_on()
+    assert caller.line() == "ActorDiedError ActorDiedError ActorDiedError OwnerDiedError"
+    assert caller.line() == "ActorDiedError ActorDiedError ActorDiedError OwnerDiedError"
+
+
 def test_kill_9_of_a_node_manager_is_noticed_by_all(cluster: Cluster) -> None:
     first, second = cluster.add_node(), cluster.add_node()
     eventually(lambda: len(living(second)) == 3)

@@ -24,7 +24,7 @@ from skate.core import membership, roster
 from skate.core.acquaintances import Acquaintances
 from skate.core.membership import DropNode, Identity, Refuse, Register, Share, Welcome, share_seconds
 from skate.core.roster import BuryNode, Leave, Roster, Row, SendHeld, check_report, node_id, rows_from
-from skate.ids import NodeId, ProcessId, manager_of, node_of
+from skate.ids import PROCESS_ID_BYTES, NodeId, ProcessId, manager_of, node_of
 from skate.net.cluster import ClusterSockets
 from skate.net.cluster_key import keys_of
 from skate.net.node_mailbox import NodeMailbox
@@ -96,6 +96,8 @@ class NodeCluster:
         self._identity = identity()
         self._acquaintances = Acquaintances()
         self._held: dict[NodeId, list[tuple[ProcessId, ProcessId, bytes, memoryview | None]]] = {}
+        #: processes of this node that have said something to the dead, and to whom: a process, or one of that node
+        self._spoke_to_dead: dict[tuple[ProcessId, ProcessId | NodeId], None] = {}
         #: when to look next at what is free here, and what the head was told of it
         self._look_at = 0.0
         self._told: tuple[dict[str, int], dict[str, int], list[Any]] | None = None
@@ -182,6 +184,7 @@ class NodeCluster:
         elif node in self.roster.former:
             self._pass_on_to_head(sender, to, frame)
         elif self.roster.is_dead(node):
+            self._spoke_to_dead[sender, node] = None
             if node == self.roster.awaited and to == manager_of(node):
                 self.survivors.keep(sender, to, frame)
         else:
@@ -197,7 +200,10 @@ class NodeCluster:
     def _pass_on_to_head(self, sender: ProcessId, to: ProcessId, frame: bytes) -> None:
         """For a process of a node on which the head was before. They are dead, but for what its manager knew."""
         home = self.roster.home(to)
-        if to != manager_of(to) or sender == home:
+        if to != manager_of(to):
+            self._spoke_to_dead[sender, to] = None
+            return
+        if sender == home:
             return
         if home == self.me:
             self._mailbox.deliver_here(sender, frame)
@@ -231,6 +237,26 @@ class NodeCluster:
             self._mailbox.forward(to, sender, frame)
         else:
             self._mailbox.post(manager_of(sender), encode(self._obituary(to)))
+
+    def _answer_for_the_dead(self) -> None:
+        """Who has said something to the dead hears that they are, once for all that it said: it may wait for an answer,
+        and have had nothing to do with them when they died."""
+        spoken, self._spoke_to_dead = self._spoke_to_dead, {}
+        for sender, dead in spoken:
+            if not self._hooks.lives(sender):
+                continue
+            if len(dead) == PROCESS_ID_BYTES:
+                self._mailbox.post(sender, encode(self._obituary(ProcessId(dead))))
+            elif (row := self.roster.rows.get(NodeId(dead))) is not None:
+                report = self._report_of(row.node, row.cause, row.node == self.roster.awaited)
+                self._mailbox.post(sender, encode(m.NodeDied(row.node, report)))
+
+    def _report_of(self, node: NodeId, cause: str, returns: bool) -> str:
+        """How a node has died, for its NodeDied. `returns`: it was the head's, and that may come back on another."""
+        report: dict[str, Any] = {"pid": None, "node": node.hex(), "exit_status": None, "node_died": cause}
+        if returns:
+            report["heads"] = [head.hex() for head in (*self.roster.former, node)]
+        return json.dumps(report)
 
     def _obituary(self, process: ProcessId) -> m.ProcessDied:
         cause = {"pid": None, "node": node_of(process).hex(), "exit_status": None}
@@ -374,6 +400,7 @@ class NodeCluster:
 
     def step(self, now: float) -> float | None:
         """Does what is to be done; gives the time of the next look, or None."""
+        self._answer_for_the_dead()
         times = [self._report(now), self.roster.tick(now)]
         if self.register is not None:
             times.append(self.register.tick(now))
@@ -480,15 +507,7 @@ class NodeCluster:
             for sender, to, frame, _ in unheard if returns else ():
                 if to == manager_of(node):
                     self.survivors.keep(sender, to, frame)
-        report: dict[str, Any] = {
-            "pid": None,
-            "node": node.hex(),
-            "exit_status": None,
-            "node_died": cause,
-        }
-        if returns:
-            report["heads"] = [head.hex() for head in (*self.roster.former, node)]
-        self._hooks.node_died(m.NodeDied(node, json.dumps(report)))
+        self._hooks.node_died(m.NodeDied(node, self._report_of(node, cause, returns)))
         if node == self.roster.head:
             self.survivors.head_died(returns)
             if not returns:
