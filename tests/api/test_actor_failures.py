@@ -1,10 +1,14 @@
 """What goes wrong with actors: constructors that fail, deaths, restarts, calls tried again; what `get` tells of it."""
 
+import asyncio
+import atexit
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -854,6 +858,88 @@ class TestExit:
 
         with pytest.raises(TypeError, match="actor"):
             skate.get(leave.remote())
+
+    @pytest.mark.parametrize("kind", ["ordered", "groups", "asyncio"])
+    @pytest.mark.parametrize("how", ["last handle", "exit_actor", "terminate", "thread", "sys.exit", "kill"])
+    def test_what_runs_at_the_end_of_its_process(self, kind: str, how: str, tmp_path: Path) -> None:
+        """In order, whatever ends it and however its calls run: atexit handlers, then its `__del__`, which has the
+        runtime; and coroutines clear up. By kill nothing runs."""
+
+        class Mortal:
+            def __init__(self, path: Path) -> None:
+                self.path, self.me = path, self  # a cycle
+                self.ref = skate.put(1)
+                atexit.register(self.note, path, "atexit")
+
+            @staticmethod
+            def note(path: Path, word: str) -> None:
+                with open(path, "a") as file:
+                    file.write(word + "\n")
+
+            def end(self, how: str) -> None:
+                if how == "exit_actor":
+                    skate.actor.exit_actor()
+                elif how == "sys.exit":
+                    sys.exit()
+                elif how == "thread":
+                    thread = threading.Thread(target=skate.actor.exit_actor)
+                    thread.start()
+                    thread.join()
+
+            def ping(self) -> int:
+                return os.getpid()
+
+            def __del__(self) -> None:
+                self.note(self.path, f"del {skate.get(self.ref)}")
+
+        class Async(Mortal):
+            async def stay(self) -> None:
+                try:
+                    await asyncio.sleep(1000)
+                finally:
+                    self.note(self.path, "cleared up")
+
+            async def ping(self) -> int:
+                self.task = asyncio.ensure_future(self.stay())
+                await asyncio.sleep(0)
+                return os.getpid()
+
+        options = {"groups": {"concurrency_groups": {"io": 2}}}
+        cls = Async if kind == "asyncio" else Mortal
+        actor = skate.remote(**options.get(kind, {"max_restarts": -1}))(cls).remote(tmp_path / "said")
+        pid = skate.get(actor.ping.remote())
+        if how == "last handle":
+            del actor
+        elif how == "kill":
+            skate.kill(actor)
+        else:
+            with pytest.raises(ActorDiedError):
+                skate.get(actor.__ray_terminate__.remote() if how == "terminate" else actor.end.remote(how))
+            with pytest.raises(ActorDiedError):
+                skate.get(actor.ping.remote())
+        eventually(lambda: gone(pid))
+        said = (tmp_path / "said").read_text().split("\n") if how != "kill" else []
+        clears_up = ["cleared up"] if kind == "asyncio" else []
+        assert said == ([*clears_up, "atexit", "del 1", ""] if said else [])
+
+    def test_from_a_thread_while_nothing_runs(self, gate: Gate) -> None:
+        class Watched(Base):
+            def watch(self, gate: Gate) -> int:
+                def leave() -> None:
+                    gate.wait()
+                    skate.actor.exit_actor()
+
+                threading.Thread(target=leave).start()
+                return os.getpid()
+
+        for number in (1, 2):
+            actor = skate.remote(Watched).options(max_restarts=-1, max_concurrency=number).remote()
+            opens = Gate(gate.path.with_name(f"gate {number}"))
+            pid = skate.get(actor.watch.remote(opens))
+            opens.open()
+            eventually(lambda pid=pid: gone(pid))
+            with pytest.raises(ActorDiedError, match="exit_actor"):
+                skate.get(actor.add.remote())
 
     def test_what_it_answered_before_stays(self) -> None:
         class Leaver(Base):

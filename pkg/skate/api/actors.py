@@ -36,7 +36,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
 
 
 def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
-    """Ends an actor's process at once: no atexit handlers run, calls that are pending fail. Does not block.
+    """Ends an actor's process at once: no `__del__` or atexit handler runs, pending calls fail. Does not block.
 
     With `no_restart=False` it starts again, if its `max_restarts` allow. Raises ValueError, as Ray, for what is no
     handle.
@@ -50,16 +50,22 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
 
 
 def exit_actor() -> None:
-    """Ends the actor that calls it, on purpose: it does not start again; atexit handlers run.
+    """Ends the actor that calls it, on purpose: it does not start again; atexit handlers run, and its `__del__`.
 
-    The call in which it happens, and those behind it, fail with ActorDiedError. Raises TypeError outside of actors.
+    The call in which it happens, and those behind it, fail with ActorDiedError. In a thread that the program has
+    started, the thread ends, and the actor with the calls that run now: these fail, too. Raises TypeError outside of
+    actors.
     """
     require_runtime()
     assert current.facts is not None
     executor = current.facts.executor
     if executor is None or executor.actor is None:
         raise TypeError("exit_actor() was called outside of an actor: call it in a method of one")
-    raise ActorExit
+    request = ActorExit()
+    if executor.runs_calls_here():
+        raise request
+    executor.end(request)
+    raise SystemExit  # which ends a thread without a word
 
 
 def list_named_actors(all_namespaces: bool = False) -> list[Any]:

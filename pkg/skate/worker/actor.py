@@ -25,7 +25,7 @@ from skate.exceptions import ActorExit
 from skate.ids import ActorId, ProcessId, manager_of, owner_of
 from skate.store.serialization import load_function
 from skate.wire import messages as m
-from skate.worker.executor import End, Executor, NewActor, Pushed, running
+from skate.worker.executor import CallThread, End, Executor, NewActor, Pushed, running
 from skate.worker.lease import Lease
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ log = logging.getLogger("skate")
 ASYNC_CONCURRENCY = 1_000
 #: seconds for which a busy event loop takes calls off the lanes alone, and asks the kernel for nothing
 BUSY_SECONDS = 0.0003
+#: seconds that coroutines which are cancelled at the end of their actor may take to clear up
+CANCEL_SECONDS = 5.0
 
 
 class HostedActor:
@@ -207,7 +209,7 @@ class ThreadGroup:
         elif len(self._threads) < self._limit:
             self._waking = True
             name = f"skate-{self._name or 'default'}-{len(self._threads)}"
-            thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            thread = CallThread(target=self._serve, name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
 
@@ -245,8 +247,6 @@ class Threads:
         self._actor = actor
         self._group_of: Mapping[bytes, str] = actor.group_of()
         self._groups = {name: ThreadGroup(name, limit, self._run) for name, limit in actor.limits(1).items()}
-        #: one of its methods has ended the actor
-        self._exit: SystemExit | None = None
 
     def run(self) -> None:
         """Serves until the actor ends."""
@@ -260,22 +260,21 @@ class Threads:
             return
         while type(executor.next_item()) is not End:
             pass
-        if self._exit is not None:
+        if executor.leaving is not None:
             for group in self._groups.values():
                 group.end()
-            executor.leave(self._exit)
+            executor.leave(executor.leaving)
 
     def _take(self, pushed: Pushed) -> None:
         self._groups[self._group_of.get(pushed.function, DEFAULT_GROUP)].put(pushed)
 
     def _run(self, pushed: Pushed, last: Callable[[], bool]) -> bool:
-        if self._exit is not None:
+        if self._executor.leaving is not None:
             return False
         try:
             self._executor.run_in_thread(pushed, last)
         except SystemExit as request:
-            self._exit = request
-            self._executor.end()
+            self._executor.end(request)
             return False
         return True
 
@@ -304,7 +303,7 @@ class EventLoop:
         self._groups: dict[str, Group] = {}
         self._arrived: deque[Pushed] = deque()
         self._ringing = False
-        self._ended: asyncio.Future[SystemExit | None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
         self._warned: set[str] = set()
         #: calls that run; the loop itself holds its tasks weakly
         self._tasks: dict[Pushed, asyncio.Task[None]] = {}
@@ -316,18 +315,31 @@ class EventLoop:
         self._executor.on_end = self._end
         self._runtime.objects.before_blocking = self._warn_of_blocking
         try:
-            request = self._loop.run_until_complete(self._main())
-        except SystemExit as raised:
-            request = raised
-        if request is not None:
-            self._executor.leave(request)
+            self._loop.run_until_complete(self._main())
+        except SystemExit as request:
+            self._executor.end(request)
+        try:
+            if self._executor.leaving is not None:
+                self._executor.leave(self._executor.leaving)
+        finally:
+            self._cancel_what_runs()
 
-    async def _main(self) -> SystemExit | None:
+    def _cancel_what_runs(self) -> None:
+        """Coroutines are not answered any more, and can clear up after themselves."""
+        self._executor.withholds = True
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self._loop.run_until_complete(asyncio.wait(tasks, timeout=CANCEL_SECONDS))
+        self._tasks.clear()
+
+    async def _main(self) -> None:
         self._group_of = self._actor.group_of()
         self._groups = {group: Group(limit) for group, limit in self._actor.limits(ASYNC_CONCURRENCY).items()}
         self._executor.sink = self._take
         self._actor.construct(self._executor, self._runtime)
-        return await self._ended
+        await self._ended
 
     def _take(self, pushed: Pushed) -> None:
         """Under the lock, where no user's code may run; a task factory could be one. So the selector starts it."""
@@ -360,6 +372,8 @@ class EventLoop:
     async def _run(self, group: Group, pushed: Pushed) -> None:
         """Runs one call and answers; the answer leaves before the loop sleeps."""
         executor = self._executor
+        if executor.leaving is not None:
+            return
         running.set(pushed)
         guards: list[Guard] = []
         values: Any = None
@@ -378,8 +392,7 @@ class EventLoop:
                 values = executor.pack(pushed, function.name, result)
             result = None
         except SystemExit as request:
-            if not self._ended.done():
-                self._ended.set_result(request)
+            executor.end(request)
             return
         except BaseException as exception:
             args, kwargs, result = (), {}, None
@@ -394,7 +407,7 @@ class EventLoop:
         executor.answer_at_once(pushed, values, error, guards, clock.monotonic_ns() - started)
 
     def _end(self) -> None:
-        """The last handle is gone. From any thread."""
+        """The last handle is gone, or the actor ends itself. From any thread."""
         self._loop.call_soon_threadsafe(lambda: None if self._ended.done() else self._ended.set_result(None))
 
     def _warn_of_blocking(self, function: str) -> None:

@@ -22,10 +22,10 @@ cdef class Loaded:
 cdef class Executor:
     cdef public Runtime _runtime
     cdef public Testament _testament
-    cdef public object _become_actor, _output, _queue, _taken, lease, actor, sink, on_end, _main, _streams
+    cdef public object _become_actor, _output, _queue, _taken, lease, actor, sink, on_end, leaving, _main, _streams
     cdef public dict _functions
     cdef public Waiter _arrival, _resume
-    cdef public bint _stopping
+    cdef public bint _stopping, withholds
     cdef public Py_ssize_t _answered
     cdef public Pushed current
     @cython.locals(function=Loaded)

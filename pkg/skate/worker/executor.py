@@ -10,6 +10,7 @@ and what was answered, so that after a death the node can tell, and deliver.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import os
@@ -96,7 +97,11 @@ class NewActor(NamedTuple):
 
 
 class End(NamedTuple):
-    """The actor's last handle is gone."""
+    """The actor's last handle is gone, or it ends itself."""
+
+
+class CallThread(threading.Thread):
+    """Runs calls of an actor with threads."""
 
 
 class Loaded:
@@ -144,8 +149,12 @@ class Executor:
         self.actor: Any = None
         #: takes what is pushed, under the lock, in place of the queue
         self.sink: Callable[[Pushed], None] | None = None
-        #: called, under the lock, when the actor's last handle is gone, in place of the queue
+        #: called, under the lock, when the actor is to end, in place of the queue
         self.on_end: Callable[[], None] | None = None
+        #: the actor ends itself, in order: what was raised in it
+        self.leaving: SystemExit | None = None
+        #: calls that end from here on are not answered: they fail when the process has ended
+        self.withholds = False
         #: the generators that run
         self._streams = Streams(self, runtime)
         runtime.objects.blocking = self._blocking
@@ -181,6 +190,10 @@ class Executor:
             self.actor.say_again(self._runtime)
 
     def _told_to_end(self, _: ProcessId, actor: bytes) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        """What runs goes on to its end, and then this process ends. Under the lock."""
         if self.on_end is not None:
             self.on_end()
         else:
@@ -252,6 +265,8 @@ class Executor:
                 if self.actor is None and not self._become_actor(self, runtime, item):
                     return
             else:
+                if self.leaving is not None:
+                    self.leave(self.leaving)
                 return
 
     def next_item(self) -> Pushed | Lease | NewActor | End:
@@ -269,13 +284,33 @@ class Executor:
                 runtime.release()
             runtime.pump.wait(arrival, runtime.lock, None)
 
-    def end(self) -> None:
-        """Has the main thread's loop end. From any thread, not under the lock."""
+    def end(self, request: SystemExit) -> None:
+        """The actor ends itself. What runs goes on to its end, what waits does not begin.
+
+        From any thread, not under the lock. In one that runs no call (the program's own) nobody can tell in which call
+        it happened, so none that runs is answered.
+        """
         self._runtime.lock.acquire()
         try:
-            self._enqueue(End())
+            if self.leaving is None:
+                self.leaving = request
+            self.withholds = self.withholds or not self.runs_calls_here()
+            self._queue.clear()
+            self._taken = None
+            self._end()
         finally:
             self._runtime.release()
+
+    def runs_calls_here(self) -> bool:
+        """Whether calls run in this thread."""
+        return threading.get_ident() == self._main or type(threading.current_thread()) is CallThread
+
+    def let_go_of_actor(self) -> None:
+        """The actor's instance goes, as what a program holds goes when it ends: its `__del__` runs."""
+        if self.actor is not None:
+            self.actor.instance = self.leaving = None  # (whose traceback leads to it)
+            self._functions.clear()
+            gc.collect()
 
     def set_output_name(self, name: str) -> None:
         """What all lines that are printed from here on begin with."""
@@ -319,11 +354,13 @@ class Executor:
             if self.actor is None:
                 raise
             self.flush_output()
-            self.leave(request)
+            self.leave(self.leaving or request)
             return False
         ended = clock.monotonic_ns()
         now = ended * 1e-9
         self.flush_output()
+        if self.withholds:
+            return True
         runtime.lock.acquire()
         try:
             self.answer(pushed, values, error, guards, ended - started)
@@ -357,6 +394,8 @@ class Executor:
         values, error = self.call(self._functions[pushed.function], pushed, guards)
         elapsed = clock.monotonic_ns() - started
         self.flush_output()
+        if self.withholds:
+            return
         runtime.lock.acquire()
         try:
             self.answer(pushed, values, error, guards, elapsed)
@@ -387,6 +426,8 @@ class Executor:
     ) -> None:
         """Answers a call of an actor that runs many at once. Not under the lock."""
         self.flush_output()
+        if self.withholds:
+            return
         self._runtime.lock.acquire()
         try:
             self.answer(pushed, values, error, guards, elapsed)

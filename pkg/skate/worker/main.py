@@ -60,6 +60,7 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
         executor.run()
     finally:
         atexit._run_exitfuncs()
+        executor.let_go_of_actor()
         sys.stdout.flush()
         sys.stderr.flush()
         runtime.close()
