@@ -98,6 +98,8 @@ class NodeCluster:
         self._held: dict[NodeId, list[tuple[ProcessId, ProcessId, bytes, memoryview | None]]] = {}
         #: processes of this node that have said something to the dead, and to whom: a process, or one of that node
         self._spoke_to_dead: dict[tuple[ProcessId, ProcessId | NodeId], None] = {}
+        #: processes of this node that are dead, and nodes to which something of theirs was passed on even so
+        self._last_words: dict[tuple[ProcessId, NodeId], None] = {}
         #: when to look next at what is free here, and what the head was told of it
         self._look_at = 0.0
         self._told: tuple[dict[str, int], dict[str, int], list[Any]] | None = None
@@ -188,8 +190,10 @@ class NodeCluster:
             if node == self.roster.awaited and to == manager_of(node):
                 self.survivors.keep(sender, to, frame)
         else:
-            if self._hooks.lives(sender):  # else these are last words
+            if self._hooks.lives(sender):
                 self._acquaintances.met(sender, node)
+            elif sender != self.me:  # last words, which make it known there
+                self._last_words[sender, node] = None
             address = self.roster.address(node)
             if address is None:
                 self._hold(node, (sender, to, frame, bulk))
@@ -240,7 +244,11 @@ class NodeCluster:
 
     def _answer_for_the_dead(self) -> None:
         """Who has said something to the dead hears that they are, once for all that it said: it may wait for an answer,
-        and have had nothing to do with them when they died."""
+        and have had nothing to do with them when they died. And who was spoken to by the dead hears that they are."""
+        words, self._last_words = self._last_words, {}
+        for process, node in words:
+            if not self._hooks.lives(process) and not self.roster.is_dead(node):
+                self._mailbox.post(manager_of(node), encode(self._obituary(process)))
         spoken, self._spoke_to_dead = self._spoke_to_dead, {}
         for sender, dead in spoken:
             if not self._hooks.lives(sender):

@@ -215,7 +215,7 @@ class NodeManager:
             offered=self._groups.offered,
         )
         self._groups.hooks = GroupHooks(lives, self.cluster.is_member, self._scheduling)
-        self._state = NodeState(admission, store, spiller, labels, self._workers, self.cluster.rows)
+        self._state = NodeState(admission, store, spiller, labels, self._workers, self.cluster.rows, self)
         self._mailbox.watch(zygote.fileno(), self._zygote_speaks)
         self._door = Door(folder, self._mailbox, self._answer_visitor, self._robbed)
         if starter is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ class NodeState:
         labels: dict[str, str],
         workers: Callable[[], Any],
         nodes: Callable[[], Any],
+        manager: Any,
     ) -> None:
         self._store = store
         resources = admission.resources
@@ -34,6 +36,7 @@ class NodeState:
             "spilled objects": spiller.listing,
             "workers": workers,
             "nodes": nodes,
+            "tables": lambda: table_sizes(manager),
         }
 
     def answer(self, what: str) -> Any:
@@ -45,3 +48,22 @@ class NodeState:
         """The store's memory is free as far as no object takes it."""
         available["object_store_memory"] -= self._store.usage()["used"]
         return available
+
+
+def table_sizes(root: Any) -> dict[str, int]:
+    """How many entries the tables have of an object and of the parts of skate that it is made of: {"Class.attribute": n}.
+
+    What grows there with what a program has done, and not with what it holds, is a leak.
+    """
+    sizes: dict[str, int] = {}
+    parts, seen = [root], {id(root)}
+    while parts:
+        part = parts.pop()
+        for name, value in getattr(part, "__dict__", {}).items():
+            if isinstance(value, dict | set | list | deque):
+                label = f"{type(part).__name__}.{name}"
+                sizes[label] = sizes.get(label, 0) + len(value)
+            elif type(value).__module__.startswith("skate.") and id(value) not in seen:
+                seen.add(id(value))
+                parts.append(value)
+    return sizes
