@@ -15,7 +15,7 @@ import psutil
 import pytest
 import skate
 from api.rendezvous import Gate, eventually
-from leftovers import processes, wait_for_nothing_left
+from leftovers import folders, processes, segments, wait_for_nothing_left
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -358,3 +358,47 @@ class TestThreads:
         assert path.exists()
         skate.get(ref)
         assert path.read_text() == "42"
+
+
+class TestNested:
+    """A task starts programs that have sessions of their own. When the outer session ends, the inner node managers and
+    their zygotes are killed together, and clear up nothing: who has killed them does."""
+
+    SOURCE = """
+        import multiprocessing, os, subprocess, sys, time
+        import skate
+
+        INNER = "import skate, time; skate.init(num_cpus=1); print(1, flush=True); time.sleep(1000)"
+
+        @skate.remote
+        def outer():
+            def inner():
+                queue.put(skate.get(skate.put(1)))
+                time.sleep(1000)
+
+            context = multiprocessing.get_context("fork")
+            queue = context.Queue()
+            context.Process(target=inner, daemon=True).start()
+            program = subprocess.Popen([sys.executable, "-c", INNER], stdout=subprocess.PIPE, start_new_session=True)
+            return queue.get(), int(program.stdout.readline())
+
+        skate.init(num_cpus=1)
+        current_session = skate.api.session._session
+        assert skate.get(outer.remote()) == (1, 1)
+        print("sessions", len(os.listdir(os.path.dirname(current_session.facts["folder"]))), flush=True)
+        end = sys.argv[1]
+        if end == "shutdown":
+            skate.shutdown()
+            print("ended", flush=True)
+        else:
+            os.kill(current_session.facts["pid"], 9)
+        time.sleep(1000)
+        """
+
+    @pytest.mark.parametrize("end", ["shutdown", "node"])
+    def test_nothing_is_left_of_the_inner_ones(self, start_driver, end: str) -> None:
+        driver = start_driver(self.SOURCE, end)
+        assert driver.line("sessions") == ["3"]
+        eventually(lambda: not folders() and not segments())
+        driver.kill()
+        wait_for_nothing_left()

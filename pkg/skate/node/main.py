@@ -243,6 +243,7 @@ def _serve(
             state.close(remove=not state.about)  # it never was a head's
         end_children()
         remove_session(session.folder, segment.path if segment else None)
+        sessions.sweep()  # also what sessions left that tasks had begun: their zygotes ended with their node managers
 
 
 def _make_arena(fd: int, store_bytes: int) -> Arena:

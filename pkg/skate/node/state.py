@@ -51,7 +51,7 @@ class NodeState:
 
 
 def table_sizes(root: Any) -> dict[str, int]:
-    """How many entries the tables have of an object and of the parts of skate that it is made of: {"Class.attribute": n}.
+    """How many entries an object's tables have, and those of the parts of skate that it is made of: {"Class.table": n}.
 
     What grows there with what a program has done, and not with what it holds, is a leak.
     """

@@ -106,7 +106,10 @@ class Zygote:
         if self._node_lives:
             send(self._channel, {"ended": 1})
         else:
+            from skate.node import sessions  # (which knows this module)
+
             remove_session(self._config["folder"], self._config["segment"])
+            sessions.sweep()  # also what sessions left that tasks had begun, and that have just ended
         os._exit(0)
 
     def _step(self, poll: select.poll) -> bool:
