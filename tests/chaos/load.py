@@ -72,10 +72,10 @@ class Load:
                     self.step()
                 except Exception as error:
                     self.lost(error)
-            self.finish()
         except Exception:
             self.failure = traceback.format_exc()
         finally:
+            self.finish()
             self.step_began = None
 
     # ------------------------------------------------------------------------------------------------ expectations
