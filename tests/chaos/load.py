@@ -5,11 +5,13 @@ A step that meets a failure raises Failure; the load is over then, and its run h
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Final
 
@@ -73,7 +75,7 @@ class Load:
                 except Exception as error:
                     self.lost(error)
         except Exception:
-            self.failure = traceback.format_exc()
+            self.failure = shown()
         finally:
             self.finish()
             self.step_began = None
@@ -118,6 +120,15 @@ class Load:
             self.errors[type(root).__name__] += 1
         else:
             raise error if isinstance(error, Failure) else Failure(f"not explained: {root!r}") from error
+
+
+def shown() -> str:
+    """The exception that is handled now, with the lines of the loads that led to it."""
+    error = sys.exc_info()[1]
+    assert error is not None
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "chaos" in frame.filename]
+    where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+    return f"{error} ({where})" if isinstance(error, Failure) else f"{traceback.format_exc()} ({where})"
 
 
 def root_of(error: BaseException) -> BaseException:

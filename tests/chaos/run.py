@@ -79,6 +79,8 @@ class Run:
         try:
             self.have_chaos()
             self.look_at_the_rest()
+        except Exception:
+            self.fail("the run itself", traceback.format_exc(chain=False))
         finally:
             skate.shutdown()
             if self.cluster is not None:
