@@ -43,9 +43,9 @@ def settle(nodes: Callable[[], list[tuple[int, str]]], mark: bytes) -> tuple[flo
     while True:
         gc.collect()
         left = [*resources_in_use(), *objects_listed(), *known_to_the_driver(), *spilled(nodes())]
-        if not left:
-            left = managers_have(nodes(), mark)
         seconds = time.monotonic() - began
+        if not left or seconds > SETTLE_SECONDS:  # else it is too early to ask
+            left += managers_have(nodes(), mark)
         if not left or seconds > SETTLE_SECONDS:
             return seconds, left + broken_in_the_driver()
         time.sleep(0.2)

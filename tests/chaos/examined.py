@@ -1,7 +1,7 @@
 """Inside a run's node managers: SIGUSR1 has one check its machines and write down what it still has.
 
 `prepare` in the driver has every node manager that it starts load this module first. The zygote and the workers inherit
-what `install` does about SIGUSR2: they print where their threads are.
+what `install` does: at SIGUSR2 each prints where its threads are, at SIGUSR1 a worker prints what it waits for.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import faulthandler
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from skate.ids import ProcessId, node_of
+from skate._c.refs import PENDING
+from skate.ids import ProcessId, node_of, owner_of
 
 
 def prepare() -> None:
@@ -37,6 +39,7 @@ def install() -> None:
 
     def wake(*_: Any) -> None:
         asked.append(True)
+        print_what_is_awaited()  # in a worker
         for manager in managers:
             manager._mailbox.poke()
 
@@ -50,6 +53,22 @@ def install() -> None:
 
     NodeManager._turn = turn_and_look  # type: ignore[method-assign]
     signal.signal(signal.SIGUSR1, wake)
+
+
+def print_what_is_awaited() -> None:
+    """Objects without a value that this process knows; nothing in one that is neither driver nor worker."""
+    from skate.runtime import current
+
+    runtime = current.runtime
+    if runtime is None:
+        return
+    for entry in list(runtime.references.entries.values()):
+        if entry.state == PENDING:
+            owner = owner_of(entry.id)
+            known = (
+                f"asked={entry.asked} dead={runtime.references.has_died(owner)} task={entry.id[:16].hex()}"
+            )
+            print(f"process {runtime.me.hex()} lacks {entry!r}: {known}", file=sys.stderr, flush=True)
 
 
 def path_of(pid: int) -> Path:

@@ -199,6 +199,9 @@ class Run:
         for pid in processes.marked(self.mark):
             if pid != os.getpid():
                 processes.send_signal(pid, signal.SIGUSR2, self.mark)
+        for pid in processes.workers(self.mark):
+            processes.send_signal(pid, signal.SIGUSR1, self.mark)
+        examined.print_what_is_awaited()
         answers = aftermath.ask_managers(self.living(), self.mark)
         (self.folder / "managers.json").write_text(json.dumps(answers, indent=1))
         (self.folder / "driver.txt").write_text("\n".join(aftermath.known_to_the_driver()))
