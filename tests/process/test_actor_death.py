@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import skate
 from api.rendezvous import Gate, eventually, gone
 from skate.exceptions import ActorDiedError, ActorUnavailableError, WorkerCrashedError
+from skate.runtime import current
+from skate.util.placement_group import placement_group, remove_placement_group
+from skate.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.transport]
 
@@ -186,3 +190,54 @@ def test_a_constructor_s_exception_is_heard_of_before_the_end_of_its_process(tmp
     with pytest.raises(ActorDiedError, match="LookupError: no bread at all") as caught:
         skate.get(actor.pid.remote())
     assert caught.value.actor_init_failed
+
+
+@skate.remote
+class Slow:
+    def process(self) -> tuple[bytes, int]:
+        assert current.runtime is not None
+        return current.runtime.me, os.getppid()
+
+    def large(self) -> np.ndarray:
+        return np.zeros(200_000, np.uint8)
+
+    def answer(self, gate: Gate) -> int:
+        gate.wait()
+        return 42
+
+
+def test_an_actor_that_counts_as_dead_and_answers_once_more(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who uses an actor may hear of its end (here with its placement group) before its process is gone. What that says
+    in its last moments comes from itself, on its own lane: nobody else is given that lane, and nothing is read twice.
+    """
+    runtime = current.runtime
+    assert runtime is not None
+    group = placement_group([{"CPU": 1}])
+    strategy = PlacementGroupSchedulingStrategy(group)
+    actor = Slow.options(num_cpus=1, scheduling_strategy=strategy).remote()
+    process, zygote = skate.get(actor.process.remote())
+    for _ in range(3):
+        skate.get(actor.large.remote())  # answers that would tell if they came again
+    call = actor.answer.remote(gate)
+    heard: list[bytes] = []
+    deliver = runtime.mailbox._deliver
+
+    def overhear(sender: bytes, records: list) -> None:
+        if sender != runtime.node:
+            heard.extend([sender] * len(records))
+        deliver(sender, records)
+
+    os.kill(zygote, signal.SIGSTOP)  # so that it takes its time to kill the actor
+    try:
+        remove_placement_group(group)
+        with pytest.raises(ActorDiedError):
+            skate.get(call, timeout=30)
+        monkeypatch.setattr(runtime.mailbox, "_deliver", overhear)
+        gate.open()
+        eventually(lambda: heard)
+    finally:
+        os.kill(zygote, signal.SIGCONT)
+    eventually(lambda: runtime.references.has_died(process))
+    assert heard == [process]

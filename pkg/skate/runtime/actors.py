@@ -249,8 +249,9 @@ class Actors:
         line = self.calls.lines.get(actor)
         life = line.life if line is not None else None
         self.calls.actor_state(actor, state, worker, cause, monotonic())
-        if life is not None and life.worker != worker:
-            self._runtime.mailbox.forget(life.worker)  # what was posted since its death was heard of
+        if life is not None and life.worker != worker and self._references.has_died(life.worker):
+            # What was posted since its death was heard of. Else it lives for a moment longer, and writes to its lane.
+            self._runtime.mailbox.forget(life.worker)
         made = self._made.get(actor)
         if made is None:
             return
