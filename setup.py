@@ -50,7 +50,12 @@ COMPILED = [
     "skate.worker.executor",
     "skate.worker.streams",
 ]
-PURE = os.environ.get("SKATE_PURE") == "1" or DEBUG or SANITIZE or "--inplace" in sys.argv
+PURE = (
+    os.environ.get("SKATE_PURE") == "1"
+    or DEBUG
+    or SANITIZE
+    or not {"--inplace", "editable_wheel"}.isdisjoint(sys.argv)
+)
 
 cflags = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O3", "-g0"]
 ldflags = []
