@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import traceback
 import types
 import weakref
@@ -265,10 +266,10 @@ class _Dual:
         return self.task_error.as_instanceof_cause()
 
 
-#: id of a user's class -> its dual, of so many classes at most: a class is a cycle, and one made at each error
-#: would be garbage at each. The dual keeps the user's class alive, so the id holds.
-_duals: dict[int, type] = {}
-_DUALS_KEPT = 256
+#: id of a user's class -> its dual, while that lives. The dual keeps the user's class alive, so the id holds.
+_duals: weakref.WeakValueDictionary[int, type] = weakref.WeakValueDictionary()
+#: those of classes that stay. A class is a cycle by itself: one made at each error would be garbage at each
+_kept_duals: list[type] = []
 #: the classes that a warning has been given for
 _warned: weakref.WeakSet[type] = weakref.WeakSet()
 
@@ -280,9 +281,9 @@ def _dual_class(cause_class: type[BaseException]) -> type:
         name = f"TaskError({cause_class.__name__})"
         bases = (_Dual, TaskError, cause_class)
         dual = types.new_class(name, bases, {}, lambda body: body.update(__module__=_SHOWN_MODULE))
-        if len(_duals) >= _DUALS_KEPT:
-            del _duals[next(iter(_duals))]
         _duals[id(cause_class)] = dual
+        if getattr(sys.modules.get(cause_class.__module__), cause_class.__name__, None) is cause_class:
+            _kept_duals.append(dual)
     return dual
 
 
