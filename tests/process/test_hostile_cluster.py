@@ -32,6 +32,7 @@ from skate.wire.cluster import (
 from skate.wire.messages import encode
 
 from .clusters import Peer, frame_of, living, log_of, rows, wait_for_log
+from .forgeries import forgeries
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -289,3 +290,20 @@ def test_hellos_that_make_no_sense(peer: Peer, nodes: list[ClusterNode]) -> None
     peer.heard(lambda parts: parts[0] == REFUSED)
     wait_for_log(head, "refused", "makes no sense")
     assert living(head) == {head.node_id, other.node_id}
+
+
+def test_every_message_with_every_field_wrong(peer: Peer, nodes: list[ClusterNode]) -> None:
+    """From the manager of a node that is no member, and from a process of it."""
+    stranger = process_id(NodeId(peer.me[:4]), 7)
+    for node in nodes:
+        to = process_id(NodeId(bytes.fromhex(node.node_id)), 0)
+        link = peer.link(node.address)
+        link.send_multipart(pack_envelope(Envelope(GREETING, peer.me, to, 0, 0), peer.address.encode()))
+        number = 0
+        for sender in (peer.me, stranger):
+            for message in forgeries(sender):
+                number += 1
+                frame = frame_of(encode(message))
+                link.send_multipart(pack_envelope(Envelope(DATA, sender, to, number, 0), frame))
+        peer.heard(lambda parts, last=number: int.from_bytes(parts[0][28:36], "little") == last)
+        assert {each.node_id for each in nodes} <= living(node)

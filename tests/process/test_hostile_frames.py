@@ -20,6 +20,8 @@ from skate.runtime import current
 from skate.wire import messages as m
 from skate.wire.messages import encode
 
+from .forgeries import forgeries
+
 pytestmark = pytest.mark.transport
 
 HEADER = frames.frame([])
@@ -226,4 +228,53 @@ def test_whole_messages_that_make_no_sense_do_not_end_a_driver(session: tuple[An
     works()
     ref = skate.put(1)
     assert owner_of(ref.binary()) == runtime.me
+    works()
+
+
+@skate.remote(num_cpus=0)
+class Forger:
+    """A worker of this session that sends what it should not."""
+
+    def forge(self, at: bytes) -> None:
+        send_forgeries(current.runtime, ProcessId(at))
+
+    def who(self) -> tuple[int, bytes]:
+        runtime = current.runtime
+        assert runtime is not None
+        return os.getpid(), runtime.me
+
+
+def send_forgeries(runtime: Any, at: ProcessId, skip: tuple[type[Any], ...] = ()) -> None:
+    """In the name of this process, and by its own mailbox."""
+    for number, message in enumerate(forgeries(runtime.me, skip)):
+        runtime.lock.acquire()
+        try:
+            runtime.post(at, message)
+            if number % 50 == 0:
+                runtime.mailbox.flush()
+        finally:
+            runtime.release()
+
+
+def test_every_message_with_every_field_wrong_to_a_node_manager(session: tuple[Any, Attacker]) -> None:
+    runtime, attacker = session
+    works()
+    send_forgeries(runtime, runtime.node, (m.Leave,))
+    works()
+    assert "Traceback" not in log_of_the_node(attacker.folder)
+
+
+def test_every_message_with_every_field_wrong_to_a_driver(session: tuple[Any, Attacker]) -> None:
+    runtime, _ = session
+    works()
+    skate.get(Forger.remote().forge.remote(bytes(runtime.me)), timeout=30)
+    works()
+
+
+def test_every_message_with_every_field_wrong_to_an_actor(session: tuple[Any, Attacker]) -> None:
+    runtime, _ = session
+    actor = Forger.remote()
+    pid, process = skate.get(actor.who.remote())
+    send_forgeries(runtime, ProcessId(process))
+    assert skate.get(actor.who.remote(), timeout=30) == (pid, process)
     works()

@@ -256,5 +256,17 @@ def _may_run(
 
 
 def where_from(fields: Any) -> Where:
-    """A `Where` as it came in a message; None stands for the default."""
-    return Where() if fields is None else Where(*fields)
+    """A `Where` as it came in a message; None stands for the default. ValueError where it is none."""
+    if fields is None:
+        return Where()
+    if not isinstance(fields, list | tuple) or len(fields) != len(Where._fields):
+        raise ValueError(f"nodes to choose from are no {fields!r:.60}")
+    where = Where(*fields)
+    flags = (where.soft, where.spill, where.fail, where.captures)
+    if (
+        not isinstance(where.kind, str)
+        or not isinstance(where.node, str)
+        or not all(type(flag) is bool for flag in flags)
+    ):
+        raise ValueError(f"nodes to choose from are no {fields!r:.60}")
+    return where

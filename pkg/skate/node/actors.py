@@ -31,6 +31,7 @@ from skate.node.head import HeadLink
 from skate.node.names import NodeNames, replying
 from skate.node.scheduling import Details, NodeScheduling
 from skate.node.verdicts import granted_allocation, group_removed
+from skate.wire import checks
 from skate.wire import messages as m
 
 log = logging.getLogger("skate.node")
@@ -121,6 +122,7 @@ class NodeActors:
         if error:
             self.directory.undescribable(actor, error)
         else:
+            where_from(checks.actor(spec)["where"])
             spec["environment"] = self._environment(process.id, spec["environment"])
             made = self.directory.actors.get(actor)
             spec["detached"] = made is not None and made.detached
@@ -173,9 +175,11 @@ class NodeActors:
     ) -> None:
         """Another node has a worker for the actor, or cannot start one."""
         if not worker:
+            if why:
+                checks.report(why)
             self.failed(ProcessId(actor), why)
         elif manager_of(worker) == node.id:
-            self._leases[actor] = lease, may
+            self._leases[actor] = lease, checks.allocation(may)
             self._scheduling.actor_placed(actor)
             self.directory.placed(actor, ProcessId(worker))
 

@@ -29,6 +29,7 @@ from skate.net.cluster import ClusterSockets
 from skate.net.cluster_key import keys_of
 from skate.net.node_mailbox import NodeMailbox
 from skate.node.errors import CannotJoin
+from skate.wire import checks
 from skate.wire import messages as m
 from skate.wire.cluster import HELLO, REFUSED, WELCOME, pack_letter
 from skate.wire.messages import SCHEMAS, encode
@@ -326,6 +327,7 @@ class NodeCluster:
     def _process_died(self, node: NodeId, process: ProcessId, *fields: Any) -> None:
         if self.roster.home(process) != manager_of(node):
             raise ValueError(f"process {process.hex()} is not that node's")
+        checks.report(fields[0])
         self._hooks.process_died(m.ProcessDied(process, *fields))
 
     def is_member(self, node: NodeId) -> bool:

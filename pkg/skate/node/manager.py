@@ -67,8 +67,8 @@ from skate.node.strangers import Stranger, Strangers
 from skate.node.verdicts import granted_allocation, group_removed, none_can
 from skate.node.zygote import end_children, receive, receive_now, send
 from skate.store.local import LocalStore
+from skate.wire import checks, testament
 from skate.wire import messages as m
-from skate.wire import testament
 from skate.wire.messages import encode
 
 if TYPE_CHECKING:
@@ -245,10 +245,11 @@ class NodeManager:
 
     def _called(self, node: NodeId, named: Any, housed: Any, bundles: Any, made: Any) -> None:
         """To the head: another node says what it has."""
-        self._actors.names.called(node, named)
+        names, lives = checks.actors(named), checks.housed(housed)
         self._groups.called(node, bundles, made)
+        self._actors.names.called(node, names)
         if self.cluster.recovery is not None:
-            self.cluster.recovery.called(node, housed)
+            self.cluster.recovery.called(node, lives)
 
     def join(self) -> None:
         """Serves until this node is in its cluster. CannotJoin, with the reason, where it is not let in."""
@@ -427,6 +428,8 @@ class NodeManager:
                 continue
             try:
                 handler(process, *fields)
+            except ValueError as error:
+                log.warning("refused message %d from process %s: %s", code, sender.hex(), error)
             except Exception:
                 log.exception("message %d from process %s could not be handled", code, sender.hex())
 
@@ -459,7 +462,7 @@ class NodeManager:
         where: Any,
         arguments: Any,
     ) -> None:
-        asked = ResourceSet(demand)
+        asked = ResourceSet(checks.amounts(demand))
         if asked.group is not None and self._groups.is_gone(asked.group):
             self._post(process.id, m.Unschedulable(class_id, True, group_removed(asked)))
             return

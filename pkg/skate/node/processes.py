@@ -8,11 +8,15 @@ from typing import Any
 from skate.core.output import OutputWindow
 from skate.ids import ProcessId
 from skate.node.logs import LineReader
+from skate.wire import checks
 
 
 def environment_of(job: str, variables: Any) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """What tells workers apart: the program that they are of, and the variables that are set in them."""
-    return job, tuple((str(name), str(value)) for name, value in variables or ())
+    """What tells workers apart: the program that they are of, and the variables that are set in them.
+
+    ValueError where these are none.
+    """
+    return job, tuple((str(name), str(value)) for name, value in checks.variables(variables))
 
 
 class Job:

@@ -162,7 +162,9 @@ class Puller:
 
     # ----------------------------------------------------------------------------------------------- chunks come
 
-    def _chunk(self, node: NodeId, pull: int, offset: int, data: memoryview) -> None:
+    def _chunk(self, node: NodeId, pull: int, offset: int, data: memoryview | None = None) -> None:
+        if data is None:
+            raise ValueError("a chunk without bytes")
         if not self.machine.expects(pull, node, offset, len(data)):
             return  # of a pull that is over, or from a node that was given up
         with memoryview(self._places[pull]) as room:

@@ -33,6 +33,7 @@ from skate.ids import (
 )
 from skate.node.processes import environment_of
 from skate.node.verdicts import granted_allocation, group_removed
+from skate.wire import checks
 from skate.wire import messages as m
 
 log = logging.getLogger("skate.node")
@@ -81,6 +82,9 @@ def arguments_from(fields: Any) -> tuple[Lacks | None, dict[NodeId, int] | None]
     if fields is None:
         return None, None
     near: dict[NodeId, int] = {}
+    for item in checks.rows(fields, 3):
+        if not isinstance(item[2], list | tuple) or not all(isinstance(node, bytes) for node in item[2]):
+            raise ValueError(f"nodes with a copy are no {item[2]!r:.40}")
     lacks = _checked([(item[0], item[1]) for item in fields])
     for (_, size), (*_, nodes) in zip(lacks, fields, strict=True):
         for node in nodes:
@@ -89,7 +93,7 @@ def arguments_from(fields: Any) -> tuple[Lacks | None, dict[NodeId, int] | None]
 
 
 def _checked(arguments: Any) -> Lacks:
-    lacks = tuple([(ObjectId(name), size) for name, size in arguments])
+    lacks = tuple([(ObjectId(name), size) for name, size in checks.rows(arguments, 2)])
     for name, size in lacks:
         if type(name) is not bytes or len(name) != OBJECT_ID_BYTES or type(size) is not int or size < 0:
             raise ValueError(f"an argument is no ({name!r:.40}, {size!r:.40})")
@@ -327,14 +331,16 @@ class NodeScheduling:
             log.warning("%s asked in the name of %s: refused", asker.id.hex(), owner.hex())
             return
         asks_for = ProcessId(owner)
+        environment = environment_of(checks.job(job)["id"], variables)
+        asked = ResourceSet(checks.amounts(demand))
+        needs = None if arguments is None else _checked(arguments)
         if wanted:  # else it takes back what it wanted, perhaps of the node on which the head was before
             self.hooks.adopt(job)
             self.hooks.introduce(asks_for)
             if detached:
                 self._detached.add(asks_for)
-        needs = None if arguments is None else _checked(arguments)
-        details = Details(environment_of(job["id"], variables), depth, captures, lends, needs, detached)
-        self._ask_here(asks_for, class_id, ResourceSet(demand), wanted, details, for_actor, allowed=True)
+        details = Details(environment, depth, captures, lends, needs, detached)
+        self._ask_here(asks_for, class_id, asked, wanted, details, for_actor, allowed=True)
         self._foreign[asks_for, class_id] = (number, wanted, -1, False)
         self._asked_now[asks_for, class_id] = None
 

@@ -53,6 +53,8 @@ class Strangers:
                 continue
             try:
                 handler(stranger, *fields)
+            except ValueError as error:
+                log.warning("refused message %d from process %s: %s", code, sender.hex(), error)
             except Exception:
                 log.exception("message %d from process %s could not be handled", code, sender.hex())
 

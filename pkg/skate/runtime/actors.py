@@ -24,6 +24,7 @@ from skate.ids import ActorId, NodeId, ProcessId, manager_of, node_of, object_id
 from skate.runtime.arguments import inlined, pack_arguments
 from skate.runtime.deaths import error_of
 from skate.runtime.objects import pack_error
+from skate.wire import checks
 from skate.wire import messages as m
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class Actors:
     def _constructed(self, worker: ProcessId, actor: ActorId, kept: Any) -> None:
         """The constructor has read its arguments."""
         if kept:
-            self._references.on_kept(kept, worker)
+            self._references.on_kept(checks.refs(kept), worker)
         made = self._made.get(actor)
         if made is not None and not made.spec["max_restarts"]:
             self._let_go_of_arguments(made)

@@ -33,6 +33,7 @@ from skate.runtime.arrivals import Arrivals
 from skate.runtime.large_arguments import LargeArguments
 from skate.store.local import NotHere
 from skate.store.serialization import from_bytes, serialize
+from skate.wire import checks
 from skate.wire import messages as m
 
 if TYPE_CHECKING:
@@ -389,7 +390,7 @@ class Objects:
         self._references.on_borrower_added(identifier, borrower, container)
 
     def _borrow_released(self, borrower: ProcessId, identifier: ObjectId, owed: int, kept: Any) -> None:
-        self._references.on_borrow_released(identifier, borrower, owed, kept or ())
+        self._references.on_borrow_released(identifier, borrower, owed, checks.refs(kept) if kept else ())
 
     def owner_died(self, gone: ProcessId | NodeId) -> None:
         """A process is gone, or a node: borrows of theirs end, what only they knew is lost. Under the lock."""

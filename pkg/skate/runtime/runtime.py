@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from skate._c import clock, refs
+from skate._c.frames import FrameError
 from skate._c.refs import ObjectEntry, ObjectRef
 from skate.config import CORK_SECONDS, GLANCE_SECONDS
 from skate.core import calls, dispatch, references
@@ -31,7 +32,7 @@ from skate.core.copies import TellCopy
 from skate.core.dispatch import Dispatcher
 from skate.core.references import References
 from skate.core.streams import Stream
-from skate.ids import NodeId, ProcessId
+from skate.ids import NodeId, ProcessId, manager_of
 from skate.net.exchange import Place
 from skate.net.mailbox import Mailbox
 from skate.net.pump import Pump
@@ -192,7 +193,18 @@ class Runtime:
 
     def handle(self, message: Any, handler: Handler) -> None:
         """`handler(sender, *fields)` is called under the lock for each such message."""
-        self._handlers[message.code] = handler
+        trusted = m.SAID_BY.get(message)
+        self._handlers[message.code] = handler if trusted is None else self._from_node(handler, trusted)
+
+    def _from_node(self, handler: Handler, own: bool) -> Handler:
+        """Refuses what only a node manager says, this process's own or any, from everybody else."""
+
+        def handle(sender: ProcessId, *fields: Any) -> None:
+            if sender != (self.node if own else manager_of(sender)):
+                raise FrameError("only a node manager says that")
+            handler(sender, *fields)
+
+        return handle
 
     def post(self, to: ProcessId, message: Any) -> None:
         """Queues a message; it leaves with the next flush. Under the lock."""
@@ -217,6 +229,8 @@ class Runtime:
                 continue
             try:
                 handler(sender, *fields)
+            except FrameError as error:
+                log.warning("refused message %d from process %s: %s", code, sender.hex(), error)
             except Exception:
                 log.exception("message %d from process %s could not be handled", code, sender.hex())
 

@@ -25,6 +25,7 @@ from skate.runtime.deaths import crash_of
 from skate.runtime.objects import pack_error
 from skate.runtime.streams import ObjectRefGenerator
 from skate.store.serialization import from_bytes
+from skate.wire import checks
 from skate.wire import messages as m
 from skate.wire.messages import SCHEMAS
 
@@ -294,7 +295,7 @@ class Submission:
         """
         if worker in self._closed or self._references.has_died(worker):
             return
-        for index, (state, _, contents) in enumerate(values, first):
+        for index, (state, _, contents) in enumerate(checks.values(values), first):
             if contents:  # they were registered in our name
                 self._references.unpin(self._references.hold_contents(contents))
             if state == STORED:

@@ -853,3 +853,29 @@ class ReleaseBorrow(NamedTuple):
     object: ObjectId
     owed: int
     kept: Plain  # None, or [object id, …]
+
+
+#: what only a node manager says to a process -> whether only its own does (who ends, who is dead, what it asked)
+SAID_BY: dict[type[Any], bool] = {
+    Registered: True,
+    ProcessDied: True,
+    NodeDied: True,
+    HeadBack: True,
+    Left: True,
+    StateReply: True,
+    StoreReply: True,
+    StoreWarning: True,
+    ExitIfUnused: True,
+    Resume: True,
+    LeaseGranted: False,
+    LeasesFailed: False,
+    ReclaimLease: False,
+    Infeasible: False,
+    Unschedulable: False,
+    Log: False,
+    ActorState: False,
+    GroupState: False,
+    LateAnswer: False,
+    BecomeActor: False,
+    EndActor: False,
+}
