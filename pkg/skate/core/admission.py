@@ -170,8 +170,8 @@ class Admission:
             fetching.note_fetched(request)
 
     def _forget_if_over(self, request: LeaseRequest) -> None:
-        """A request for tasks with large arguments goes when nothing is wanted or held for them."""
-        if not request.brief or request.wanted or request.reserved or request.held:
+        """A request for tasks goes when nothing is wanted or held for them."""
+        if request.for_actor or request.wanted or request.reserved or request.held:
             return
         if self.requests.get((request.owner, request.class_id)) is request:
             self._table.drop((request.owner, request.class_id))
@@ -244,7 +244,7 @@ class Admission:
         if worker.lease is not None:
             self._end(worker.lease)
         elif worker in self._idle.get(worker.environment, ()):
-            self._idle[worker.environment].remove(worker)
+            self._take_idle(worker)
 
     def worker_blocked(self, lease_id: int) -> None:
         self._news = True
@@ -419,7 +419,7 @@ class Admission:
             at = worker.idle_since + IDLE_SECONDS
             if at <= now:
                 worker.retiring = True
-                self._idle[worker.environment].remove(worker)
+                self._take_idle(worker)
                 self._effects.append(RetireWorker(worker.id))
             elif due is None or at < due:
                 due = at
@@ -634,7 +634,7 @@ class Admission:
                 self._effects.append(Reclaim(lease))
 
     def _match_workers(self) -> None:
-        for environment, waiting in self._waiting.items():
+        for environment, waiting in list(self._waiting.items()):
             idle = self._idle.get(environment)
             while waiting and idle:
                 lease = waiting.popleft()
@@ -643,6 +643,10 @@ class Admission:
                 worker.lease = lease
                 lease.worker = worker
                 self._effects.append(Grant(lease))
+            if not waiting:
+                del self._waiting[environment]
+            if idle is not None and not idle:
+                del self._idle[environment]
 
     def _start_workers(self) -> None:
         starting = sum(self._starting.values())
@@ -658,20 +662,26 @@ class Admission:
         """Ends idle workers of jobs whose drivers are gone."""
         if not self._left_jobs:
             return
-        for environment, idle in self._idle.items():
-            if environment[0] in self._left_jobs:
-                for worker in idle:
-                    del self.workers[worker.id]
-                    self._effects.append(KillWorker(worker.id, "its driver is gone"))
-                idle.clear()
+        for environment in [environment for environment in self._idle if environment[0] in self._left_jobs]:
+            for worker in self._idle.pop(environment):
+                del self.workers[worker.id]
+                self._effects.append(KillWorker(worker.id, "its driver is gone"))
 
     def _started(self, environment: Environment) -> None:
         """One of the workers that were starting is ready, or has failed."""
-        self._starting[environment] = max(0, self._starting.get(environment, 0) - 1)
+        left = self._starting.pop(environment, 0) - 1
+        if left > 0:
+            self._starting[environment] = left
 
     def _set_idle(self, worker: PoolWorker, now: float) -> None:
         worker.idle_since = now
         self._idle.setdefault(worker.environment, []).append(worker)
+
+    def _take_idle(self, worker: PoolWorker) -> None:
+        idle = self._idle[worker.environment]
+        idle.remove(worker)
+        if not idle:
+            del self._idle[worker.environment]
 
     def _end(self, lease: NodeLease) -> None:
         del self.leases[lease.id]
@@ -686,8 +696,7 @@ class Admission:
             self._waiting[lease.request.environment].remove(lease)
         else:
             self._table.count(lease.request, held=-1)
-        if lease.request.brief:
-            self._forget_if_over(lease.request)
+        self._forget_if_over(lease.request)
 
     # --------------------------------------------------------------------------------------------------- reports
 
@@ -722,9 +731,14 @@ class Admission:
                 raise AssertionError(f"worker {worker.id.hex()} stands in {places} places")
 
     def _check_tables(self) -> None:
-        """What is kept so that nobody need look for it is what there is to find."""
+        """What is kept so that nobody need look for it is what there is to find, and nothing of what is over."""
         requests, leases = self.requests, self.leases
         self._table.check()
+        if not all(self._idle.values()) or not all(self._starting.values()):
+            raise AssertionError(f"no worker idle or starting: {self._idle}, {self._starting}")
+        for request in requests.values():
+            if not (request.for_actor or request.wanted or request.reserved or request.held):
+                raise AssertionError(f"{request} wants and has nothing")
         held = {lease.id: lease for has in self._table.owners.values() for lease in has.leases.values()}
         for table, kept, there in (
             ("leases of owners", held, leases),

@@ -210,6 +210,14 @@ class Shares:
                     self._to_split[owner, class_id] = split
             self._forget_if_over(split)
 
+    def over_here(self, owner: ProcessId, class_id: int) -> None:
+        """Of what the owner wants, nothing waits on this node any more, and nothing has a worker here."""
+        split = self.splits.get((owner, class_id))
+        mine = None if split is None else split.shares.get(self._me)
+        if split is not None and mine is not None:
+            mine.waiting = mine.reserved = 0
+            self._forget_if_over(split)
+
     def actor_placed(self, actor: ProcessId) -> None:
         """A node has a worker for the actor."""
         split = self.splits.get((actor, 0))
@@ -217,12 +225,13 @@ class Shares:
             split.leaves = None
 
     def _forget_if_over(self, split: Split) -> None:
-        """A split of tasks with large arguments is over when nothing of it waits anywhere."""
+        """A split of tasks is over when nothing of it waits anywhere. (That of an actor lives with it.)"""
         key = split.owner, split.class_id
-        if split.near is None or key in self._to_split or split.lost or self.splits.get(key) is not split:
+        if split.for_actor or key in self._to_split or split.lost or self.splits.get(key) is not split:
             return
+        brief = split.near is not None
         if not any(
-            share.waiting or ((share.reserved or share.held) and node != self._me)
+            share.waiting or ((share.reserved or share.held) and not (brief and node == self._me))
             for node, share in split.shares.items()
         ):
             self._drop(key)

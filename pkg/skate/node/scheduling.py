@@ -382,6 +382,8 @@ class NodeScheduling:
         asked, self._asked_now = self._asked_now, {}
         for key in {**asked, **dict.fromkeys(self._admission.take_news())}:
             if key not in self._foreign:
+                if key not in self._admission.requests:
+                    self.shares.over_here(*key)
                 continue
             number, *told = self._foreign[key]
             stands = self._standing(*key)
