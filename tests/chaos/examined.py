@@ -23,7 +23,7 @@ def prepare() -> None:
     """From here on this process starts node managers that can be examined."""
     from skate.driver import nodes
 
-    start = "from skate.node.main import main; main()"
+    start = "from skate.node.main import"
     assert start in nodes._BOOT
     nodes._BOOT = nodes._BOOT.replace(start, f"from chaos.examined import install; install(); {start}")
 
