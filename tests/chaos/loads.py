@@ -255,6 +255,10 @@ class Streams(Load):
                 if number != end and self.expect(generator.completed(), lambda _: True):
                     raise Failure(f"a generator ended before {number}, not {end}") from None
                 return
+            if number == end:  # what comes after all values can only be the error that ended it
+                self.half_read.remove(half_read)
+                self.fails(ref, lambda _: False)
+                return
             expected: Any = number
             if large:
                 expected = partial(is_filled, number % 251)
@@ -265,8 +269,6 @@ class Streams(Load):
                 self.half_read.remove(half_read)
                 return
             number = half_read[1] = number + 1
-            if number > end:
-                raise Failure(f"a generator yields {number - 1}, and was to end before {end}")
 
     def gathered(self) -> None:
         ref = count_up.options(num_returns="dynamic").remote(7, 4, 0, self.random.random() < 0.5)
