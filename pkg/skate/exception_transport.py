@@ -30,12 +30,14 @@ class Dumped(NamedTuple):
 
     data: bytes | None  #: None where not even the class could be pickled
     note: str  #: what was left behind and why; empty when all of it travels
+    refs: tuple[Any, ...] = ()  #: the ObjectRefs inside
 
 
 def dump(exc: BaseException) -> Dumped:
     """Pickle `exc` whole, else without the attributes that cannot be pickled, else not at all."""
     try:
-        return Dumped(_pickle(exc), "")
+        data, refs = _pickle(exc)
+        return Dumped(data, "", refs)
     except Exception as whole_error:
         return _dump_what_travels(exc, whole_error)
 
@@ -122,8 +124,16 @@ def pickles_as_usual(cls: type) -> bool:
 
 @cache
 def _pickler_class() -> type:
+    from skate._c.refs import ObjectRef  # which imports this module
+
     class ExceptionPickler(dependencies.cloud_pickler()):
+        def __init__(self, file: io.BytesIO) -> None:
+            super().__init__(file, protocol=5)
+            self.refs: list[ObjectRef] = []
+
         def reducer_override(self, obj: Any) -> Any:
+            if type(obj) is ObjectRef:
+                self.refs.append(obj)
             if isinstance(obj, BaseException) and pickles_as_usual(type(obj)):
                 return reduce(obj)
             return super().reducer_override(obj)
@@ -131,10 +141,12 @@ def _pickler_class() -> type:
     return ExceptionPickler
 
 
-def _pickle(value: object) -> bytes:
+def _pickle(value: object) -> tuple[bytes, tuple[Any, ...]]:
+    """(the pickle, the ObjectRefs inside)."""
     file = io.BytesIO()
-    _pickler_class()(file, protocol=5).dump(value)
-    return file.getvalue()
+    pickler = _pickler_class()(file)
+    pickler.dump(value)
+    return file.getvalue(), tuple(pickler.refs)
 
 
 def _dump_what_travels(exc: BaseException, whole_error: Exception) -> Dumped:
@@ -143,10 +155,10 @@ def _dump_what_travels(exc: BaseException, whole_error: Exception) -> Dumped:
     try:
         args = tuple(_argument_or_repr(index, arg, lost) for index, arg in enumerate(_native_args(exc)))
         own, members = ({k: v for k, v in part.items() if _travels(k, v, lost)} for part in _state(exc))
-        data = _pickle(_Rebuilt(type(exc), args, (own, members)))
+        data, refs = _pickle(_Rebuilt(type(exc), args, (own, members)))
     except Exception as class_error:
         return Dumped(None, f"{_describe(whole_error)}; without its attributes: {_describe(class_error)}")
-    return Dumped(data, "left behind: " + "; ".join(lost) if lost else _describe(whole_error))
+    return Dumped(data, "left behind: " + "; ".join(lost) if lost else _describe(whole_error), refs)
 
 
 class _Rebuilt:

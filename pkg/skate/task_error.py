@@ -215,14 +215,18 @@ class TaskError(SkateError):
         fields = {name: value for name, value in vars(self).items() if name not in ("cause", "_cause_pickle")}
         forwarded = getattr(self, "_cause_pickle", None)
         if forwarded is not None:  # it could not be loaded here; the next process may have the class
-            return _load_task_error, (fields, forwarded, str(self.cause))
+            data, refs = forwarded
+            return _load_task_error, (fields, data, str(self.cause), refs)
         dumped = exception_transport.dump(self.cause)
         if dumped.note:
             fields["note"] = dumped.note
-        return _load_task_error, (fields, dumped.data, dumped.note)
+        return _load_task_error, (fields, dumped.data, dumped.note, dumped.refs)
 
 
-def _load_task_error(fields: dict[str, Any], cause_pickle: bytes | None, note: str) -> TaskError:
+def _load_task_error(
+    fields: dict[str, Any], cause_pickle: bytes | None, note: str, refs: tuple[Any, ...]
+) -> TaskError:
+    """`refs` are those in `cause_pickle`: in a process that cannot load that they live as long as the error does."""
     error = TaskError.__new__(TaskError)
     vars(error).update(fields)
     if cause_pickle is None:
@@ -236,7 +240,7 @@ def _load_task_error(fields: dict[str, Any], cause_pickle: bytes | None, note: s
             reason = f"{type(load_error).__name__}: {load_error}"
             error.note = f"it could not be unpickled in this process ({reason})"
             error.cause = UnserializableException(f"{_summary(error.traceback_str)} ({error.note})")
-            vars(error)["_cause_pickle"] = cause_pickle
+            vars(error)["_cause_pickle"] = cause_pickle, refs
     error.args = error.cause.args
     return error
 

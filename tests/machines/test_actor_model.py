@@ -88,6 +88,8 @@ class World(RuleBasedStateMachine):
         self.runs: dict[bytes, int] = {}
         self.attempts: dict[bytes, int] = {}
         self.ended: dict[bytes, str] = {}
+        #: calls with an argument that has not come; also of those that have ended meanwhile
+        self.unready: list[tuple[Caller, OwnedTask]] = []
 
     # ------------------------------------------------------------------------------------------------ effects
 
@@ -249,8 +251,13 @@ class World(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------------------------- calling
 
     @precondition(lambda self: set(self.actors) - self.released)
-    @rule(data=st.data(), who=st.sampled_from(CALLERS), ready=st.booleans())
-    def submit(self, data: Any, who: ProcessId, ready: bool) -> None:
+    @rule(
+        data=st.data(),
+        who=st.sampled_from(CALLERS),
+        arguments=st.sampled_from(["there", "to come", "failed"]),
+    )
+    def submit(self, data: Any, who: ProcessId, arguments: str) -> None:
+        """An argument may have failed before the call is made: it ends before what the line decides is carried out."""
         actor = data.draw(st.sampled_from(sorted(set(self.actors) - self.released)))
         caller = self.callers[who]
         line = caller.calls.line_of(actor)
@@ -261,26 +268,30 @@ class World(RuleBasedStateMachine):
             TaskId(who + (1000 + caller.serial).to_bytes(8, "big")), METHOD, line, options, b"", None, (), []
         )
         caller.tasks[task.id] = task
-        life = caller.calls.call_submitted(line, task, ready)
+        life = caller.calls.call_submitted(line, task, arguments == "there")
         if life is not None:
             self.do_PushTasks(caller, PushTasks(life, [task]))
+        if arguments == "failed":
+            self.withdraw(caller, task)
+        elif arguments == "to come":
+            self.unready.append((caller, task))
         self.act()
 
-    def unready(self) -> list[tuple[Caller, OwnedTask]]:
-        return [
-            (caller, task)
-            for caller in self.callers.values()
-            for task in caller.tasks.values()
-            if task.state == 0
-        ]
-
-    @precondition(lambda self: self.unready())
-    @rule(data=st.data(), withdraw=st.booleans())
-    def argument_comes(self, data: Any, withdraw: bool) -> None:
-        caller, task = data.draw(st.sampled_from(self.unready()))
-        if withdraw:
-            caller.calls.call_withdrawn(task.queue, task)
+    def withdraw(self, caller: Caller, task: OwnedTask) -> None:
+        if caller.calls.call_withdrawn(task.queue, task):  # type: ignore[arg-type]
             self.end(caller, task, "withdrawn")
+
+    @precondition(lambda self: self.unready)
+    @rule(data=st.data(), withdraw=st.booleans(), at_once=st.booleans())
+    def argument_comes(self, data: Any, withdraw: bool, at_once: bool) -> None:
+        """Or fails, perhaps while it is being carried out that its actor is dead."""
+        caller, task = data.draw(st.sampled_from(self.unready))
+        self.unready.remove((caller, task))
+        if withdraw and not at_once and task.id not in self.ended:
+            caller.calls.actor_state(task.queue.actor, DEAD, None, killed_by("test"), self.now)  # type: ignore[union-attr]
+            self.directory.killed(task.queue.actor, True, "test")  # type: ignore[union-attr]
+        if withdraw:
+            self.withdraw(caller, task)
         else:
             caller.calls.call_ready(task.queue, task)
         self.act()
@@ -457,8 +468,9 @@ class World(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When nothing new happens, every call ends."""
         for _ in range(10_000):
-            for caller, task in self.unready():
+            for caller, task in self.unready:
                 caller.calls.call_ready(task.queue, task)
+            self.unready.clear()
             self.act()
             busy = [key for key, queue in self.links.items() if queue]
             if busy:

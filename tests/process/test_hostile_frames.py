@@ -187,7 +187,7 @@ def whole_messages(runtime: Any) -> list[bytes]:
             m.PushTask(task, task, b"junk", value, -3, -1, "", -1),
             m.TaskDone(task, -1, value, value),
             m.TasksReturned(99, value),
-            m.ObjectReady(thing, 99, value),
+            m.ObjectReady(thing, 99, value, None),
             m.ReleaseBorrow(thing, -7, value),
         ]
     found += [

@@ -41,7 +41,7 @@ class WatchActor(NamedTuple):
 
 
 class FailCalls(NamedTuple):
-    """Effect: these calls never left, and never will."""
+    """Effect: these calls never left, and never will. They are DONE: whatever becomes of their arguments meanwhile."""
 
     line: ActorLine
     calls: list[OwnedTask]
@@ -167,7 +167,7 @@ class Calls(Machine):
                 return life
             call.state = QUEUED
         if line.state == DEAD or (line.state == RESTARTING and call.retries_left == 0):
-            self._effects.append(FailCalls(line, [call]))
+            self._fail(line, [call])
             return None
         line.waiting[call.id] = call
         if line.state == AWAITED:
@@ -182,10 +182,14 @@ class Calls(Machine):
             call.state = QUEUED
             self._feed(line)
 
-    def call_withdrawn(self, line: ActorLine, call: OwnedTask) -> None:
-        """A call that has not left ends without being made: an argument has failed."""
-        if line.waiting.pop(call.id, None) is not None:
-            self._feed(line)
+    def call_withdrawn(self, line: ActorLine, call: OwnedTask) -> bool:
+        """An argument has failed: a call that has not left ends without being made. False if it has ended already."""
+        if call.state == DONE:
+            return False
+        del line.waiting[call.id]
+        call.state = DONE
+        self._feed(line)
+        return True
 
     def call_done(self, life: Life, call: OwnedTask) -> None:
         """The actor has answered."""
@@ -229,7 +233,7 @@ class Calls(Machine):
         elif state == DEAD and line.waiting:
             calls = list(line.waiting.values())
             line.waiting.clear()
-            self._effects.append(FailCalls(line, calls))
+            self._fail(line, calls)
 
     def tick(self, now: float) -> None:
         """Time has passed: answers that have not come by now will not come."""
@@ -281,6 +285,11 @@ class Calls(Machine):
         self._lose(life, [call for call in calls if call.id not in life.coming])
         if life.in_flight:
             self._late.append((now + LATE, life))
+
+    def _fail(self, line: ActorLine, calls: list[OwnedTask]) -> None:
+        for call in calls:
+            call.state = DONE
+        self._effects.append(FailCalls(line, calls))
 
     def _lose(self, life: Life, calls: list[OwnedTask]) -> None:
         for call in calls:

@@ -14,7 +14,9 @@ Pure: events in (`on_…`, `pin`, `unpin`), effects out through `take_effects`. 
 * A guard may itself live by another guard: a box that came with a task's arguments guards what was found inside. What
   is said to the box's owner about its contents must not be overtaken by somebody else's letting go of the box; so
   before anything is said, this process borrows the box in its own right (`_borrow_directly`).
-* An object that contains refs pins their entries at its owner.
+* An object that contains refs pins their entries at its owner, whether it has a value or has failed. A borrower that is
+  told an error is told the refs inside as well: what fails with that error in turn contains them, too.
+* What a process hands over to itself (a task that it has submitted and runs) is pinned from then on, and nothing else.
 
 Invariants (`check`): an owned entry in the table is held or has a borrower; a borrowed entry in the table is held, or
 its drop is still to be drained; the pins of an object's contents are counted.
@@ -25,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from skate._c.refs import PENDING, Guard, ObjectEntry, forget_if_unheld
+from skate._c.refs import FAILED, PENDING, Guard, ObjectEntry, forget_if_unheld
 from skate.core.machine import Machine
 from skate.ids import NODE_ID_BYTES, NodeId, ObjectId, ProcessId, node_of, owner_of
 
@@ -90,10 +92,15 @@ class References(Machine):
         return entry
 
     def borrowed(self, object_id: bytes) -> ObjectEntry:
-        """The entry of an object that may be another process's; made where it is not known yet."""
+        """The entry of an object that may be another process's; made where it is not known yet.
+
+        One of this process that it does not know was freed, so it has failed: nobody would ever give it a value.
+        """
         entry = self.entries.get(object_id)
         if entry is None:
             entry = ObjectEntry(object_id, self.home, owned=owner_of(object_id) == self.me)
+            if entry.owned:
+                entry.state = FAILED
             self.entries[object_id] = entry
         return entry
 
@@ -102,7 +109,12 @@ class References(Machine):
             entry.pins += 1
 
     def unpin(self, entries: Iterable[ObjectEntry]) -> None:
+        """Lets go of what was pinned. Once too often, and somebody else's pin would go: so that is refused."""
         for entry in entries:
+            if entry.pins <= 0:
+                raise RuntimeError(
+                    f"{entry} is let go of once more than it was pinned: an error inside skate"
+                )
             entry.pins -= 1
             if entry.pins == 0 and entry.handles == 0:
                 self.on_dropped(entry)
@@ -112,6 +124,9 @@ class References(Machine):
         if entry.owned:
             self._free_if_unused(entry)
         elif forget_if_unheld(self.entries, entry):
+            contents, entry.contents = entry.contents, None
+            if contents:
+                self.unpin(contents)
             kept = self.end_guard(entry)
             if kept and entry.owed == 0 and entry.guard is not None:
                 self._tell_voucher(entry.guard, entry.id, self.me)
@@ -141,17 +156,33 @@ class References(Machine):
         """An owned object has its value now, with refs to `contents` inside: [(object id, via), …].
 
         `via` says by what right this process holds an inner ref: None, the sender registered it as borrower; empty, it
-        held it already; an object id, it holds it through that object, which it holds.
+        held it already; an object id, it holds it through that object, which it holds; its own id, it was the sender.
         """
         if contents:
             entry.contents = self.hold_contents(contents)
         if entry.abandoned:
             self._free_if_unused(entry)
 
+    def on_borrowed_error(self, entry: ObjectEntry, contents: Iterable[bytes]) -> None:
+        """A borrowed object has failed, with refs to `contents` in its error: they live by it."""
+        entry.contents = self.hold_contents([(object_id, entry.id) for object_id in contents])
+
+    def refuse_contents(self, contents: Iterable[tuple[bytes, bytes | None]]) -> None:
+        """A value that came with these inside is not wanted: this process was registered, and lets go."""
+        self.unpin(self.hold_contents(contents))
+
+    @staticmethod
+    def contents_of(entry: ObjectEntry) -> list[tuple[bytes, bytes | None]] | None:
+        """[(object id, via), …] for another object of this process that gets the same value or error."""
+        return [(inner.id, b"") for inner in entry.contents] if entry.contents else None
+
     def hold_contents(self, contents: Iterable[tuple[bytes, bytes | None]]) -> list[ObjectEntry]:
         held = []
         for object_id, via in contents:
             inner = self.borrowed(object_id)
+            if via == self.me:  # pinned since `hand_over`
+                held.append(inner)
+                continue
             inner.pins += 1
             if inner.owned:
                 pass
@@ -172,6 +203,10 @@ class References(Machine):
         What `to` itself lent through a guard needs no registration: it holds that until this process says it is done.
         The effects go out before the value does.
         """
+        if to == self.me:
+            held = [self.borrowed(entry.id) for entry in contents]
+            self.pin(held)
+            return [(entry.id, self.me) for entry in held]
         sent: list[tuple[bytes, bytes | None]] = []
         for entry in contents:
             via: bytes | None = None

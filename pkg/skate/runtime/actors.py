@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from skate._c import refs
 from skate._c.clock import monotonic
 from skate._c.refs import FAILED, INLINE, ObjectEntry, ObjectRef, Waiter, watch
 from skate.core.actors import ALIVE, DEAD, PENDING, RESTARTING, killed_by
@@ -23,7 +24,7 @@ from skate.core.tasks import Function, OwnedTask
 from skate.ids import ActorId, NodeId, ProcessId, manager_of, node_of, object_id, owner_of
 from skate.runtime.arguments import inlined, pack_arguments
 from skate.runtime.deaths import error_of
-from skate.runtime.objects import pack_error
+from skate.runtime.objects import pack_failure
 from skate.wire import checks
 from skate.wire import messages as m
 
@@ -210,15 +211,26 @@ class Actors:
         dependencies = made.dependencies
         for entry in dependencies or ():
             if entry.state == FAILED:
+                self._add_contents(actor, self._references.contents_of(entry))
                 post(node, m.MakeActor(actor, None, entry.value or b""))
                 return
         values = inlined(dependencies) if dependencies else None
         post(node, m.MakeActor(actor, made.spec | {"dependencies": values}, b""))
 
-    def _constructed(self, worker: ProcessId, actor: ActorId, kept: Any) -> None:
+    def _add_contents(self, actor: ActorId, contents: Any) -> None:
+        """The refs inside what the actor failed with live by its token: so whoever may fail with that has them."""
+        token = self._references.entries.get(token_of(actor))
+        if token is not None and token.contents is not None and contents:
+            token.contents += self._references.hold_contents(contents)
+        elif contents:
+            self._references.refuse_contents(contents)
+
+    def _constructed(self, worker: ProcessId, actor: ActorId, kept: Any, contents: Any) -> None:
         """The constructor has read its arguments."""
         if kept:
             self._references.on_kept(checks.refs(kept), worker)
+        if contents:
+            self._add_contents(actor, checks.refs(contents))
         made = self._made.get(actor)
         if made is not None and not made.spec["max_restarts"]:
             self._let_go_of_arguments(made)
@@ -375,7 +387,14 @@ class Actors:
                 self.calls.calls_again(effect.line, again)
 
     def _fail(self, line: ActorLine, calls: list[OwnedTask]) -> None:
-        if calls:
-            error = pack_error(error_of(line))
-            for call in calls:
-                self._runtime.submission.finish(call, FAILED, error)
+        if not calls:
+            return
+        token = self._references.entries.get(token_of(line.actor))
+        before = refs.unpickling_under(None if token is None or token.owned else token)
+        try:
+            _, error, inside = pack_failure(error_of(line))
+        finally:
+            refs.unpickling_under(before)
+        contents: list[tuple[bytes, bytes | None]] = [(ref.entry.id, b"") for ref in inside]
+        for call in calls:
+            self._runtime.submission.finish(call, error, contents)

@@ -168,7 +168,7 @@ class Groups:
         dispatcher = self._runtime.dispatcher
         queue = dispatcher.queue_numbered(class_id)
         for task in [] if queue is None else dispatcher.unschedulable(queue):
-            submission.finish(task, FAILED, packed)
+            submission.finish(task, packed)
 
 
 def removed_error(group: str) -> TaskPlacementGroupRemoved:

@@ -45,9 +45,15 @@ log = logging.getLogger("skate")
 IMMUTABLE = frozenset({int, float, bool, type(None), str, bytes, complex})
 
 
+def pack_failure(error: BaseException) -> tuple[int, bytes, list[ObjectRef]]:
+    """An exception as a value of a call: (FAILED, packed, refs inside)."""
+    packed = serialize(error, "the exception", "exception")
+    return FAILED, to_bytes(packed), packed.refs
+
+
 def pack_error(error: BaseException) -> bytes:
-    """An exception as the value of a FAILED object."""
-    return to_bytes(serialize(error, "the exception", "exception"))
+    """An exception of skate's own, with no refs inside, as the value of a FAILED object."""
+    return pack_failure(error)[1]
 
 
 def wake(ready: asyncio.Future[None]) -> None:
@@ -128,7 +134,7 @@ class Objects:
         if waiter.failed:
             for ref in wanted:
                 if ref.entry.state == FAILED:
-                    self.raise_error(ref.entry)
+                    self.value(ref.entry)
         return [self.value(ref.entry, True, deadline) for ref in wanted]
 
     def wait(
@@ -199,8 +205,6 @@ class Objects:
         """
         if entry.literal is not NOTHING:
             return entry.literal
-        if entry.state == FAILED:
-            self.raise_error(entry)
         if entry.owned:
             return self._load(entry, block, deadline)
         before = refs.unpickling_under(entry)
@@ -221,6 +225,8 @@ class Objects:
             raise ObjectLostError(identifier, why="its bytes are not in the store any more.") from None
 
     def _load(self, entry: ObjectEntry, block: bool, deadline: Any) -> Any:
+        if entry.state == FAILED:
+            self._raise_error(entry)
         if entry.state == STORED:
             return self.stored(entry.id, deadline) if block else self._runtime.store.get_here(entry.id)
         value = unpack(entry.value)
@@ -228,8 +234,7 @@ class Objects:
             entry.literal = value
         return value
 
-    def raise_error(self, entry: ObjectEntry) -> None:
-        """Raises what the object failed with."""
+    def _raise_error(self, entry: ObjectEntry) -> None:
         if entry.value is None:
             raise ReferenceCountingAssertionError(entry.id)
         error = from_bytes(entry.value)
@@ -370,18 +375,24 @@ class Objects:
         entry = self._references.entries.get(identifier)
         if entry is None:
             error = pack_error(ReferenceCountingAssertionError(identifier))
-            self._runtime.post(borrower, m.ObjectReady(identifier, FAILED, error))
+            self._runtime.post(borrower, m.ObjectReady(identifier, FAILED, error, None))
             return
 
         def tell(_: Waiter | None = None) -> None:
-            self._runtime.post(borrower, m.ObjectReady(identifier, entry.state, entry.value))
+            inside = entry.contents if entry.state == FAILED else None
+            contents = [inner.id for inner in inside] if inside else None
+            self._runtime.post(borrower, m.ObjectReady(identifier, entry.state, entry.value, contents))
 
         if self.when_ready([entry], tell):
             tell()
 
-    def _answered(self, _: ProcessId, identifier: ObjectId, state: int, value: Any) -> None:
+    def _answered(
+        self, _: ProcessId, identifier: ObjectId, state: int, value: Any, contents: list[bytes] | None
+    ) -> None:
         entry = self._references.entries.get(identifier)
         if entry is not None and entry.state == PENDING:
+            if contents and not entry.owned:
+                self._references.on_borrowed_error(entry, contents)
             self.settle(entry, state, value)
 
     def _borrower_added(

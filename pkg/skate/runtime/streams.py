@@ -79,9 +79,11 @@ class Streams:
 
         What came before an error stays, and the error is in the last ref. `answered`: it has run.
         """
-        failed = value[0] == FAILED
-        if failed and (answered or stream.received or not stream.gathers):
-            self._append(stream, FAILED, value[1], None)
+        state, packed, inside = value
+        if state == FAILED and (answered or stream.received or not stream.gathers):
+            self._append(stream, FAILED, packed, inside)
+            if inside:  # and inside of what the stream's own ref becomes
+                value = (state, packed, [(inner, b"") for inner, _ in inside])
         stream.ended = True
         if stream.expected is not None:  # who waits for it sees that the stream has ended
             last, stream.expected = stream.expected, None

@@ -159,9 +159,8 @@ class Submission:
     def _arguments_ready(self, task: OwnedTask, _: Any = None) -> None:
         for entry in task.dependencies or ():
             if entry.state == FAILED:
-                if type(task.queue) is ActorLine:
-                    self._calls.call_withdrawn(task.queue, task)
-                self.finish(task, FAILED, entry.value)
+                if type(task.queue) is not ActorLine or self._calls.call_withdrawn(task.queue, task):
+                    self.finish(task, entry.value, self._references.contents_of(entry))
                 return
         if type(task.queue) is ActorLine:
             self._calls.call_ready(task.queue, task)
@@ -251,6 +250,8 @@ class Submission:
         del self.tasks[task.id]
         if task.stream is not None:
             values = [self._runtime.streams.ended(task.stream, values[0], True)]
+        if len(values) > len(task.returns):  # the error of one without a return value
+            self._refuse(values[len(task.returns) :])
         for index, entry in enumerate(task.returns):
             state, value, contents = values[
                 index
@@ -295,19 +296,23 @@ class Submission:
         """
         if worker in self._closed or self._references.has_died(worker):
             return
-        for index, (state, _, contents) in enumerate(checks.values(values), first):
-            if contents:  # they were registered in our name
-                self._references.unpin(self._references.hold_contents(contents))
+        self._refuse(checks.values(values))
+        for index, (state, _, _) in enumerate(values, first):
             if state == STORED:
                 self._runtime.copies.discard(object_id(TaskId(task_id), index), worker)
 
     def _take_back(self, task: OwnedTask, worker: ProcessId, values: Any) -> None:
         """The task is tried again: what it made before its error is nobody's. Under the lock."""
-        for entry, (state, _, contents) in zip(task.returns, values, strict=False):
-            if contents:
-                self._references.unpin(self._references.hold_contents(contents))
+        self._refuse(values)
+        for entry, (state, _, _) in zip(task.returns, values, strict=False):
             if state == STORED:
                 self._runtime.copies.drop_unanswered(entry.id, worker)
+
+    def _refuse(self, values: Any) -> None:
+        """Values that nobody will have: what is inside was registered in this process's name."""
+        for _, _, contents in values:
+            if contents:
+                self._references.refuse_contents(contents)
 
     def _wants_retry(self, task: OwnedTask, packed: bytes) -> bool:
         wanted = task.options.retry_exceptions
@@ -319,15 +324,17 @@ class Submission:
         cause = error.task_error.cause if isinstance(error, TaskError) else error
         return isinstance(cause, wanted)
 
-    def finish(self, task: OwnedTask, state: int, value: Any) -> None:
-        """A task that ends without an answer: all its values are `value`. Under the lock."""
-        self.tasks.pop(task.id, None)
-        contents = None
+    def finish(
+        self, task: OwnedTask, error: Any, contents: list[tuple[bytes, bytes | None]] | None = None
+    ) -> None:
+        """A task fails without an answer, with a packed error; `contents` are the refs inside. Under the lock."""
+        del self.tasks[task.id]
+        state = FAILED
         if task.stream is not None:
-            state, value, contents = self._runtime.streams.ended(task.stream, (state, value, None), False)
+            state, error, contents = self._runtime.streams.ended(task.stream, (FAILED, error, contents), False)
         for entry in task.returns:
             if entry.state == PENDING:
-                self._runtime.objects.settle(entry, state, value, contents)
+                self._objects.settle(entry, state, error, contents)
         self._let_go(task)
 
     def free_results(self, task: OwnedTask, worker: ProcessId) -> None:
@@ -368,7 +375,7 @@ class Submission:
         queue = self._dispatcher.queue_numbered(class_id)
         for task in [] if queue is None else self._dispatcher.leases_failed(queue):
             crash = crash_of(f"no task yet (it was to run {task.display_name})", report)
-            self.finish(task, FAILED, pack_error(crash))
+            self.finish(task, pack_error(crash))
 
     def _lease_reclaimed(self, _: ProcessId, lease_id: int) -> None:
         self._dispatcher.lease_reclaimed(lease_id)
@@ -407,4 +414,4 @@ class Submission:
             if task.may_retry():
                 self._dispatcher.task_queued(task, now)
             else:
-                self.finish(task, FAILED, pack_error(crash_of(task.display_name, json.loads(cause))))
+                self.finish(task, pack_error(crash_of(task.display_name, json.loads(cause))))

@@ -446,10 +446,14 @@ class ActorStarted(NamedTuple):
 
 @_message(57)
 class ActorMade(NamedTuple):
-    """To the owner: the constructor is done with its arguments; the actor still holds `kept`, as in TaskDone."""
+    """To the owner: the constructor is done with its arguments; the actor still holds `kept`, as in TaskDone.
+
+    Of an error that it raised (ActorStarted has it), `contents` are the refs inside, as in TaskDone.
+    """
 
     actor: ActorId
     kept: Plain
+    contents: Plain
 
 
 @_message(58)
@@ -835,6 +839,7 @@ class ObjectReady(NamedTuple):
     object: ObjectId
     state: int
     value: Plain
+    contents: Plain  # None, or [object id, …]: of an error, the refs inside
 
 
 @_message(32)

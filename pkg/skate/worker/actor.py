@@ -63,7 +63,7 @@ class HostedActor:
         end of the process cannot be heard of before its reason.
         """
         guards: list[Guard] = []
-        error = b""
+        failure: Any = None
         try:
             cls = self._load()
             args, kwargs = executor.arguments(self, guards)
@@ -72,13 +72,18 @@ class HostedActor:
         except SystemExit:
             raise
         except BaseException as exception:
-            error = executor.packed_error(exception, f"{self.shown}.__init__")
+            failure = executor.packed_error(exception, f"{self.shown}.__init__")
         args, kwargs = (), {}
         executor.flush_output()
         runtime.lock.acquire()
         try:
+            error, contents = b"", None
+            if failure is not None:
+                ((_, error, contents),) = executor.handed_over(self.owner, [failure])
+                failure = None
             kept = executor.end_guards(guards)
-            runtime.post(self.owner, m.ActorMade(self.id, kept))
+            runtime.act()  # who else holds the refs inside must be known before the error is
+            runtime.post(self.owner, m.ActorMade(self.id, kept, contents))
             self._error = error
             self.say_again(runtime)
             runtime.mailbox.flush()
@@ -376,8 +381,6 @@ class EventLoop:
             return
         running.set(pushed)
         guards: list[Guard] = []
-        values: Any = None
-        error = None
         started = clock.monotonic_ns()
         try:
             function = executor.function_of(pushed)
@@ -396,7 +399,7 @@ class EventLoop:
             return
         except BaseException as exception:
             args, kwargs, result = (), {}, None
-            error = executor.packed_error(exception, pushed.name or function.name)
+            values = executor.failed(pushed, exception, pushed.name or function.name)
         finally:
             self._tasks.pop(pushed, None)
             if group.waiting:
@@ -404,7 +407,7 @@ class EventLoop:
                 self._loop.call_soon(self._start, group, group.waiting.popleft(), context=self._context)
             else:
                 group.free += 1
-        executor.answer_at_once(pushed, values, error, guards, clock.monotonic_ns() - started)
+        executor.answer_at_once(pushed, values, guards, clock.monotonic_ns() - started)
 
     def _end(self) -> None:
         """The last handle is gone, or the actor ends itself. From any thread."""

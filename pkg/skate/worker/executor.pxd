@@ -35,6 +35,6 @@ cdef class Executor:
     cpdef flush_output(self)
     cpdef pack(self, Pushed pushed, str name, result)
     cpdef post_answer(self, Pushed pushed, bytes record)
-    cpdef handed_over(self, Pushed pushed, list values)
+    cpdef handed_over(self, owner, list values)
     cpdef end_guards(self, list guards)
     cpdef Loaded function_of(self, Pushed pushed)

@@ -27,7 +27,7 @@ from skate._c.refs import FAILED, INLINE, STORED, Guard, Waiter
 from skate.exceptions import ActorExit, SerializationError, TaskError
 from skate.ids import ProcessId, TaskId, manager_of, object_id
 from skate.runtime.arguments import unpack_arguments
-from skate.runtime.objects import pack_error
+from skate.runtime.objects import pack_failure
 from skate.runtime.runtime import Runtime
 from skate.store.serialization import from_bytes, load_function, serialize
 from skate.wire import messages as m
@@ -349,7 +349,7 @@ class Executor:
         guards: list[Guard] = []
         started = clock.monotonic_ns()
         try:
-            values, error = self.call(function, pushed, guards)
+            values = self.call(function, pushed, guards)
         except SystemExit as request:
             if self.actor is None:
                 raise
@@ -363,7 +363,7 @@ class Executor:
             return True
         runtime.lock.acquire()
         try:
-            self.answer(pushed, values, error, guards, ended - started)
+            self.answer(pushed, values, guards, ended - started)
             values = None
             self._answered += 1
             self._testament.answered(self._answered)
@@ -391,14 +391,14 @@ class Executor:
         running.set(pushed)
         guards: list[Guard] = []
         started = clock.monotonic_ns()
-        values, error = self.call(self._functions[pushed.function], pushed, guards)
+        values = self.call(self._functions[pushed.function], pushed, guards)
         elapsed = clock.monotonic_ns() - started
         self.flush_output()
         if self.withholds:
             return
         runtime.lock.acquire()
         try:
-            self.answer(pushed, values, error, guards, elapsed)
+            self.answer(pushed, values, guards, elapsed)
             if last():
                 runtime.mailbox.flush()
             else:
@@ -421,28 +421,21 @@ class Executor:
         call = self._functions[pushed.function].call
         return inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)
 
-    def answer_at_once(
-        self, pushed: Pushed, values: Any, error: bytes | None, guards: list[Guard], elapsed: int
-    ) -> None:
+    def answer_at_once(self, pushed: Pushed, values: list[Any], guards: list[Guard], elapsed: int) -> None:
         """Answers a call of an actor that runs many at once. Not under the lock."""
         self.flush_output()
         if self.withholds:
             return
         self._runtime.lock.acquire()
         try:
-            self.answer(pushed, values, error, guards, elapsed)
+            self.answer(pushed, values, guards, elapsed)
         finally:
             self._runtime.release()
 
-    def answer(
-        self, pushed: Pushed, values: Any, error: bytes | None, guards: list[Guard], elapsed: int
-    ) -> None:
-        """Posts the answer of a call. Under the lock."""
+    def answer(self, pushed: Pushed, values: list[Any], guards: list[Guard], elapsed: int) -> None:
+        """Posts the answer of a call: its values, or its error as each of them. Under the lock."""
         runtime = self._runtime
-        if error is None:
-            answer = self.handed_over(pushed, values)
-        else:
-            answer = [(FAILED, error, None)] * max(1, pushed.returns)
+        answer = self.handed_over(pushed.owner, values)
         kept = self.end_guards(guards)
         runtime.act()  # who else holds the refs inside must be known before the answer is
         self.post_answer(
@@ -482,8 +475,8 @@ class Executor:
         finally:
             runtime.release()
 
-    def call(self, function: Loaded, pushed: Pushed, guards: list[Guard]) -> tuple[Any, bytes | None]:
-        """(packed values, None), or (None, packed error)."""
+    def call(self, function: Loaded, pushed: Pushed, guards: list[Guard]) -> list[Any]:
+        """The values of a call, packed; or what it raised."""
         name = pushed.name or function.name
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
@@ -494,23 +487,27 @@ class Executor:
                 args, kwargs = self.arguments(pushed, guards)
             result = function.call(*args, **kwargs)
             args, kwargs = (), {}
-            return self.pack(pushed, name, result), None
+            return self.pack(pushed, name, result)
         except SystemExit:
             raise
         except BaseException as exception:
             args, kwargs = (), {}
-            return None, self.packed_error(exception, name)
+            return self.failed(pushed, exception, name)
 
-    def packed_error(self, exception: BaseException, name: str) -> bytes:
+    def failed(self, pushed: Pushed, exception: BaseException, name: str) -> list[Any]:
+        """The values of a call that has raised: the error for each, and one where there are none."""
+        return [self.packed_error(exception, name)] * max(1, pushed.returns)
+
+    def packed_error(self, exception: BaseException, name: str) -> tuple[int, bytes, Any]:
+        """(FAILED, packed, refs inside): an exception of the user's as a value."""
         node = self._runtime.node.hex()[:8]
-        return pack_error(TaskError.from_exception(exception, name, os.getpid(), node))
+        return pack_failure(TaskError.from_exception(exception, name, os.getpid(), node))
 
     def arguments(self, pushed: Any, guards: list[Guard]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) of what `pushed` carries; the refs among them live by the guards that this adds."""
         if not pushed.args:
             return (), {}
-        guard = Guard(pushed.owner)
-        guards.append(guard)
+        guard = self._guard(pushed.owner, b"", guards)
         dependencies: list[Any] = []
         try:
             if pushed.dependencies:
@@ -523,10 +520,22 @@ class Executor:
         finally:
             dependencies.clear()
 
+    def _guard(self, owner: ProcessId, container: bytes, guards: list[Guard]) -> Guard | None:
+        """What refs live by that `owner` sends inside a call's arguments, or in the value of one of them.
+
+        Its own arguments a process finds as any other object: it has them, and what is in them lives by them.
+        """
+        if owner == self._runtime.me:
+            entry = self._runtime.references.entries.get(container)
+            return None if entry is None or entry.owned else entry
+        guard = Guard(owner, container)
+        guards.append(guard)
+        return guard
+
     def _load(self, function: Loaded) -> Any:
         """Unpickles a function; refs in its closure live as long as its exporter keeps them."""
         assert function.pickled is not None
-        before = refs.unpickling_under(Guard(function.owner))
+        before = refs.unpickling_under(self._guard(function.owner, b"", []))
         try:
             call = load_function(function.pickled)
         finally:
@@ -536,9 +545,7 @@ class Executor:
 
     def _dependency(self, owner: ProcessId, item: tuple[bytes, int, Any], guards: list[Guard]) -> Any:
         identifier, state, value = item
-        guard = Guard(owner, identifier)
-        guards.append(guard)
-        refs.unpickling_under(guard)
+        refs.unpickling_under(self._guard(owner, identifier, guards))
         try:
             if state == STORED:
                 return self._runtime.objects.stored(identifier)
@@ -587,11 +594,11 @@ class Executor:
         state, stored = self._runtime.objects.keep(identifier, serialized, pushed.attempt > 0)
         return state, stored, serialized.refs
 
-    def handed_over(self, pushed: Pushed, values: list[Any]) -> list[Any]:
+    def handed_over(self, owner: ProcessId, values: list[Any]) -> list[Any]:
         """The values as a message carries them; the owner is registered with the refs inside. Under the lock."""
         hand_over = self._runtime.references.hand_over
         return [
-            (state, stored, hand_over([ref.entry for ref in inner], pushed.owner) if inner else None)
+            (state, stored, hand_over([ref.entry for ref in inner], owner) if inner else None)
             for state, stored, inner in values
         ]
 

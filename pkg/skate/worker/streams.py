@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from skate._c.clock import monotonic
-from skate._c.refs import FAILED, INLINE, Waiter
+from skate._c.refs import INLINE, Waiter
 from skate.core.streams import ABANDONED, Outgoing
 from skate.ids import NodeId, ProcessId, TaskId
 from skate.runtime.objects import wake
@@ -67,7 +67,7 @@ class Collected:
             log.warning("%s, and then raised %r, which no ref shows", self._asked, error)
             if self.abandoned:
                 return self.values  # it did so on being told to stop
-        failed = (FAILED, self._executor.packed_error(error, self._name), None)
+        failed = self._executor.packed_error(error, self._name)
         return [*self.values, *[failed] * max(1, missing)]
 
     @property
@@ -204,7 +204,7 @@ class Streams:
         now = monotonic()
         runtime.lock.acquire()
         try:
-            ((state, stored, contents),) = executor.handed_over(pushed, [kept])
+            ((state, stored, contents),) = executor.handed_over(pushed.owner, [kept])
             runtime.act()
             executor.post_answer(pushed, encode(m.StreamItem(pushed.task, number, state, stored, contents)))
             runtime.send_soon(now)
