@@ -705,3 +705,35 @@ def test_small_arrays_in_disguise_come_back_as_they_were(array: np.ndarray) -> N
     assert back.flags.f_contiguous == array.flags.f_contiguous
     assert np.array_equal(back, array)
     assert array.size == 0 or not back.flags.writeable
+
+
+def test_a_failure_that_was_told_leaves_no_cycle() -> None:
+    """An exception leads to its frames; a cycle of these with a memoryview is more than CPython clears."""
+
+    class Strided:
+        def __reduce_ex__(self, protocol: int) -> tuple:
+            return bytes, (pickle.PickleBuffer(memoryview(bytearray(100))[::2]),)
+
+    def fail() -> str:
+        try:
+            serialize([1, {"x": Strided()}])
+        except SerializationError as error:
+            return str(error)
+        raise AssertionError("it was serialized")
+
+    text = fail()
+    assert "value[1]['x']" in text
+    assert "not contiguous" in text
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        fail()
+        gc.collect()
+        assert not [
+            found
+            for found in gc.garbage
+            if isinstance(found, (memoryview, pickle.PickleBuffer, BaseException))
+        ]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()

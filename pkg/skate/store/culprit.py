@@ -17,11 +17,10 @@ import dis
 import functools
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from skate._c import plain
 from skate._c.clock import monotonic
-from skate.task_error import drop_tracebacks
 
 #: seconds that the search may take
 BUDGET_S = 2.0
@@ -50,6 +49,7 @@ _HINTS: dict[str, str] = {
     "Task": "An asyncio task belongs to one process: await it and pass the result.",
     "frame": "A frame belongs to one process: format it to text first.",
     "traceback": "A traceback belongs to one process: format it to text first (traceback.format_exc()).",
+    "PickleBuffer": "Its memory is not contiguous: pickle a contiguous copy, say bytes(...) of what it views.",
     "weakref": "A weak reference cannot travel: pass the object itself.",
     "ReferenceType": "A weak reference cannot travel: pass the object itself.",
 }
@@ -117,24 +117,34 @@ class _Search:
         failure = _failure(value)
         if failure is None:  # only together with the rest, say by its sheer depth
             return "it fails only together with what holds it"
-        text = str(failure).strip().splitlines()
-        return f"pickling it raised {type(failure).__name__}" + (f": {text[0].rstrip('.')}" if text else "")
+        return f"pickling it raised {failure.kind}" + (
+            f": {failure.text.rstrip('.')}" if failure.text else ""
+        )
 
 
-def _failure(value: object) -> Exception | None:
+class _Failure(NamedTuple):
+    """What pickling raised, told: the exception leads to frames, and these to it and to memoryviews.
+
+    Such a cycle must not be left to the garbage collector, which CPython lets clear memoryviews that are in use.
+    """
+
+    kind: str
+    text: str  #: its first line
+    too_deep: bool
+
+
+def _failure(value: object) -> _Failure | None:
     try:
         plain.serialize(value)
     except Exception as error:
-        drop_tracebacks(error)  # their frames lead to the caller's, which hold the error
-        return error
+        too_deep = isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError)
+        return _Failure(type(error).__name__, str(error).strip().partition("\n")[0], too_deep)
     return None
 
 
 def _too_deep(value: object) -> bool:
     failure = _failure(value)
-    return isinstance(failure, RecursionError) or isinstance(
-        getattr(failure, "__cause__", None), RecursionError
-    )
+    return failure is not None and failure.too_deep
 
 
 def _parts(part: Part) -> Iterator[Part]:
