@@ -31,6 +31,10 @@ class SerializationError(SkateError, TypeError):
     """A value could not be pickled. The message names the part that failed; `__cause__` is the error."""
 
 
+class FormerSessionError(SkateError, ValueError):
+    """A ref, or the handle of an actor, of a session that was shut down: its value, or the actor, is gone."""
+
+
 class RuntimeEnvSetupError(SkateError):
     """A runtime environment could not be set up."""
 

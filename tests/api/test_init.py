@@ -150,6 +150,52 @@ class TestShutdown:
         del pending
 
 
+class TestFormerSession:
+    """What is left of a session that was shut down is refused where it is used, wherever it stands."""
+
+    def test_refs_are_refused(self, skate_start: Callable[..., object]) -> None:
+        skate_start(num_cpus=1)
+
+        @skate.remote
+        def identity(*args: object, **kwargs: object) -> object:
+            return args
+
+        @skate.remote
+        class Actor:
+            def __init__(self, *args: object) -> None: ...
+
+            def call(self, *args: object) -> None: ...
+
+        old = skate.put(1)
+        skate.shutdown()
+        skate_start(num_cpus=1)
+        actor = Actor.options(num_cpus=0).remote()
+
+        @skate.remote
+        def closure() -> object:
+            return old
+
+        for use in (
+            lambda: identity.remote(old),
+            lambda: identity.remote([{"x": (old,)}]),
+            lambda: identity.remote(x=old),
+            lambda: identity.remote(x=[old]),
+            lambda: identity.remote(lambda: old),
+            lambda: identity.remote(ValueError(old)),
+            lambda: closure.remote(),
+            lambda: skate.put([old]),
+            lambda: Actor.remote(old),
+            lambda: Actor.remote([old]),
+            lambda: actor.call.remote(old),
+            lambda: actor.call.remote([old]),
+            lambda: skate.get(old),
+            lambda: skate.get([skate.put(1), old]),
+            lambda: skate.wait([skate.put(1), old], num_returns=2),
+        ):
+            with pytest.raises(ValueError, match="was shut down"):
+                use()
+
+
 class TestWithoutInit:
     """The first call that needs a runtime starts it."""
 

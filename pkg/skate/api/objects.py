@@ -35,14 +35,14 @@ def get(refs: ObjectRef | list[ObjectRef], *, timeout: float | None = None) -> A
         literal = refs.entry.literal
         if literal is not _refs.NOTHING and refs.entry.home is runtime:
             return literal
-        _check_session(runtime, [refs])
+        _refs.refuse_former([refs])
         return runtime.objects.get([refs], timeout)[0]
     if type(refs) is ObjectRefGenerator:
         return refs
     wanted = _ref_list("get", refs)
     if not wanted:
         return []
-    _check_session(runtime, wanted)
+    _refs.refuse_former(wanted)
     return runtime.objects.get(wanted, timeout)
 
 
@@ -79,7 +79,7 @@ def wait(
     if num_returns > len(wanted):
         raise ValueError(f"wait(): num_returns is {num_returns}, but there are {len(wanted)} refs")
     runtime = require_runtime()
-    _check_session(runtime, wanted)
+    _refs.refuse_former(wanted)
     return runtime.objects.wait(wanted, num_returns, timeout, fetch_local)
 
 
@@ -102,7 +102,7 @@ def _runtime_for(refs: Any) -> Any:
     """Starts skate, unless these are refs of a session that has ended: then they are refused first."""
     for ref in refs if isinstance(refs, list) else [refs]:
         if type(ref) is ObjectRef:
-            _check_session(None, [ref])
+            _refs.refuse_former([ref])
     return require_runtime()
 
 
@@ -119,8 +119,3 @@ def _ref_list(function: str, refs: Any) -> list[ObjectRef]:
             f"{function}() takes ObjectRefs, but item {wrong} is of type {type(item).__name__}: {item!r:.100}"
         )
     return wanted
-
-
-def _check_session(runtime: Any, refs: list[ObjectRef]) -> None:
-    if refs[0].entry.home is not runtime:
-        raise ValueError(f"{refs[0]!r} is of a session that was shut down; its value is gone")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from skate._c import plain
+from skate._c import plain, refs
 from skate._c.plain import register_plain_type, to_bytes
 from skate._c.refs import ObjectEntry, ObjectRef
 from skate.config import INLINE_BYTES
@@ -65,7 +65,8 @@ class _StandIns:
         return plain.compact(value)
 
     def for_ref(self, value: ObjectRef) -> ArgRef:
-        """Stands for the value of a ref."""
+        """Stands for the value of a ref. Raises FormerSessionError."""
+        refs.refuse_former([value])
         return ArgRef(self.entries.setdefault(value.entry, len(self.entries)))
 
     def for_large(self, value: Any) -> Any:

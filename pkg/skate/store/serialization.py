@@ -32,7 +32,7 @@ from skate._c.plain import (
     to_bytes,
     unpack,
 )
-from skate.exceptions import SerializationError
+from skate.exceptions import FormerSessionError, SerializationError
 from skate.store.culprit import explain
 
 __all__ = [
@@ -72,7 +72,7 @@ def serialize(value: object, role: str = "the value", name: str = "value", funct
     """
     try:
         return plain.serialize(value)
-    except MemoryError:
+    except (MemoryError, FormerSessionError):
         raise
     except Exception as error:
         raise _error(role.format(function), value, name, error) from error
@@ -118,7 +118,7 @@ def dump_function(function: Any) -> DumpedFunction:
     name = getattr(function, "__qualname__", repr(function))
     try:
         dumped = plain.dumps_inband(function)
-    except MemoryError:
+    except (MemoryError, FormerSessionError):
         raise
     except Exception as error:
         raise _error(f"the {_kind(function)} {name}", function, name, error) from error

@@ -12,6 +12,12 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcmp, memcpy
 
 from skate._c.plain import note_ref
+from skate.exceptions import FormerSessionError
+
+_FORMER = (
+    "{!r} is of a session that was shut down, and its value is gone with it. Make it again in this session: "
+    "call the function, or put() the value."
+)
 
 cdef enum:
     _PENDING = 0
@@ -194,7 +200,8 @@ cdef class ObjectRef:
         return f"ObjectRef({self.entry.id.hex()})"
 
     def __reduce__(self):
-        note_ref(self)
+        if note_ref(self) and self.entry.home is not _home:
+            raise FormerSessionError(_FORMER.format(self))
         return _rebuild, (self.entry.id,)
 
     def __copy__(self):
@@ -377,6 +384,13 @@ def unwatch(list entries, Waiter waiter):
             entry.waiters = None
         elif type(entry.waiters) is list and waiter in (<list>entry.waiters):
             (<list>entry.waiters).remove(waiter)
+
+
+def refuse_former(list refs):
+    """Raises FormerSessionError where one of the refs is of a session that has ended."""
+    for ref in refs:
+        if (<ObjectRef>ref).entry.home is not _home:
+            raise FormerSessionError(_FORMER.format(ref))
 
 
 def all_refs(list refs):
