@@ -40,12 +40,19 @@ class Task:
     """A task on its way: its owner's record of it, and what its worker is sent."""
 
     def __init__(
-        self, worker: Process, nested: list[ObjectEntry], dependencies: list[ObjectEntry], result: ObjectEntry
+        self,
+        worker: Process,
+        nested: list[ObjectEntry],
+        dependencies: list[ObjectEntry],
+        result: ObjectEntry,
+        retries: int,
     ) -> None:
         self.worker = worker
         self.nested = nested
         self.dependencies = dependencies
         self.result = result
+        #: errors after which it is tried again
+        self.retries = retries
 
 
 class Running:
@@ -106,7 +113,9 @@ class Process:
                 self.send(effect.to, "borrow_released", effect.object, effect.owed, effect.kept)
 
     def send(self, to: ProcessId, *message: Any) -> None:
-        assert to != self.me, f"{message} is for the sender itself"
+        assert to != self.me or message[0] in ("pushed", "task_done", "exported"), (
+            f"{message} is for the sender itself"
+        )
         self.world.send(self.me, to, message)
 
     # -- what programs do
@@ -128,13 +137,21 @@ class Process:
         self.hold(ObjectRef(entry), keep=keep)
 
     def submit(
-        self, worker: Process, nested: list[ObjectRef], dependencies: list[ObjectRef], keep: bool
+        self,
+        worker: Process,
+        nested: list[ObjectRef],
+        dependencies: list[ObjectRef],
+        keep: bool,
+        retries: int = 0,
     ) -> None:
         task_id = self.next_task_id()
         result = self.references.create(object_id(task_id, 0))
         self.hold(ObjectRef(result), keep=keep)
-        task = Task(worker, [ref.entry for ref in nested], [ref.entry for ref in dependencies], result)
+        task = Task(
+            worker, [ref.entry for ref in nested], [ref.entry for ref in dependencies], result, retries
+        )
         self.tasks[task_id] = task
+        self.world.inside[result.id] = [entry.id for entry in task.dependencies]  # it may fail as they do
         self.references.pin(task.nested)
         self.references.pin(task.dependencies)
         self.when_ready(task.dependencies, lambda: self.push(task_id))
@@ -143,6 +160,15 @@ class Process:
         task = self.tasks.get(task_id)
         if task is None:
             return  # its worker died meanwhile
+        for entry in task.dependencies:
+            if entry.state == FAILED:  # it fails in the same way, and never runs
+                del self.tasks[task_id]
+                self.world.inside[task.result.id] = self.world.inside.get(entry.id, [])
+                if not isinstance(entry.value, list):
+                    self.world.lost.add(task.result.id)
+                self.settle(task.result, FAILED, entry.value, self.references.contents_of(entry))
+                self.let_go(task)
+                return
         inline = [(entry.id, entry.state, entry.value) for entry in task.dependencies]
         self.send(task.worker.me, "pushed", task.result.id, [entry.id for entry in task.nested], inline)
 
@@ -168,7 +194,7 @@ class Process:
         entry = ref.entry
         if entry.state == PENDING:
             self.when_ready([entry], lambda: None)
-        elif entry.state == INLINE:
+        elif entry.value is not None and entry.value != "freed":  # a value or an error
             for inner in self.unpickle(entry.value, None if entry.owned else entry):
                 self.hold(inner, keep=keep)
 
@@ -185,13 +211,17 @@ class Process:
         owner, result, nested, dependencies = self.inbox_of_tasks.popleft()
         running = self.running = Running(owner, result)
         for identifier, state, value in dependencies:
-            guard = Guard(owner, identifier)
-            running.guards.append(guard)
+            if owner == self.me:  # as any other object that it reads
+                entry = self.references.entries[identifier]
+                guard = None if entry.owned else entry
+            else:
+                guard = Guard(owner, identifier)
+                running.guards.append(guard)
             if state == INLINE:
                 running.locals += self.unpickle(value, guard)
-        running.locals += self.unpickle(nested, running.guards[0])
+        running.locals += self.unpickle(nested, None if owner == self.me else running.guards[0])
 
-    def end_task(self, result: list[ObjectRef]) -> None:
+    def end_task(self, result: list[ObjectRef], state: int = INLINE) -> None:
         running = self.running
         assert running is not None
         running.locals.clear()
@@ -202,7 +232,7 @@ class Process:
         kept = [item for guard in running.guards for item in self.references.end_guard(guard)]
         self.act()
         answer = [entry.id for entry in inner]
-        self.send(running.owner, "task_done", running.result, answer, contents, kept)
+        self.send(running.owner, "task_done", running.result, state, answer, contents, kept)
         self.running = None
 
     # -- messages
@@ -211,21 +241,28 @@ class Process:
         self.inbox_of_tasks.append((sender, *message))
 
     def on_exported(self, sender: ProcessId, captured: list[bytes]) -> None:
-        self.kept += self.unpickle(captured, Guard(sender))
+        self.kept += self.unpickle(captured, None if sender == self.me else Guard(sender))
 
     def on_task_done(
         self,
         worker: ProcessId,
         result: bytes,
+        state: int,
         value: list[bytes],
         contents: Any,
         kept: list[tuple[bytes, bytes]],
     ) -> None:
-        task = self.tasks.pop(result[:16], None)
+        task = self.tasks.get(result[:16])
         if task is None:
             return
         self.references.on_kept(kept, worker)
-        self.settle(task.result, INLINE, value, contents)
+        if state == FAILED and task.retries:
+            task.retries -= 1
+            self.references.refuse_contents(contents)
+            self.push(TaskId(result[:16]))
+            return
+        del self.tasks[result[:16]]
+        self.settle(task.result, state, value, contents)
         self.let_go(task)
 
     def let_go(self, task: Task) -> None:
@@ -243,18 +280,25 @@ class Process:
     def on_asked(self, borrower: ProcessId, identifier: bytes) -> None:
         entry = self.references.entries.get(identifier)
         if entry is None:
-            self.send(borrower, "answered", identifier, FAILED, "freed")
+            self.send(borrower, "answered", identifier, FAILED, "freed", None)
             return
-        self.when_ready(
-            [entry], lambda: self.send(borrower, "answered", identifier, entry.state, entry.value)
-        )
 
-    def on_answered(self, _: ProcessId, identifier: bytes, state: int, value: Any) -> None:
+        def tell() -> None:
+            inside = [inner.id for inner in entry.contents or ()] if entry.state == FAILED else None
+            self.send(borrower, "answered", identifier, entry.state, entry.value, inside)
+
+        self.when_ready([entry], tell)
+
+    def on_answered(
+        self, _: ProcessId, identifier: bytes, state: int, value: Any, contents: list[bytes] | None
+    ) -> None:
         entry = self.references.entries.get(identifier)
         if entry is not None and entry.state == PENDING:
             assert value != "freed" or not entry.held or identifier in self.world.tainted, (
                 "its owner had freed it"
             )
+            if contents:
+                self.references.on_borrowed_error(entry, contents)
             self.settle(entry, state, value)
 
     def on_borrower_added(
@@ -269,6 +313,7 @@ class Process:
         for task_id, task in list(self.tasks.items()):
             if task.worker.me == process:
                 del self.tasks[task_id]
+                self.world.lost.add(task.result.id)
                 self.settle(task.result, FAILED, None)
                 self.let_go(task)
         for entry in self.references.on_process_died(process):
@@ -286,6 +331,8 @@ class World:
         #: objects that a dead process held, handed on or named in its mail: nothing is promised for them
         self.tainted: set[bytes] = set()
         self.ending = False
+        #: results of tasks whose worker died
+        self.lost: set[bytes] = set()
         #: object -> the objects that its value names; without cycles, which counting can never free
         self.inside: dict[bytes, list[bytes]] = {}
 
@@ -323,6 +370,10 @@ class World:
         for process in self.living():
             process.references.check()
             for entry in process.references.entries.values():
+                if entry.owned and entry.state == FAILED and entry.value is None:
+                    assert entry.id in self.tainted or entry.id in self.lost, (
+                        f"{entry} was freed, and came back"
+                    )
                 if entry.held and entry.id not in self.tainted:
                     owner = self.by_id[owner_of(entry.id)]
                     assert entry.id in owner.references.entries, (
@@ -416,16 +467,24 @@ class ReferencesModel(RuleBasedStateMachine):
         dependencies=picks,
         keep=st.booleans(),
         at_once=st.booleans(),
+        retries=st.integers(0, 1),
     )
     def submit(
-        self, number: int, to: int, nested: list[int], dependencies: list[int], keep: bool, at_once: bool
+        self,
+        number: int,
+        to: int,
+        nested: list[int],
+        dependencies: list[int],
+        keep: bool,
+        at_once: bool,
+        retries: int,
     ) -> None:
+        """A worker may be given what it has submitted itself."""
         with self.process(number) as process:
-            others = self.others(process)
-            if not others:
-                return
-            worker = others[to % len(others)]
-            process.submit(worker, self.pick(process, nested), self.pick(process, dependencies), keep)
+            worker = self.process(to)
+            process.submit(
+                worker, self.pick(process, nested), self.pick(process, dependencies), keep, retries
+            )
         if at_once:
             self.deliver_a_link(self.world.processes.index(process), self.world.processes.index(worker))
             with worker:
@@ -446,8 +505,9 @@ class ReferencesModel(RuleBasedStateMachine):
             if process.running is None and process.inbox_of_tasks:
                 process.begin_task()
 
-    @rule(number=numbers, result=picks)
-    def end_task(self, number: int, result: list[int]) -> None:
+    @rule(number=numbers, result=picks, state=st.sampled_from([INLINE, INLINE, FAILED]))
+    def end_task(self, number: int, result: list[int], state: int) -> None:
+        """With a value or an error; refs are inside of either."""
         with self.process(number) as process:
             if process.running is not None:
                 result_id = process.running.result
@@ -457,7 +517,7 @@ class ReferencesModel(RuleBasedStateMachine):
                     if not self.world.reaches(ref.entry.id, result_id)
                 ]
                 self.world.inside[result_id] = [ref.entry.id for ref in chosen]
-                process.end_task(chosen)
+                process.end_task(chosen, state)
                 del chosen
 
     @rule(number=numbers, picks=st.lists(st.integers(0, 7), min_size=1, max_size=2))
