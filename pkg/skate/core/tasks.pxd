@@ -9,7 +9,7 @@ cdef class Function:
 cdef class OwnedTask:
     cdef public bytes id, args
     cdef public Function function
-    cdef public object queue, options, dependencies, nested, returns, lease, retries_left, stream
+    cdef public object queue, options, dependencies, nested, returns, lease, retries_left, stream, waiter
     cdef public int state, attempt
     cdef public double expected
     cdef public bint blamed

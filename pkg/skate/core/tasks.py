@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from skate._c.refs import ObjectEntry
+from skate._c.refs import ObjectEntry, Waiter
 from skate.ids import TaskId
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class OwnedTask:
         "returns",
         "state",
         "stream",
+        "waiter",
     )
 
     def __init__(
@@ -92,6 +93,8 @@ class OwnedTask:
         #: packed (args, kwargs); what stands for a top-level ref is filled in from `dependencies`
         self.args = args
         self.dependencies = dependencies
+        #: what waits for the dependencies; None where they were there
+        self.waiter: Waiter | None = None
         #: refs inside the arguments, pinned until the task is done
         self.nested = nested
         self.returns = returns

@@ -40,7 +40,7 @@ def token_of(actor: ActorId) -> bytes:
 class Made:
     """An actor that this process has made, until its constructor needs its arguments no more."""
 
-    __slots__ = ("dependencies", "line", "nested", "released", "spec")
+    __slots__ = ("dependencies", "line", "nested", "released", "spec", "waiter")
 
     def __init__(
         self,
@@ -53,6 +53,8 @@ class Made:
         self.spec = spec
         self.dependencies = dependencies
         self.nested = nested
+        #: what waits for the dependencies; None where they were there
+        self.waiter: Waiter | None = None
         #: nobody holds a handle any more. Even so the constructor runs, once
         self.released = False
 
@@ -140,9 +142,11 @@ class Actors:
                 actor = new.made.line.actor
                 runtime.post(runtime.node, m.RegisterActor(0, actor, "", namespace, detached, None, b""))
             actor = new.made.line.actor
-            if not dependencies or runtime.objects.when_ready(
-                dependencies, partial(self._arguments_ready, actor)
-            ):
+            if dependencies:
+                new.made.waiter = runtime.objects.when_ready(
+                    dependencies, partial(self._arguments_ready, actor)
+                )
+            if new.made.waiter is None:
                 self._arguments_ready(actor)
             now = monotonic()
             runtime.act()
@@ -242,6 +246,8 @@ class Actors:
 
     def _let_go_of_arguments(self, made: Made) -> None:
         if made.dependencies:
+            if made.waiter is not None and not made.waiter.done:  # it was killed before it began
+                refs.unwatch(made.dependencies, made.waiter)
             self._references.unpin(made.dependencies)
         if made.nested:
             self._references.unpin(made.nested)

@@ -8,6 +8,6 @@ cdef class Objects:
     cdef public Runtime _runtime
     cdef public object large_arguments, before_blocking, blocking, _arrivals
     cdef public References _references
-    cdef public dict _callbacks, when_freed
+    cdef public dict _callbacks, _askers, when_freed
     cpdef value(self, ObjectEntry entry, bint block=*, deadline=*)
     cpdef _load(self, ObjectEntry entry, bint block, deadline)

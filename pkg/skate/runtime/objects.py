@@ -70,7 +70,10 @@ class Objects:
         self._references = runtime.references
         self.large_arguments = LargeArguments(runtime, self)
         self._arrivals = Arrivals(runtime)
-        self._callbacks: dict[tuple[bytes, Any], Any] = {}
+        #: (object id, callback for an event loop) -> the waiter, if any, until it has rung or is removed
+        self._callbacks: dict[tuple[bytes, Any], tuple[Waiter, ...]] = {}
+        #: PENDING object of this process -> the borrowers that have asked for it
+        self._askers: dict[bytes, set[ProcessId]] = {}
         #: id of an object of this process -> what to call, under the lock, when it is freed
         self.when_freed: dict[bytes, Callable[[], None]] = {}
         #: called with "get" or "wait" before one; an asyncio actor warns there
@@ -260,17 +263,18 @@ class Objects:
         if entry.abandoned:
             self._references.on_value(entry, None)
 
-    def when_ready(self, entries: list[ObjectEntry], callback: Any) -> bool:
-        """Calls `callback(waiter)`, under the lock, once all are ready. True where they are already (then it does not).
+    def when_ready(self, entries: list[ObjectEntry], callback: Any) -> Waiter | None:
+        """Calls `callback(waiter)`, under the lock, once all are ready. None if they are already (then it does not).
 
-        Under the lock.
+        Returns the waiter, which `refs.unwatch` takes off again. Under the lock.
         """
         pending = [entry for entry in entries if entry.state == PENDING]
         if not pending:
-            return True
-        refs.watch_entries(pending, Waiter(callback))
+            return None
+        waiter = Waiter(callback)
+        refs.watch_entries(pending, waiter)
         self.ask_owners(pending)
-        return False
+        return waiter
 
     def fail_pending(self, error: BaseException) -> None:
         packed = pack_error(error)
@@ -289,7 +293,7 @@ class Objects:
         runtime.lock.acquire()
         try:
             ready = partial(self._do_later, partial(self._resolve, future, ref))
-            if self.when_ready([ref.entry], ready):
+            if self.when_ready([ref.entry], ready) is None:
                 ready()
             runtime.mailbox.flush()
         finally:
@@ -322,8 +326,12 @@ class Objects:
         """Returns when the object is there, or has failed."""
         if ref.entry.state == PENDING:
             ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._ring_loop(ref, partial(wake, ready))
-            await ready
+            waiter = self._ring_loop(ref, partial(wake, ready))
+            try:
+                await ready
+            finally:
+                if waiter is not None and not waiter.done:
+                    self._give_up([ref.entry], waiter)
 
     def add_done_callback(self, ref: ObjectRef, callback: Any, context: Any) -> None:
         """Has the running event loop call `callback(ref)` once the object is there."""
@@ -333,14 +341,19 @@ class Objects:
             if self._callbacks.pop(key, None) is not None:
                 callback(ref)
 
-        self._callbacks[key] = callback
-        self._ring_loop(ref, call, context)
+        self._callbacks[key] = ()
+        waiter = self._ring_loop(ref, call, context)
+        if waiter is not None and key in self._callbacks:
+            self._callbacks[key] = (waiter,)
 
     def remove_done_callback(self, ref: ObjectRef, callback: Any) -> int:
-        return 0 if self._callbacks.pop((ref.entry.id, callback), None) is None else 1
+        waiters = self._callbacks.pop((ref.entry.id, callback), None)
+        for waiter in waiters or ():
+            self._give_up([ref.entry], waiter)
+        return 0 if waiters is None else 1
 
-    def _ring_loop(self, ref: ObjectRef, call: Callable[[], None], context: Any = None) -> None:
-        """Calls `call` in the running event loop once the object is there. Does not block."""
+    def _ring_loop(self, ref: ObjectRef, call: Callable[[], None], context: Any = None) -> Waiter | None:
+        """Calls `call` in the running event loop once the object is there; returns who waits. Does not block."""
         loop = asyncio.get_running_loop()
 
         def ring(_: Waiter | None = None) -> None:
@@ -352,11 +365,13 @@ class Objects:
         runtime = self._runtime
         runtime.lock.acquire()
         try:
-            if self.when_ready([ref.entry], ring):
+            waiter = self.when_ready([ref.entry], ring)
+            if waiter is None:
                 ring()
             runtime.mailbox.flush()
         finally:
             runtime.release()
+        return waiter
 
     # ------------------------------------------------------------------------------------- owners and borrowers
 
@@ -378,12 +393,20 @@ class Objects:
             self._runtime.post(borrower, m.ObjectReady(identifier, FAILED, error, None))
             return
 
+        borrowers = self._askers.get(identifier)
+        if borrowers is not None:
+            borrowers.add(borrower)
+            return
+        self._askers[identifier] = {borrower}
+
         def tell(_: Waiter | None = None) -> None:
             inside = entry.contents if entry.state == FAILED else None
             contents = [inner.id for inner in inside] if inside else None
-            self._runtime.post(borrower, m.ObjectReady(identifier, entry.state, entry.value, contents))
+            ready = m.ObjectReady(identifier, entry.state, entry.value, contents)
+            for asker in self._askers.pop(identifier):
+                self._runtime.post(asker, ready)
 
-        if self.when_ready([entry], tell):
+        if self.when_ready([entry], tell) is None:
             tell()
 
     def _answered(
@@ -405,6 +428,8 @@ class Objects:
 
     def owner_died(self, gone: ProcessId | NodeId) -> None:
         """A process is gone, or a node: borrows of theirs end, what only they knew is lost. Under the lock."""
+        for askers in self._askers.values():
+            askers.difference_update([asker for asker in askers if asker.startswith(gone)])
         errors: dict[ProcessId, bytes] = {}
         for entry in self._references.on_process_died(gone):
             if entry.state == PENDING or entry.state == STORED:

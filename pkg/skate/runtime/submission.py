@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from skate._c import clock, frames
+from skate._c import clock, frames, refs
 from skate._c.refs import FAILED, PENDING, STORED, ObjectEntry, ObjectRef
 from skate.core.calls import ActorLine, Life
 from skate.core.dispatch import AskLeases, Effect, GiveBack, LoseTasks, PushTasks, Queue
@@ -133,7 +133,8 @@ class Submission:
             ready = True
             if dependencies:
                 references.pin(dependencies)
-                ready = runtime.objects.when_ready(dependencies, partial(self._arguments_ready, task))
+                task.waiter = runtime.objects.when_ready(dependencies, partial(self._arguments_ready, task))
+                ready = task.waiter is None
             if line is not None and not dependencies:
                 self._call_ready(line, task)
             elif line is not None:
@@ -330,6 +331,8 @@ class Submission:
         """A task fails without an answer, with a packed error; `contents` are the refs inside. Under the lock."""
         del self.tasks[task.id]
         state = FAILED
+        if task.waiter is not None and not task.waiter.done:  # a call of an actor that is dead
+            refs.unwatch(task.dependencies, task.waiter)
         if task.stream is not None:
             state, error, contents = self._runtime.streams.ended(task.stream, (FAILED, error, contents), False)
         for entry in task.returns:

@@ -95,7 +95,7 @@ class Arrivals:
         runtime = self._runtime
         runtime.lock.acquire()
         try:
-            if runtime.objects.when_ready([ref.entry], partial(self._arrive, number)):
+            if runtime.objects.when_ready([ref.entry], partial(self._arrive, number)) is None:
                 self._arrived.append(number)
             elif not ref.entry.owned:
                 runtime.mailbox.flush()  # its owner was asked for it
@@ -151,7 +151,7 @@ def when_done(ref: ObjectRef, call: Callable[[], Any]) -> None:
     runtime: Runtime = ref.entry.home
     runtime.lock.acquire()
     try:
-        if runtime.objects.when_ready([ref.entry], lambda _: runtime.later(call)):
+        if runtime.objects.when_ready([ref.entry], lambda _: runtime.later(call)) is None:
             runtime.later(call)
         elif not ref.entry.owned:
             runtime.mailbox.flush()

@@ -27,7 +27,7 @@ cdef class ObjectEntry(Guard):
     cdef public object literal          # the value itself where it is immutable and was read before; else _NOTHING
     cdef readonly Py_ssize_t handles    # ObjectRefs of this process
     cdef public Py_ssize_t pins         # pending tasks and containing objects of this process that need it
-    cdef public object waiters          # None, a Waiter, or a list of them
+    cdef public object waiters          # None, a Waiter, or a dict of them, in order: waiter -> how often
     cdef public object home             # whose table it stands in; told when the last handle goes
     cdef public dict borrowers          # owned: process id -> how often it was named a borrower less how often it left
     cdef public object contents         # owned: entries of the refs inside the value, each pinned; else None

@@ -320,11 +320,11 @@ def settle(ObjectEntry entry, int state, value):
         return ()
     entry.waiters = None
     done = []
-    for each in (waiters if type(waiters) is list else (waiters,)):
+    for each, times in (waiters.items() if type(waiters) is dict else ((waiters, 1),)):
         waiter = <Waiter>each
         if waiter.done:
             continue
-        waiter.missing -= 1
+        waiter.missing -= <Py_ssize_t>times
         if state == _FAILED:
             waiter.failed = True
         if waiter.missing <= 0 or (waiter.eager and waiter.failed):
@@ -336,10 +336,12 @@ def settle(ObjectEntry entry, int state, value):
 cdef inline void _add_waiter(ObjectEntry entry, Waiter waiter):
     if entry.waiters is None:
         entry.waiters = waiter
-    elif type(entry.waiters) is list:
-        (<list>entry.waiters).append(waiter)
+    elif type(entry.waiters) is dict:
+        (<dict>entry.waiters)[waiter] = (<dict>entry.waiters).get(waiter, 0) + 1
+    elif entry.waiters is waiter:
+        entry.waiters = {waiter: 2}
     else:
-        entry.waiters = [entry.waiters, waiter]
+        entry.waiters = {entry.waiters: 1, waiter: 1}
 
 
 def watch(list refs, Waiter waiter, Py_ssize_t wanted):
@@ -382,8 +384,10 @@ def unwatch(list entries, Waiter waiter):
         entry = <ObjectEntry>each
         if entry.waiters is waiter:
             entry.waiters = None
-        elif type(entry.waiters) is list and waiter in (<list>entry.waiters):
-            (<list>entry.waiters).remove(waiter)
+        elif type(entry.waiters) is dict:
+            (<dict>entry.waiters).pop(waiter, None)
+            if not entry.waiters:
+                entry.waiters = None
 
 
 def refuse_former(list refs):
