@@ -274,8 +274,21 @@ class Actors:
         made = self._made.get(actor)
         if made is None:
             return
+        if state == DEAD and cause and cause.get("kind") == "init":
+            self._keep_arguments(made)
         if state == DEAD or (state == ALIVE and made.released):
             self._forget(made)
+
+    def _keep_arguments(self, made: Made) -> None:
+        """The constructor's error may hold refs from its arguments: these live by the token, too.
+
+        (ActorMade, which says what is inside, comes from another process than the error, and may come after it.)
+        """
+        token = self._references.entries.get(token_of(made.line.actor))
+        if token is not None and token.contents is not None:
+            arguments = [*made.nested, *(made.dependencies or ())]
+            self._references.pin(arguments)
+            token.contents += arguments
 
     def node_died(self, node: NodeId, cause: str, now: float) -> None:
         """A node is gone, and with it the directory of the actors that its processes have made. Under the lock.

@@ -409,13 +409,11 @@ class Objects:
         if self.when_ready([entry], tell) is None:
             tell()
 
-    def _answered(
-        self, _: ProcessId, identifier: ObjectId, state: int, value: Any, contents: list[bytes] | None
-    ) -> None:
+    def _answered(self, _: ProcessId, identifier: ObjectId, state: int, value: Any, contents: Any) -> None:
         entry = self._references.entries.get(identifier)
         if entry is not None and entry.state == PENDING:
             if contents and not entry.owned:
-                self._references.on_borrowed_error(entry, contents)
+                self._references.on_borrowed_error(entry, checks.objects(contents))
             self.settle(entry, state, value)
 
     def _borrower_added(

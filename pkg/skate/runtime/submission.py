@@ -334,7 +334,9 @@ class Submission:
         if task.waiter is not None and not task.waiter.done:  # a call of an actor that is dead
             refs.unwatch(task.dependencies, task.waiter)
         if task.stream is not None:
-            state, error, contents = self._runtime.streams.ended(task.stream, (FAILED, error, contents), False)
+            state, error, contents = self._runtime.streams.ended(
+                task.stream, (FAILED, error, contents), False
+            )
         for entry in task.returns:
             if entry.state == PENDING:
                 self._objects.settle(entry, state, error, contents)

@@ -105,6 +105,15 @@ def actors(value: Any) -> list[bytes]:
     return list(value)
 
 
+def objects(value: Any) -> list[bytes]:
+    """Ids of objects; none where there is nothing."""
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple) or not all(_is(each, OBJECT_ID_BYTES) for each in value):
+        raise FrameError(f"ids of objects are no {value!r:.60}")
+    return list(value)
+
+
 def housed(value: Any) -> list[Any]:
     """[(actor, worker, lease, allocation), …]."""
     for each in rows(value, 4):
