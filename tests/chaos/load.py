@@ -36,6 +36,8 @@ GET_SECONDS: Final = 90.0
 LOSSES: Final = (WorkerCrashedError, ObjectLostError, ActorError, NodeDiedError)
 #: and of what is in a placement group that is removed
 REMOVALS: Final = (TaskPlacementGroupRemoved, ActorPlacementGroupRemoved, ActorUnschedulableError)
+#: ends the waiting of a task or actor whose workers were killed before they were ready, three in a row
+NEVER_READY: Final = ("no task yet", "No process for it could be started")
 #: but never these: somebody still held the object
 UNFOUNDED: Final = (ReferenceCountingAssertionError, ObjectFreedError)
 
@@ -116,7 +118,8 @@ class Load:
         root = root_of(error)
         if isinstance(error, GetTimeoutError):
             raise Failure(f"hangs: {where_it_hangs(ref)}") from error
-        if isinstance(root, losses) and not isinstance(root, UNFOUNDED):
+        never_ready = isinstance(root, LOSSES) and any(words in str(root) for words in NEVER_READY)
+        if never_ready or (isinstance(root, losses) and not isinstance(root, UNFOUNDED)):
             self.errors[type(root).__name__] += 1
         else:
             raise error if isinstance(error, Failure) else Failure(f"not explained: {root!r}") from error

@@ -72,24 +72,32 @@ class Tasks(Load):
     def retries(self) -> dict[str, Any]:
         return {"max_retries": self.random.choice([0, 1, 3, -1, -1])}
 
+    @staticmethod
+    def losses_of(*options: dict[str, Any]) -> tuple[type[BaseException], ...]:
+        """What may come of tasks with these options: nothing, if all may be tried again for ever."""
+        return LOSSES if any(each["max_retries"] >= 0 for each in options) else ()
+
     def burst(self) -> None:
         seconds = self.random.choice([0, 0, 0.001, 0.01])
-        function = work.options(**self.retries())
+        options = self.retries()
+        function = work.options(**options)
         numbers = range(self.random.choice([1, 10, 100]))
         refs = [function.remote(seconds, number) for number in numbers]
         for number, ref in zip(numbers, refs, strict=True):
-            self.expect(ref, 3 * number + 1)
+            self.expect(ref, 3 * number + 1, self.losses_of(options))
 
     def nested(self) -> None:
         depth, width = self.random.choice([(1, 4), (2, 3), (3, 2)])
-        self.expect(tree.options(**self.retries()).remote(depth, width), width**depth)
+        options = self.retries()
+        self.expect(tree.options(**options).remote(depth, width), width**depth, self.losses_of(options))
 
     def chain(self) -> None:
         value = number = self.random.randrange(100)
         ref: Any = number
-        for _ in range(self.random.randrange(1, 8)):
-            ref, value = work.options(**self.retries()).remote(0.002, ref), 3 * value + 1
-        self.expect(ref, value)
+        steps = [self.retries() for _ in range(self.random.randrange(1, 8))]
+        for options in steps:
+            ref, value = work.options(**options).remote(0.002, ref), 3 * value + 1
+        self.expect(ref, value, self.losses_of(*steps))
 
     def through_the_store(self) -> None:
         number = self.random.randrange(1000)
@@ -142,7 +150,7 @@ class Actors(Load):
 
     def __init__(self, seed: int, store_bytes: int) -> None:
         super().__init__(seed, store_bytes)
-        #: [handle, whether its calls run in order, numbers used, a handle that keeps it alive]
+        #: [handle, whether its calls run in order, numbers used, a handle that keeps it alive, what may come of calls]
         self.held: list[list[Any]] = []
         self.names = 0
 
@@ -151,16 +159,16 @@ class Actors(Load):
         if len(self.held) < 3 or (len(self.held) < 6 and random.random() < 0.3):
             self.held.append(self.made())
         held = random.choice(self.held)
-        handle, ordered, used, _ = held
+        handle, ordered, used, _, losses = held
         count = random.choice([1, 5, 50])
         seconds = random.choice([0, 0, 0.002])
         refs = [handle.note.remote(used + i, seconds) for i in range(count)]
         held[2] += count
         for i, ref in enumerate(refs):
-            self.expect(ref, lambda found, number=used + i: self.in_order(found, number, ordered))
+            self.expect(ref, lambda found, number=used + i: self.in_order(found, number, ordered), losses)
         del refs, ref
         if random.random() < 0.3:
-            self.expect(handle.size.remote(skate.put(bytes(LARGE))), LARGE)
+            self.expect(handle.size.remote(skate.put(bytes(LARGE))), LARGE, losses)
         if random.random() < 0.15:
             self.held.remove(held)
             if random.random() < 0.5:
@@ -178,13 +186,14 @@ class Actors(Load):
         if kind == "named":
             self.names += 1
             options["name"] = f"counter {self.names}"
+        lasts = options["max_restarts"] == options["max_task_retries"] == -1
         cls = AsyncCounter if kind == "async" else Counter
         load = skate.put(bytes(LARGE)) if random.random() < 0.3 else None
         handle = keeps = cls.options(**options).remote(load)
         if kind == "named":
             with suppress(ValueError):  # it was killed meanwhile, and does not restart
                 handle = skate.get_actor(options["name"])
-        return [handle, kind in ("ordered", "named"), 0, keeps]
+        return [handle, kind in ("ordered", "named"), 0, keeps, () if lasts else LOSSES]
 
     @staticmethod
     def in_order(found: Any, number: int, ordered: bool) -> bool:
