@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
@@ -174,3 +175,40 @@ def test_the_command_s_errors() -> None:
     assert command("start", "--head", "--num-cpus", "-1").returncode == 1
     assert command("start").returncode == 2
     assert command("stop").stdout == "0 of 0 nodes were ended.\n"
+
+
+def test_a_driver_that_calls_on_while_it_leaves(node: dict) -> None:
+    """It counts as dead as soon as it has taken leave, while its other threads, which call a detached actor, run on for
+    a moment. What they say comes once, or not at all, and harms nobody.
+    """
+    log = """
+@skate.remote(num_cpus=0)
+class Log:
+    def __init__(self):
+        self.notes = []
+    def note(self, who, number):
+        self.notes.append((who, number))
+    def read(self):
+        return self.notes
+"""
+    program(log + "skate.get(Log.options(name='log', lifetime='detached').remote().read.remote())")
+    for who in range(2):
+        program(
+            "from skate.driver.session import Session\n"
+            "log = skate.get_actor('log')\n"
+            "def call(numbers):\n"
+            "    for number in numbers:\n"
+            f"        ref = log.note.remote({who}, number)\n"
+            "    return ref\n"
+            "def close(self):\n"
+            "    for first in range(500, 2500, 100):\n"
+            "        call(range(first, first + 100))\n"
+            "        time.sleep(0.01)  # for the actor to hear that it is gone\n"
+            "    closed(self)\n"
+            "closed, Session._close = Session._close, close\n"
+            "skate.get(call(range(500)))\n"
+        )
+    text = program("print(skate.get(skate.get_actor('log').read.remote()))")
+    notes = ast.literal_eval(text)
+    assert len(set(notes)) == len(notes)
+    assert {(who, number) for who in range(2) for number in range(500)} <= set(notes)

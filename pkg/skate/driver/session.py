@@ -122,6 +122,7 @@ class Session:
         try:
             runtime.post(self.node, m.Leave("its driver has called shutdown()"))
             runtime.mailbox.flush()  # another thread may be asleep in the inbox: it sends nothing
+            runtime.mailbox.leave_lanes()  # other threads may call on, until all is closed
         finally:
             runtime.release()
         runtime.pump.wait(self._left, runtime.lock, monotonic() + END_SECONDS)

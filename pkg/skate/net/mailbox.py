@@ -319,6 +319,14 @@ class Mailbox:
             self._lanes.release(peer)
             self._early.pop(peer, None)
 
+    def leave_lanes(self) -> None:
+        """Others are about to hear that this process has ended, and to give its rings away: what it still says goes by
+        ZeroMQ. After a flush.
+        """
+        self._exchange = None
+        for link in self._links.values():
+            link.lane = None
+
     def bury(self, peer: ProcessId, living: Collection[ProcessId]) -> None:
         """By the node manager, once a process has ended and `living` others run: its place in the exchange is free."""
         if self._exchange is not None:
