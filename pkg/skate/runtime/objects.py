@@ -422,7 +422,7 @@ class Objects:
         self._references.on_borrower_added(identifier, borrower, container)
 
     def _borrow_released(self, borrower: ProcessId, identifier: ObjectId, owed: int, kept: Any) -> None:
-        self._references.on_borrow_released(identifier, borrower, owed, checks.refs(kept) if kept else ())
+        self._references.on_borrow_released(identifier, borrower, owed, checks.objects(kept))
 
     def owner_died(self, gone: ProcessId | NodeId) -> None:
         """A process is gone, or a node: borrows of theirs end, what only they knew is lost. Under the lock."""
