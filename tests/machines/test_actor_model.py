@@ -289,7 +289,7 @@ class World(RuleBasedStateMachine):
         self.unready.remove((caller, task))
         if withdraw and not at_once and task.id not in self.ended:
             caller.calls.actor_state(task.queue.actor, DEAD, None, killed_by("test"), self.now)  # type: ignore[union-attr]
-            self.directory.killed(task.queue.actor, True, "test")  # type: ignore[union-attr]
+            self.directory.killed(task.queue.actor, True, "test", owner_lives=True)  # type: ignore[union-attr]
         if withdraw:
             self.withdraw(caller, task)
         else:
