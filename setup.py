@@ -25,6 +25,7 @@ EXTENSIONS = {
     "lanes": [],
     "refs": [],
     "plain": [],
+    "steps": [],
 }
 
 #: Python modules on the way of a call, compiled as they stand, with the types that the .pxd beside a module tells: that

@@ -94,7 +94,7 @@ def known_to_the_driver() -> list[str]:
         "questions": runtime._queries,
         "groups": runtime.groups._states,
         "groups awaited": runtime.groups._awaited,
-        "dropped": runtime._dropped,
+        "dropped": runtime.lock.dropped,
     }
     return [f"the driver has {len(table)} {name}: {_some(table)}" for name, table in tables.items() if table]
 
@@ -110,13 +110,11 @@ def broken_in_the_driver() -> list[str]:
     assert runtime is not None
     found = []
     for machine in (runtime.dispatcher, runtime.references, runtime.actors.calls, runtime.copies.machine):
-        runtime.lock.acquire()
-        try:
-            machine.check()
-        except Exception as error:
-            found.append(f"{type(machine).__name__}: {error!r}")
-        finally:
-            runtime.release()
+        with runtime.lock:
+            try:
+                machine.check()
+            except Exception as error:
+                found.append(f"{type(machine).__name__}: {error!r}")
     return found
 
 

@@ -345,7 +345,7 @@ class _Simulated:
         self._watched: dict[int, Callable[[], None]] = {}
         self._early: dict[Any, Any] = {}
         self._exchange = self._lanes = None
-        self.taking_in = self.asleep = self.closed = False
+        self.closed = False
 
     def _open(self, to: ProcessId) -> Link:
         link = self._links[to] = Link(to, None)

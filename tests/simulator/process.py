@@ -57,10 +57,6 @@ class SimPump(Pump):
 
     def glance(self, now: float, interval: float) -> None: ...
 
-    @property
-    def program_reads(self) -> bool:
-        return False
-
     def may_sleep_on(self) -> bool:
         return False
 
@@ -197,12 +193,9 @@ class OwnerProcess:
         self.world.enter(self)
         self.node.cluster.network.receivers[self.id] = self.receive
         runtime.handle(m.Registered, lambda *_: None)
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             runtime.post(runtime.node, m.Register(self.kind, self.pid, None))
             runtime.mailbox.flush()
-        finally:
-            runtime.release()
 
     def main(self) -> None:
         raise NotImplementedError
@@ -290,11 +283,8 @@ class Driver(OwnerProcess):
         self._program()
         self.finished = True
         runtime.pump.wait(self._leave, runtime.lock, None)
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             runtime.post(runtime.node, m.Leave("its program has ended"))
-        finally:
-            runtime.release()
         runtime.pump.wait(self._left, runtime.lock, None)
 
     def leave(self) -> None:

@@ -13,8 +13,6 @@ MOST_WRITERS: Final[int]
 
 _Batch = tuple[ProcessId, list[tuple[int, tuple[Any, ...]]], int, FrameError | None]
 
-def check_signals() -> None: ...
-
 @final
 class Exchange:
     def __new__(cls, fd: int) -> Exchange: ...

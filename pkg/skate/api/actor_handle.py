@@ -221,8 +221,7 @@ class ActorMethod:
             )
         runtime = require_runtime()
         kind = self._type
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             self._line = runtime.actors.calls.line_of(
                 self._actor,
                 ordered=kind.ordered,
@@ -230,8 +229,6 @@ class ActorMethod:
                 counts=self._token is not None,
             )
             self._line.class_name, self._line.name = kind.class_name, kind.name
-        finally:
-            runtime.release()
         self._runtime = runtime
         return runtime
 

@@ -103,13 +103,10 @@ class RemoteFunction:
         variables = (self._options.runtime_env or {}).get("env_vars")
         captured = runtime.captured
         schedule = schedule_of(runtime, self._options, task_request(self._options), self._function.__name__)
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             self._queue = runtime.dispatcher.queue_of(
                 schedule.demand, tuple(sorted(variables.items())) if variables else None, schedule.where
             )
-        finally:
-            runtime.release()
         self._runtime, self._captured = runtime, captured
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

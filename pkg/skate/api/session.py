@@ -11,9 +11,11 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from skate._c.steps import let_in, section
 from skate.runtime import current
 
 if TYPE_CHECKING:
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
     from skate.runtime.runtime import Runtime
 
 _session: Session | None = None
-_lock = threading.Lock()
+_lock = threading.RLock()
+#: a session begins or ends, in the thread that holds the lock
+_busy = False
+#: the thread in which the program ends; 0: it goes on
+_ends_in = 0
 
 #: arguments of Ray's init that are taken and mean nothing here, or not yet
 _IGNORED = {
@@ -104,7 +110,7 @@ def init(
     if namespace == "":
         raise ValueError("namespace must not be empty; leave it out for a namespace of its own")
     _note_ignored(ignored)
-    with _lock:
+    with _turn():
         if current.runtime is not None:
             if ignore_reinit_error:
                 return RuntimeInfo(_session.facts if _session else {})
@@ -142,8 +148,8 @@ def init(
             "main_file": getattr(sys.modules.get("__main__"), "__file__", None),
             "logging_level": _level(logging_level),
         }
+        atexit.register(_end_with_process)
         _session = Session(job, bool(log_to_driver), node)
-        atexit.register(shutdown)
         return RuntimeInfo(
             _session.facts | {"hostname": socket.gethostname(), "node_id": _session.facts["node"]}
         )
@@ -260,14 +266,44 @@ def _note_ignored(ignored: dict[str, Any]) -> None:
 def shutdown(_exiting_interpreter: bool = False) -> None:
     """Ends skate in this process: workers end, objects are freed, nothing is left. Harmless where it does not run."""
     global _session
-    with _lock:
+    with _turn():
         session, _session = _session, None
         if session is None:
             return
-        atexit.unregister(shutdown)
+        atexit.unregister(_end_with_process)
         if session.facts["owner_pid"] != os.getpid():
             return  # a fork of the driver: the session is not its own
-        session.end()
+        session.end(process_ends=_ends_in != 0)
+
+
+def _end_with_process() -> None:
+    """The program is over; what threads it still has are daemons, which end wherever they are."""
+    global _ends_in
+    _ends_in = threading.get_ident()
+    shutdown()
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Sessions begin and end one after the other. In a section, which `Session` lets handlers in where it waits."""
+    global _busy
+    if _ends_in not in (0, threading.get_ident()):
+        raise SystemExit  # a daemon of a program that is over: it ends without a word
+    with section:
+        let_in(_lock.acquire)
+        try:
+            if _busy:
+                raise RuntimeError(
+                    "skate is just being started or ended by this very thread: a finalizer or the handler of a signal "
+                    "that comes in between cannot use it"
+                )
+            _busy = True
+            try:
+                yield
+            finally:
+                _busy = False
+        finally:
+            _lock.release()
 
 
 def is_initialized() -> bool:
@@ -281,10 +317,7 @@ def session_folder() -> str | None:
 
 
 def require_runtime() -> Runtime:
-    """The runtime of this process; started with default settings where there is none."""
-    runtime = current.runtime
-    if runtime is None:
-        init()
-        runtime = current.runtime
-        assert runtime is not None
+    """The runtime of this process; one of those who ask starts it, with default settings, where there is none."""
+    while (runtime := current.runtime) is None:
+        init(ignore_reinit_error=True)
     return runtime

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from skate._c.clock import monotonic, sleep
 from skate._c.refs import Waiter
+from skate._c.steps import let_in, section
 from skate.driver import nodes
 from skate.driver.output import Output
 from skate.exceptions import LocalNodeManagerDiedError
@@ -43,19 +40,22 @@ class Session:
 
         Blocks until it is ready. RuntimeError that says why where it does not start.
         """
+        with section:
+            self._begin(job, log_to_driver, node)
+
+    def _begin(self, job: dict[str, Any], log_to_driver: bool, node: dict[str, Any] | str) -> None:
+        """In a section: a handler of a signal may raise where this waits for others, and Ctrl-C come there."""
         self._process: subprocess.Popen[bytes] | None = None
         folder = node
         if not isinstance(folder, str):
-            self._process, facts = nodes.start(folder)
+            self._process, facts = let_in(nodes.start, folder)
             folder = facts["folder"]
         try:
-            self.facts = nodes.enter(folder, job, log_to_driver) | {
+            self.facts = let_in(nodes.enter, folder, job, log_to_driver) | {
                 "owner_pid": os.getpid(),
                 "job": job["id"],
             }
-            with _uninterrupted():
-                self._connect(job)
-            self._defer_interrupts()
+            self._connect(job)
         except BaseException:
             if self._process is not None:
                 self._process.kill()  # its zygote clears up
@@ -70,7 +70,7 @@ class Session:
 
     def _connect(self, job: dict[str, Any]) -> None:
         for text in self.facts["warnings"]:
-            warnings.warn(text, RuntimeWarning, stacklevel=5)
+            warnings.warn(text, RuntimeWarning, stacklevel=6)
         node = NodeId(bytes.fromhex(self.facts["node"]))
         me = ProcessId(bytes.fromhex(self.facts["driver"]))
         self.node = process_id(node, 0)
@@ -89,47 +89,44 @@ class Session:
         runtime.handle(m.Left, self._node_left)
         runtime.handle(m.StoreWarning, lambda _, text: log.warning("%s", text))
         runtime.mailbox.watch(self._pidfd, self._node_died)
-        current.set_runtime(runtime, current.Facts(node=node, job=job["id"], namespace=job["namespace"]))
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             runtime.post(self.node, m.Register("driver", os.getpid(), None))
             runtime.mailbox.flush()
-        finally:
-            runtime.release()
         runtime.start()
+        # Last: from here on other threads may use it.
+        current.set_runtime(runtime, current.Facts(node=node, job=job["id"], namespace=job["namespace"]))
 
-    def end(self) -> None:
+    def end(self, process_ends: bool = False) -> None:
         """Ends the node and all workers, if the node is this driver's; what they printed is shown first.
 
         Blocks until the node's process is gone, or has let this driver go.
 
-        Threads that wait for something get RuntimeError. Ctrl-C ends the node at once; all is cleared up even so.
+        Threads that wait for something get RuntimeError; where the process ends, they just end with it. Ctrl-C ends the
+        node at once; all is cleared up even so.
         """
         self._ending = True
-        try:
-            if self.runtime.broken is None:
-                self._take_leave()
-        finally:
+        with section:
             try:
-                with _uninterrupted():
-                    self._close()
+                if self.runtime.broken is None:
+                    self._take_leave()
             finally:
-                self._restore_interrupts()
+                self._close(process_ends)
 
     def _take_leave(self) -> None:
         runtime = self.runtime
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             runtime.post(self.node, m.Leave("its driver has called shutdown()"))
             runtime.mailbox.flush()  # another thread may be asleep in the inbox: it sends nothing
             runtime.mailbox.leave_lanes()  # other threads may call on, until all is closed
-        finally:
-            runtime.release()
         runtime.pump.wait(self._left, runtime.lock, monotonic() + END_SECONDS)
 
-    def _close(self) -> None:
+    def _close(self, process_ends: bool) -> None:
         runtime = self.runtime
-        runtime.fail_everything(RuntimeError("skate was shut down: what was not ready by then never will be"))
+        error = RuntimeError("skate was shut down: what was not ready by then never will be")
+        if process_ends:
+            runtime.end_quietly(error)
+        else:
+            runtime.fail_everything(error)
         current.set_runtime(None, None)
         runtime.mailbox.unwatch(self._pidfd)
         os.close(self._pidfd)
@@ -151,15 +148,6 @@ class Session:
         while os.path.exists(self.facts["folder"]) and monotonic() < deadline:
             sessions.sweep()
             sleep(0.01)
-
-    def _defer_interrupts(self) -> None:
-        """Ctrl-C waits until the runtime's state is whole, unless the program has a handler of its own."""
-        if _takes_signals() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self.runtime.on_interrupt)
-
-    def _restore_interrupts(self) -> None:
-        if _takes_signals() and signal.getsignal(signal.SIGINT) == self.runtime.on_interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _node_left(self, _: ProcessId, reason: str) -> None:
         self._left_because = reason
@@ -184,30 +172,7 @@ class Session:
 
     def _shown(self, node: ProcessId, characters: int) -> None:
         runtime = self.runtime
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             if not self._ending:  # from here on the mailbox may be closed
                 runtime.post(node, m.LogsShown(characters))
                 runtime.mailbox.flush()
-        finally:
-            runtime.release()
-
-
-def _takes_signals() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C meanwhile counts at the end. For steps that take no longer than a few seconds."""
-    if not _takes_signals() or signal.getsignal(signal.SIGINT) is None:
-        yield  # no signal comes here; or its handler is not Python's
-        return
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
-            signal.raise_signal(signal.SIGINT)

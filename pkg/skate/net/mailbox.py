@@ -32,7 +32,8 @@ from typing import Any
 import zmq
 
 from skate._c import clock, frames
-from skate._c.lanes import LONGEST_RECORD, STALLED, STARVED, Exchange, Inbox, Lane, check_signals
+from skate._c.lanes import LONGEST_RECORD, STALLED, STARVED, Exchange, Inbox, Lane
+from skate._c.steps import Steps, let_in
 from skate.ids import NODE_ID_BYTES, PROCESS_ID_BYTES, ProcessId, manager_of
 from skate.net import exchange
 from skate.wire.messages import SCHEMAS
@@ -97,12 +98,21 @@ class Link:
 
 
 class Mailbox:
-    """The inbox and the links of the process `me`, whose sockets live in `folder`, and lanes at `place`."""
+    """The inbox and the links of the process `me`, whose sockets live in `folder`, and lanes at `place`.
+
+    `steps` is the lock that `deliver` takes: what that puts off waits until messages are taken in as a whole.
+    """
 
     def __init__(
-        self, me: ProcessId, folder: str, deliver: Deliver, place: exchange.Place | None = None
+        self,
+        me: ProcessId,
+        folder: str,
+        deliver: Deliver,
+        place: exchange.Place | None = None,
+        steps: Steps | None = None,
     ) -> None:
         self.me = me
+        self._steps = steps or Steps()
         self._folder = folder
         self._deliver = deliver
         self.context = zmq.Context(io_threads=1)
@@ -130,10 +140,6 @@ class Mailbox:
         #: what came by the socket from peers with lanes, before its mark was read
         self._early: dict[ProcessId, deque[tuple[ProcessId, Records]]] = {}
         self._socket_looked_at = 0.0
-        #: messages are being taken off the inbox: an exception in between would tear one
-        self.taking_in = False
-        #: whoever reads sleeps, or is about to: an exception tears nothing
-        self.asleep = False
         self.closed = False
 
     def _open_lanes(self, place: exchange.Place) -> None:
@@ -361,11 +367,9 @@ class Mailbox:
             return True
         if timeout == 0:
             return False
-        self.asleep = True
         try:
-            events = self._epoll.poll(timeout) if self.fall_asleep(idle) else []
+            events = let_in(self._epoll.poll, timeout) if self.fall_asleep(idle) else []
         finally:
-            self.asleep = False
             self.wake_up()
         self._serve(events)
         return self._take_in()
@@ -382,11 +386,11 @@ class Mailbox:
         """Takes in and delivers what has come by lanes; whether anything had. Does not block, nor ask the kernel."""
         if self._lanes is None:
             return False
-        self.taking_in = True
+        self._steps.begin_reading()
         try:
             return self._read_lanes(self._lanes)
         finally:
-            self.taking_in = False
+            self._steps.end_reading()
 
     @property
     def waits(self) -> bool:
@@ -394,11 +398,8 @@ class Mailbox:
         return bool(self._waiting)
 
     def fall_asleep(self, idle: bool) -> bool:
-        """Before sleeping on `fileno`; False: do not, something came. `wake_up` follows in either case."""
-        if self._lanes is not None:
-            return self._lanes.fall_asleep(idle)
-        check_signals()
-        return True
+        """Before sleeping on `fileno`, by `let_in`; False: do not, something came. `wake_up` follows in either case."""
+        return self._lanes is None or self._lanes.fall_asleep(idle)
 
     def wake_up(self) -> None:
         """After `fall_asleep`."""
@@ -425,14 +426,14 @@ class Mailbox:
                 ready()
 
     def _take_in(self) -> bool:
-        self.taking_in = True
+        self._steps.begin_reading()
         try:
             taken = self._lanes is not None and self._read_lanes(self._lanes)
             if taken and clock.monotonic() - self._socket_looked_at < SOCKET_SECONDS:
                 return True
             return self._read_socket() or taken
         finally:
-            self.taking_in = False
+            self._steps.end_reading()
 
     def _read_lanes(self, lanes: Inbox) -> bool:
         taken = 0
@@ -556,7 +557,7 @@ class Mailbox:
         self.flush()
         while any(link.lane is not None for link in self._waiting) and clock.monotonic() < end:
             if self.fall_asleep(True):
-                self._epoll.poll(max(0.0, end - clock.monotonic()))
+                let_in(self._epoll.poll, max(0.0, end - clock.monotonic()))
             self.wake_up()
             self._drain_bells()
             self.flush()

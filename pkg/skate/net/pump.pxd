@@ -7,10 +7,11 @@ from skate.net.mailbox cimport Mailbox
 cdef class Pump:
     cdef public Mailbox _mailbox
     cdef public object _before_sleep, _reading, _awake, _thread
-    cdef public bint _pump_reads, _ousted, _resting, _closed
+    cdef public bint _pump_reads, _ousted, _resting, _closed, _ending
     cdef public Py_ssize_t _wanted
     cdef public unsigned long _reader
     cdef public double last_read
     cpdef bint may_sleep_on(self) except -1
     cpdef glance(self, double now, double interval)
     cpdef _leave(self)
+    cpdef _read_now(self)

@@ -13,17 +13,22 @@ The pump thread is in one of three places:
 
 No wake-up is lost: whoever stops reading while the pump rests wakes it (`_leave`), and while it watches it looks again
 by itself.
+
+Whoever has to do with the right to read is in a section (skate._c.steps), so neither a handler of a signal nor a
+finalizer comes in between, except where the thread sleeps. There they may do anything, and wait for something
+themselves: a thread that has the right goes on reading for that, and then looks again what else has come.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
 
 from skate._c import clock
-from skate._c.lanes import check_signals
 from skate._c.refs import Waiter
+from skate._c.steps import Steps, enter_section, leave_section, let_in
 from skate.net.mailbox import Mailbox
 
 log = logging.getLogger("skate.net")
@@ -32,8 +37,6 @@ log = logging.getLogger("skate.net")
 PATIENCE = 0.001
 #: looks at a thread that reads and reads, before the pump goes to rest
 LOOKS = 5
-#: seconds between two looks of a pump that rests
-REST_SECONDS = 0.5
 #: seconds that are slept at a time by whoever waits longer: the system takes no number however large
 LONGEST_SLEEP = 86_400.0
 
@@ -55,8 +58,12 @@ class Pump:
         self._wanted = 0  # program threads that wait for the pump to give up the right
         self._ousted = False
         self._resting = False
-        self._awake = threading.Event()
+        #: released to wake the pump
+        self._awake = threading.Lock()
+        self._awake.acquire()
         self._closed = False
+        #: the process ends: threads that wait are to end without a word
+        self._ending = False
         self.last_read = clock.monotonic()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -65,11 +72,18 @@ class Pump:
 
     # ----------------------------------------------------------------------------------- threads of the program
 
-    def wait(self, waiter: Waiter, lock: threading.Lock, deadline: float | None) -> bool:
+    def wait(self, waiter: Waiter, lock: Steps, deadline: float | None) -> bool:
         """Blocks until `waiter` is done (True) or the clock passes `deadline` (False). Not under `lock`.
 
         `lock` guards the waiter's callback, which this sets where another thread reads meanwhile.
         """
+        enter_section()
+        try:
+            return self._wait(waiter, lock, deadline)
+        finally:
+            leave_section()
+
+    def _wait(self, waiter: Waiter, lock: Steps, deadline: float | None) -> bool:
         while not waiter.done:
             timeout = None
             if deadline is not None:
@@ -77,17 +91,21 @@ class Pump:
                 if timeout <= 0:
                     return False
             if self._closed:
-                raise RuntimeError("skate was shut down while this thread waited")
+                raise self._gone()
             if self._reading.acquire(False):
                 self._reader = threading.get_ident()
                 self._read_until(waiter, deadline)
-            elif self._reader == threading.get_ident():  # a callback that waits: it goes on reading
-                self._read_on(waiter, deadline)
+            elif self._reader == threading.get_ident():
+                self._read_nested(waiter, deadline)
             elif self._pump_reads and not self._wanted:
                 self._oust(waiter, deadline)
             else:
                 self._sleep(waiter, lock, timeout)
         return True
+
+    def _gone(self) -> BaseException:
+        """What a thread that waits gets when this is closed. (SystemExit ends a thread without a word.)"""
+        return SystemExit() if self._ending else RuntimeError("skate was shut down while this thread waited")
 
     def glance(self, now: float, interval: float) -> None:
         """Called by a busy thread now and then: takes in what has come, without blocking, and keeps the pump away."""
@@ -95,17 +113,26 @@ class Pump:
             if not self._ousted:
                 self._ousted = True
                 self._mailbox.poke()
-        elif now - self.last_read >= interval and self._reading.acquire(False):
-            self._reader = threading.get_ident()
-            try:
-                self._mailbox.read(0)
-            finally:
-                self._leave()
+        elif now - self.last_read >= interval:
+            self._read_now()
+
+    def _read_now(self) -> None:
+        enter_section()
+        try:
+            if self._reading.acquire(False):
+                self._reader = threading.get_ident()
+                try:
+                    self._mailbox.read(0)
+                finally:
+                    self._leave()
+        finally:
+            leave_section()
 
     def take(self) -> bool:
         """Gives a thread of the program the right to read until it calls `give_up`; False while another one has it.
 
-        For an event loop, which reads whenever it would sleep. Blocks no longer than the pump needs to step aside.
+        For an event loop, which reads whenever it would sleep. Blocks no longer than the pump needs to step aside. In a
+        section.
         """
         if self._reading.acquire(False):
             self._reader = threading.get_ident()
@@ -116,18 +143,13 @@ class Pump:
         """Ends what `take` began."""
         self._leave()
 
-    @property
-    def program_reads(self) -> bool:
-        """A thread of the program, not the pump, has the right to read."""
-        return self._reading.locked() and not self._pump_reads
-
     def may_sleep_on(self) -> bool:
         """Whoever reads may be asleep, and nothing was said to it: what waits to leave would wait until it wakes."""
         return not self._ousted if self._pump_reads else self._reader != 0
 
     def another_thread_reads(self) -> bool:
         """A thread of the program other than this one has the right to read, and may be asleep with it."""
-        return self.program_reads and self._reader != threading.get_ident()
+        return self._reading.locked() and not self._pump_reads and self._reader != threading.get_ident()
 
     def _read_until(self, waiter: Waiter, deadline: float | None) -> None:
         """With the right to read: reads until the waiter is done or the deadline has passed; gives the right up."""
@@ -135,6 +157,13 @@ class Pump:
             self._read_on(waiter, deadline)
         finally:
             self._leave()
+
+    def _read_nested(self, waiter: Waiter, deadline: float | None) -> None:
+        """This thread reads already, further out: it waits in a handler, a finalizer or a callback."""
+        try:
+            self._read_on(waiter, deadline)
+        finally:
+            self._mailbox.poke()  # out there it is asleep, and what it waits for has come, perhaps
 
     def _read_on(self, waiter: Waiter, deadline: float | None) -> None:
         mailbox = self._mailbox
@@ -167,7 +196,7 @@ class Pump:
             self._reader = threading.get_ident()
         return taken
 
-    def _sleep(self, waiter: Waiter, lock: threading.Lock, timeout: float | None) -> None:
+    def _sleep(self, waiter: Waiter, lock: Steps, timeout: float | None) -> None:
         """Another thread reads, and wakes this one; when it stops, the pump or the next waiting thread does."""
         alarm = threading.Lock()
         alarm.acquire()
@@ -175,19 +204,25 @@ class Pump:
             if waiter.done:
                 return
             waiter.callback = lambda _: alarm.release()
-        check_signals()
-        alarm.acquire(timeout=-1 if timeout is None else timeout)
+        let_in(alarm.acquire, True, -1 if timeout is None else timeout)
 
     def _leave(self) -> None:
         self.last_read = clock.monotonic()
         self._reader = 0
         self._reading.release()
         if self._resting:
-            self._awake.set()
+            self._wake()
 
     # -------------------------------------------------------------------------------------------- the pump thread
 
     def _run(self) -> None:
+        enter_section()
+        try:
+            self._read_by_turns()
+        finally:
+            leave_section()
+
+    def _read_by_turns(self) -> None:
         looks = 0
         while not self._closed:
             if (
@@ -200,19 +235,14 @@ class Pump:
                     self._rest()
                     looks = 0
                 else:
-                    self._awake.wait(PATIENCE)
-                    self._awake.clear()
-                    self._before_sleep()
+                    let_in(self._awake.acquire, True, PATIENCE)
+                    self._unless_closed(self._before_sleep)
                 continue
             looks = 0
             self._pump_reads = True
             self._reader = threading.get_ident()
             try:
-                while not (self._wanted or self._ousted or self._closed):
-                    self._mailbox.read(self._before_sleep(), idle=False)
-            except Exception:
-                if not self._closed:
-                    log.exception("the pump thread failed; it goes on")
+                self._unless_closed(self._read_until_wanted)
             finally:
                 self._pump_reads = False
                 if self._ousted:
@@ -221,21 +251,41 @@ class Pump:
                 self._reader = 0
                 self._reading.release()
 
+    def _read_until_wanted(self) -> None:
+        while not (self._wanted or self._ousted or self._closed):
+            self._mailbox.read(self._before_sleep(), idle=False)
+
+    def _unless_closed(self, act: Callable[[], object]) -> None:
+        """`act()`; what it raises, a callback of the program's perhaps, does not end the thread."""
+        try:
+            act()
+        except BaseException:
+            if not self._closed:
+                log.exception("the pump thread failed; it goes on")
+
     def _rest(self) -> None:
-        self._awake.clear()
+        self._awake.acquire(False)  # an old wake-up does not count
         self._resting = True
-        # Whoever reads wakes us when it leaves; it may be interrupted just before it does.
-        while self._reading.locked() and not self._awake.wait(REST_SECONDS):
-            pass
+        if self._reading.locked() and not self._closed:
+            let_in(self._awake.acquire)  # whoever reads wakes us when it leaves
         self._resting = False
-        self._awake.clear()
+
+    def _wake(self) -> None:
+        """Has the pump look. From any thread."""
+        if self._awake.locked():
+            with contextlib.suppress(RuntimeError):  # another thread was faster
+                self._awake.release()
 
     # --------------------------------------------------------------------------------------------------- closing
 
-    def close(self) -> None:
-        """Ends the pump thread; threads that wait get RuntimeError. Blocks until the right to read is free."""
+    def close(self, ending: bool = False) -> None:
+        """Ends the pump thread. Blocks until the right to read is free.
+
+        Threads that wait get RuntimeError; where the process is `ending`, they end, or never wake.
+        """
+        self._ending = ending
         self._closed = True
-        self._awake.set()
+        self._wake()
         self._mailbox.poke()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()

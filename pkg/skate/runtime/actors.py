@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from skate._c import refs
 from skate._c.clock import monotonic
 from skate._c.refs import FAILED, INLINE, ObjectEntry, ObjectRef, Waiter, watch
+from skate._c.steps import section
 from skate.core.actors import ALIVE, DEAD, PENDING, RESTARTING, killed_by
 from skate.core.calls import ActorLine, Calls, Effect, FailCalls, LoseCalls, WatchActor
 from skate.core.tasks import Function, OwnedTask
@@ -133,10 +134,7 @@ class Actors:
             new, other = self._claim(make, name, namespace, detached, about)
             if new is None:
                 return other[0], None, other[1]
-        runtime.lock.acquire()
-        try:
-            if runtime.broken is not None:
-                raise runtime.broken
+        with runtime.step:
             if new is None:
                 new = make()
                 actor = new.made.line.actor
@@ -148,11 +146,6 @@ class Actors:
                 )
             if new.made.waiter is None:
                 self._arguments_ready(actor)
-            now = monotonic()
-            runtime.act()
-            runtime.send_soon(now)
-        finally:
-            runtime.release()
         return actor, new.ref, about
 
     def _new(
@@ -186,11 +179,14 @@ class Actors:
         while True:
             claim = Claim(make, name, namespace, detached, about, ending)
             answer: Any = False
-            try:
-                answer = self._runtime.ask(claim)
-            finally:
-                if answer is not None and claim.new is not None:
-                    self._give_up(claim.new.made)  # it is another's, or nobody waits for the answer any more
+            with section:
+                try:
+                    answer = self._runtime.ask(claim)
+                finally:
+                    if answer is not None and claim.new is not None:
+                        self._give_up(
+                            claim.new.made
+                        )  # it is another's, or nobody waits for the answer any more
             if answer is None:
                 return claim.new, None
             holder, (holder_is_detached, holder_about) = ActorId(answer[0]), answer[1]
@@ -200,12 +196,9 @@ class Actors:
 
     def _give_up(self, made: Made) -> None:
         """There will be no such actor."""
-        self._runtime.lock.acquire()
-        try:
+        with self._runtime.lock:
             self._forget(made)
             self._runtime.act()
-        finally:
-            self._runtime.release()
 
     def _arguments_ready(self, actor: ActorId, _: Any = None) -> None:
         made = self._made.get(actor)
@@ -347,8 +340,7 @@ class Actors:
         """
         runtime = self._runtime
         waiter = Waiter()
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             line = self.calls.lines.get(actor)
             if line is not None and line.state == DEAD:
                 return True  # it was killed from here, perhaps
@@ -361,11 +353,9 @@ class Actors:
             pending = watch([ref], waiter, 1)
             runtime.objects.ask_owners(pending)
             runtime.mailbox.flush()
-        finally:
-            runtime.release()
         runtime.pump.wait(waiter, runtime.lock, None)
         if runtime.broken is not None:
-            raise runtime.broken
+            raise runtime.why_broken()
         return bool(ref.entry.state == FAILED)
 
     def kill(self, actor: ActorId, no_restart: bool) -> None:
@@ -373,15 +363,12 @@ class Actors:
         runtime = self._runtime
         by = f"process {runtime.me.hex()}"
         now = monotonic()
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             runtime.post(manager_of(actor), m.KillActor(actor, no_restart, by))
             if no_restart:  # no call from here may overtake it
                 self.calls.actor_state(actor, DEAD, None, killed_by(by), now)
                 runtime.act()
             runtime.mailbox.flush()
-        finally:
-            runtime.release()
 
     # -------------------------------------------------------------------------------------------------- decisions
 

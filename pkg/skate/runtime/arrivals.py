@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from skate._c import refs
 from skate._c.refs import PENDING, STORED, ObjectEntry, ObjectRef, Waiter
+from skate._c.steps import section
 from skate.ids import ObjectId
 from skate.wire import messages as m
 
@@ -45,29 +46,32 @@ class Arrivals:
         runtime = self._runtime
         wait = _Wait(num_returns)
         watched: list[tuple[ObjectEntry, Waiter]] = []
-        runtime.lock.acquire()
-        try:
-            for ref in wanted:
-                if ref.entry.state != PENDING:
-                    self._note(wait, ref.entry)
-            if not wait.waiter.done:
-                if runtime.broken is not None:
-                    raise runtime.broken
-                for entry in [ref.entry for ref in wanted if ref.entry.state == PENDING]:
-                    waiter = Waiter(partial(self._settled, wait, entry))
-                    watched.append((entry, waiter))
-                    refs.watch_entries([entry], waiter)
-                runtime.objects.ask_owners([entry for entry, _ in watched])
-        finally:
-            runtime.release()
-        try:
-            if not wait.waiter.done:
-                runtime.objects.block(wait.waiter, timeout)
-        finally:
-            self._end(wait, watched)
+        with section:
+            try:
+                with runtime.lock:
+                    self._watch(wanted, wait, watched)
+                if not wait.waiter.done:
+                    runtime.objects.block(wait.waiter, timeout)
+            finally:
+                self._end(wait, watched)
         ready = [ref for ref in wanted if ref.entry.id in wait.here][:num_returns]
         chosen = {ref.entry.id for ref in ready}
         return ready, [ref for ref in wanted if ref.entry.id not in chosen]
+
+    def _watch(self, wanted: list[ObjectRef], wait: _Wait, watched: list[tuple[ObjectEntry, Waiter]]) -> None:
+        for ref in wanted:
+            if ref.entry.state != PENDING:
+                self._note(wait, ref.entry)
+        if wait.waiter.done:
+            return
+        runtime = self._runtime
+        if runtime.broken is not None:
+            raise runtime.why_broken()
+        for entry in [ref.entry for ref in wanted if ref.entry.state == PENDING]:
+            waiter = Waiter(partial(self._settled, wait, entry))
+            watched.append((entry, waiter))
+            refs.watch_entries([entry], waiter)
+        runtime.objects.ask_owners([entry for entry, _ in watched])
 
     def _settled(self, wait: _Wait, entry: ObjectEntry, _: Waiter) -> None:
         self._note(wait, entry)
@@ -98,13 +102,10 @@ class Arrivals:
 
     def _end(self, wait: _Wait, watched: list[tuple[ObjectEntry, Waiter]]) -> None:
         runtime = self._runtime
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             for entry, waiter in watched:
                 if not waiter.done:
                     refs.unwatch([entry], waiter)
             for waits in self._coming.values():
                 if wait in waits:
                     waits.remove(wait)
-        finally:
-            runtime.release()

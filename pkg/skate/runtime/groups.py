@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from skate._c.clock import monotonic
 from skate._c.plain import to_bytes
 from skate._c.refs import FAILED, INLINE, PENDING, ObjectEntry, ObjectRef
 from skate.core.group_records import CREATED, REMOVED
@@ -60,17 +59,9 @@ class Groups:
             if other is not None:
                 self._states.pop(made[0], None)
             return made[0], other
-        now = monotonic()
-        runtime.lock.acquire()
-        try:
-            if runtime.broken is not None:
-                raise runtime.broken
+        with runtime.step:
             group = self._new_id()
             runtime.post(runtime.node, m.CreateGroup(0, group, spec))
-            runtime.send_soon(now)
-        finally:
-            runtime.release()
-        runtime.glance(now)
         return group, None
 
     def _new_id(self) -> TaskId:
@@ -82,18 +73,9 @@ class Groups:
     def remove(self, group: bytes) -> None:
         """Has the node remove the group, if there is such a one. Does not block."""
         runtime = self._runtime
-        now = monotonic()
-        runtime.lock.acquire()
-        try:
-            if runtime.broken is not None:
-                raise runtime.broken
+        with runtime.step:
             runtime.post(runtime.node, m.RemoveGroup(0, TaskId(group)))
             self._settle(group, REMOVED)
-            runtime.act()
-            runtime.send_soon(now)
-        finally:
-            runtime.release()
-        runtime.glance(now)
 
     def is_created(self, group: bytes) -> bool:
         """Whether it is known, without asking, that the group is whole."""
@@ -103,11 +85,7 @@ class Groups:
         """A ref that gets `value` once the group is whole, or fails when it is removed. Does not block."""
         runtime = self._runtime
         packed = to_bytes(serialize(value))
-        now = monotonic()
-        runtime.lock.acquire()
-        try:
-            if runtime.broken is not None:
-                raise runtime.broken
+        with runtime.step:
             entry = runtime.references.create(object_id(runtime.next_task_id(), 0))
             ref = ObjectRef(entry)
             runtime.references.pin([entry])
@@ -116,10 +94,6 @@ class Groups:
                 self._settle(group, CREATED)
             elif group not in self._states:
                 runtime.post(runtime.node, m.WatchGroup(TaskId(group)))
-            runtime.act()
-            runtime.send_soon(now)
-        finally:
-            runtime.release()
         return ref
 
     def bundles(self, group: bytes) -> Bundles | None:

@@ -9,5 +9,5 @@ cdef class Objects:
     cdef public object large_arguments, before_blocking, blocking, _arrivals
     cdef public References _references
     cdef public dict _callbacks, _askers, when_freed
-    cpdef value(self, ObjectEntry entry, bint block=*, deadline=*)
+    cpdef value(self, ObjectEntry entry, bint block=*, deadline=*, run=*)
     cpdef _load(self, ObjectEntry entry, bint block, deadline)

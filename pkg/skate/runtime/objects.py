@@ -19,6 +19,7 @@ from skate._c import refs
 from skate._c.clock import monotonic
 from skate._c.plain import Serialized, to_bytes, unpack
 from skate._c.refs import FAILED, INLINE, NOTHING, PENDING, STORED, ObjectEntry, ObjectRef, Waiter
+from skate._c.steps import enter_section, leave_section, let_in, section
 from skate.config import INLINE_BYTES
 from skate.core.references import Effect, FreeValue, TellBorrower, TellWatch
 from skate.exceptions import (
@@ -62,6 +63,29 @@ def wake(ready: asyncio.Future[None]) -> None:
         ready.set_result(None)
 
 
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+class RefFuture(Future[Any]):
+    """A future of an object. Whatever one of its callbacks raises, the others are called."""
+
+    #: a callback was interrupted by Ctrl-C, or raised as much
+    interrupt: KeyboardInterrupt | None = None
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        super().add_done_callback(partial(self._call, fn))
+
+    def _call(self, fn: Callable[[Future[Any]], object], _: Future[Any]) -> None:
+        """(What is an Exception is logged by concurrent.futures.)"""
+        try:
+            fn(self)
+        except KeyboardInterrupt as error:
+            self.interrupt = error
+        except (SystemExit, GeneratorExit):
+            log.exception("a callback of %r ended with an exception that is for no one", self)
+
+
 class Objects:
     """The objects of one process, by value."""
 
@@ -98,20 +122,24 @@ class Objects:
         """As `put`, of a value that is serialized already."""
         runtime = self._runtime
         identifier = object_id(runtime.next_task_id(), 0)
-        state, stored = self.keep(identifier, packed)
-        runtime.lock.acquire()
+        enter_section()  # what is in the store has an entry that owns it, whatever comes in between
         try:
-            entry = self._references.create(identifier)
-            entry.state = state
-            entry.value = stored
-            if type(value) in IMMUTABLE:
-                entry.literal = value
-            if packed.refs:
-                inner = [ref.entry for ref in packed.refs]
-                self._references.on_value(entry, [(each.id, b"") for each in inner])
-            return ObjectRef(entry)
+            state, stored = self.keep(identifier, packed)
+            runtime.lock.enter()
+            try:
+                entry = self._references.create(identifier)
+                entry.state = state
+                entry.value = stored
+                if type(value) in IMMUTABLE:
+                    entry.literal = value
+                if packed.refs:
+                    inner = [ref.entry for ref in packed.refs]
+                    self._references.on_value(entry, [(each.id, b"") for each in inner])
+                return ObjectRef(entry)
+            finally:
+                runtime.lock.leave()
         finally:
-            runtime.release()
+            leave_section()
 
     def keep(self, identifier: bytes, packed: Serialized, again: bool = False) -> tuple[int, Any]:
         """Puts a packed value where its size says: (state, what the entry's `value` is then). See LocalStore.put."""
@@ -157,25 +185,31 @@ class Objects:
 
     def _wait(self, wanted: list[ObjectRef], waiter: Waiter, number: int, timeout: float | None) -> bool:
         runtime = self._runtime
-        runtime.lock.acquire()
+        enter_section()
         try:
-            pending = refs.watch(wanted, waiter, number)
-            if waiter.done:
-                return True
-            self.ask_owners(pending)
-            if runtime.broken is not None:
-                raise runtime.broken
+            runtime.lock.enter()
+            try:
+                pending = refs.watch(wanted, waiter, number)
+                if waiter.done:
+                    return True
+                if runtime.broken is None:
+                    self.ask_owners(pending)
+                else:
+                    refs.unwatch(pending, waiter)
+                    raise runtime.why_broken()
+            finally:
+                runtime.lock.leave()
+            done = False
+            try:
+                done = self.block(waiter, timeout)
+            finally:
+                missing = number - (len(wanted) - len(pending))
+                if not done or waiter.failed or len(pending) > missing:
+                    with runtime.lock:  # it still stands on what it did not wait out
+                        refs.unwatch(pending, waiter)
+            return done
         finally:
-            runtime.release()
-        try:
-            done = self.block(waiter, timeout)
-        except BaseException:
-            self._give_up(pending, waiter)
-            raise
-        missing = number - (len(wanted) - len(pending))
-        if not done or waiter.failed or len(pending) > missing:  # it still stands on what it did not wait out
-            self._give_up(pending, waiter)
-        return done
+            leave_section()
 
     def block(self, waiter: Waiter, timeout: float | None) -> bool:
         """Blocks until the waiter is done (True) or `timeout` seconds are over; with 0 takes in what has come."""
@@ -190,31 +224,28 @@ class Objects:
         runtime = self._runtime
         if self.blocking is None:
             return runtime.pump.wait(waiter, runtime.lock, deadline)
-        with self.blocking():
+        with section, self.blocking():
             return runtime.pump.wait(waiter, runtime.lock, deadline)
 
-    def _give_up(self, pending: list[ObjectEntry], waiter: Waiter) -> None:
-        self._runtime.lock.acquire()
-        try:
-            refs.unwatch(pending, waiter)
-        finally:
-            self._runtime.release()
-
-    def value(self, entry: ObjectEntry, block: bool = True, deadline: Any = None) -> Any:
+    def value(
+        self, entry: ObjectEntry, block: bool = True, deadline: Any = None, run: Callable[..., Any] = let_in
+    ) -> Any:
         """The value of an entry that is not PENDING; raises what it failed with.
 
         Blocks while an object is brought back from disk or another node, until the clock passes the deadline (or None):
         then raises GetTimeoutError, and the object comes all the same. Without `block`, raises NotHere where it would.
+        `run` calls what unpickles.
         """
         if entry.literal is not NOTHING:
             return entry.literal
         if entry.owned:
             return self._load(entry, block, deadline)
-        before = refs.unpickling_under(entry)
-        try:
-            return self._load(entry, block, deadline)
-        finally:
-            refs.unpickling_under(before)
+        with section:
+            before = refs.unpickling_under(entry)
+            try:
+                return run(self._load, entry, block, deadline)
+            finally:
+                refs.unpickling_under(before)
 
     def stored(self, identifier: bytes, deadline: float | None = None) -> Any:
         """A value out of the store, or back from disk. ObjectLostError where it is in neither."""
@@ -238,13 +269,33 @@ class Objects:
         return value
 
     def _raise_error(self, entry: ObjectEntry) -> None:
-        if entry.value is None:
-            raise ReferenceCountingAssertionError(entry.id)
-        error = from_bytes(entry.value)
+        error = self._error_of(entry)
         try:
-            raise error.as_instanceof_cause() if isinstance(error, TaskError) else error
+            raise error
         finally:
             del error  # its traceback leads here: a cycle would keep the callers' refs until the garbage collector runs
+
+    def exception(self, entry: ObjectEntry) -> BaseException | None:
+        """What an object has failed with, or None. asyncio.InvalidStateError where it is PENDING."""
+        if entry.state == PENDING:
+            raise asyncio.InvalidStateError(f"{entry.id.hex()} is not ready: it has no exception yet")
+        if entry.state != FAILED:
+            return None
+        if entry.owned:
+            return self._error_of(entry)
+        with section:
+            before = refs.unpickling_under(entry)
+            try:
+                return let_in(self._error_of, entry)
+            finally:
+                refs.unpickling_under(before)
+
+    def _error_of(self, entry: ObjectEntry) -> BaseException:
+        """What an object that is FAILED has failed with."""
+        if entry.value is None:
+            return ReferenceCountingAssertionError(entry.id)
+        error = from_bytes(entry.value)
+        return error.as_instanceof_cause() if isinstance(error, TaskError) else error  # type: ignore[no-any-return]
 
     # -------------------------------------------------------------------------------------------------- settling
 
@@ -286,30 +337,33 @@ class Objects:
 
     def future(self, ref: ObjectRef) -> Future[Any]:
         """A concurrent.futures.Future of the object's value."""
-        future: Future[Any] = Future()
+        future = RefFuture()
         future.set_running_or_notify_cancel()
 
         runtime = self._runtime
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             ready = partial(self._do_later, partial(self._resolve, future, ref))
             if self.when_ready([ref.entry], ready) is None:
                 ready()
             runtime.mailbox.flush()
-        finally:
-            runtime.release()
         return future
 
-    def _resolve(self, future: Future[Any], ref: ObjectRef, block: bool = False) -> None:
-        try:
-            value = self.value(ref.entry, block)
-        except NotHere:  # this may be the thread that reads the answer: another one waits for it
-            again = (future, ref, True)
-            threading.Thread(target=self._resolve, args=again, name="skate-restore", daemon=True).start()
-        except BaseException as error:
-            future.set_exception(error.with_traceback(None))  # its frames lead to those who hold the future
-        else:
-            future.set_result(value)
+    def _resolve(self, future: RefFuture, ref: ObjectRef, block: bool = False) -> None:
+        with section:
+            try:
+                value = self.value(ref.entry, block, None, _call)  # no handler's exception is the future's
+            except NotHere:  # this may be the thread that reads the answer: another one waits for it
+                again = (future, ref, True)
+                threading.Thread(target=self._resolve, args=again, name="skate-restore", daemon=True).start()
+                return
+            except BaseException as error:
+                future.set_exception(
+                    error.with_traceback(None)
+                )  # its frames lead to those who hold the future
+            else:
+                future.set_result(value)
+        if future.interrupt is not None:
+            raise future.interrupt
 
     def _do_later(self, call: Callable[[], None], _: Waiter | None = None) -> None:
         self._runtime.later(call)
@@ -356,21 +410,19 @@ class Objects:
         """Calls `call` in the running event loop once the object is there; returns who waits. Does not block."""
         loop = asyncio.get_running_loop()
 
-        def ring(_: Waiter | None = None) -> None:
+        def ring() -> None:
             try:
                 loop.call_soon_threadsafe(call, context=context)
             except RuntimeError:
                 log.debug("the event loop that awaited %r is closed", ref)
 
         runtime = self._runtime
-        runtime.lock.acquire()
-        try:
-            waiter = self.when_ready([ref.entry], ring)
+        with runtime.lock:
+            ready = partial(self._do_later, ring)
+            waiter = self.when_ready([ref.entry], ready)
             if waiter is None:
-                ring()
+                ready()
             runtime.mailbox.flush()
-        finally:
-            runtime.release()
         return waiter
 
     # ------------------------------------------------------------------------------------- owners and borrowers

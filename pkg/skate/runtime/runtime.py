@@ -3,29 +3,26 @@
 State: one lock over the process's machines (references, dispatcher) and outgoing links; the mailbox and its pump; the
 store. `Objects` and `Submission` (the other modules of this package) do the work and share this state.
 
-The lock is held for short steps that call no code of the user's. What must not happen under it (callbacks of futures,
-printing) is put into `later` and runs when it is released. Refs can be dropped anywhere, by the garbage collector, in
-the middle of a locked step: `on_dropped` only notes them, and whoever releases the lock next deals with them.
-
-Ctrl-C may come at any moment, too. A KeyboardInterrupt in the middle of a locked step, or of a message being read,
-would leave the machines half changed, so in a driver's main thread it waits until that is over (`on_interrupt`).
+The lock is held for short steps (`with runtime.lock`, or `with runtime.step as now`) that call no code of the user's,
+and that none interrupts: handlers of signals and finalizers wait until the step is over (skate._c.steps). What must not
+happen under the lock (callbacks of futures, printing) is put into `later` and runs when it is released; what may hold
+the last reference to something of the user's is let go of then, too. Refs can be dropped anywhere, in the middle of a
+step, too: `on_dropped` only notes them, and whoever releases the lock next deals with them.
 """
 
 from __future__ import annotations
 
-import _thread
 import itertools
 import logging
-import signal
 import sys
-import threading
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 from skate._c import clock, refs
 from skate._c.frames import FrameError
 from skate._c.refs import ObjectEntry, ObjectRef
+from skate._c.steps import Steps, section
 from skate.config import CORK_SECONDS, GLANCE_SECONDS
 from skate.core import calls, dispatch, references
 from skate.core.copies import TellCopy
@@ -49,10 +46,32 @@ from skate.wire.messages import encode
 
 log = logging.getLogger("skate")
 
-#: seconds until an interrupt that came at a bad moment comes again
-INTERRUPT_SECONDS = 0.001
-
 Handler = Callable[..., None]
+
+
+class Step:
+    """A step of a thread of the program: what was decided in it is done, mail leaves soon, and it glances at the inbox.
+
+    Raises why the runtime cannot go on. Gives the time.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def __enter__(self) -> float:
+        return self._runtime.begin()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        runtime = self._runtime
+        now = clock.monotonic()
+        try:
+            if kind is None:
+                runtime.act()
+                runtime.send_soon(now)
+        finally:
+            runtime.lock.leave()
+        if kind is None:
+            runtime.glance(now)
 
 
 class Runtime:
@@ -64,7 +83,8 @@ class Runtime:
         self.me = me
         self.node = node
         self.store = store
-        self.lock = threading.Lock()
+        self.lock = Steps(self._drain_dropped)
+        self.step = Step(self)
         self.closed = False
         self.next_task_id = refs.TaskIds(me)
         #: this node is one of a cluster: there are others, or may be
@@ -73,14 +93,12 @@ class Runtime:
         self.depth = 0
         #: the placement group, in hexadecimal, that what runs here has its own tasks run in; None: in none
         self.captured: str | None = None
-        #: why the runtime cannot go on: the node manager died. Raised by whatever waits
+        #: why the runtime cannot go on: the node manager died. `why_broken` is raised by whatever waits
         self.broken: BaseException | None = None
-        #: Ctrl-C was pressed while it could not be raised; a thread sends the signal again
-        self._interrupts_again = False
+        #: the process ends: its other threads are to end without a word
+        self.ending = False
         #: called, under the lock, with a process or node that is dead
         self.when_gone: list[Callable[[ProcessId | NodeId], None]] = []
-        self._dropped: deque[ObjectEntry | Stream] = deque()
-        self._later: list[Callable[[], None]] = []
         self._handlers: list[Handler | None] = [None] * 256
         #: what the machines below have decided and nobody has done yet
         self.effects: list[Any] = []
@@ -120,58 +138,30 @@ class Runtime:
 
     # ----------------------------------------------------------------------------------------------------- lock
 
-    def release(self) -> None:
-        """Releases the lock, after dealing with the refs that were dropped meanwhile."""
-        while True:
-            if self._dropped:
-                self._drain_dropped()
-            if self._later:
-                self._release_and_call()
-            else:
-                self.lock.release()
-            if not self._dropped or not self.lock.acquire(False):
-                return  # whoever holds it now drains
+    def begin(self) -> float:
+        """Begins a step of a thread of the program, which `lock.leave` ends; gives the time. See Step."""
+        self.lock.enter()
+        if self.broken is not None:
+            self.lock.leave()
+            raise self.why_broken()
+        return clock.monotonic()
 
-    def _release_and_call(self) -> None:
-        later, self._later = self._later, []
-        self.lock.release()
-        try:
-            while later:
-                later.pop(0)()
-        finally:
-            if later:  # one of them raised, or was interrupted: the others are not lost
-                self._later = later + self._later
+    def why_broken(self) -> BaseException:
+        """What to raise where the runtime cannot go on. (SystemExit ends a thread without a word.)"""
+        assert self.broken is not None
+        return SystemExit() if self.ending else type(self.broken)(*self.broken.args)
 
-    def on_interrupt(self, number: int, frame: Any) -> None:
-        """The handler of SIGINT: raises KeyboardInterrupt, now or as soon as nothing can be torn."""
-        reading = (
-            self.pump.program_reads and not self.mailbox.asleep
-        )  # perhaps this thread, on its way in or out
-        if not (reading or self.lock.locked() or self.mailbox.taking_in):
-            raise KeyboardInterrupt
-        if not self._interrupts_again:
-            self._interrupts_again = True
-            _thread.start_new_thread(self._interrupt_again, ())  # threading's own locks may be held here
-
-    def _interrupt_again(self) -> None:
-        clock.sleep(INTERRUPT_SECONDS)
-        self._interrupts_again = False
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # wakes it, too, where it sleeps
-
-    def later(self, call: Callable[[], None]) -> None:
+    def later(self, call: Callable[[], object]) -> None:
         """Runs `call` once the lock is released. Under the lock."""
-        self._later.append(call)
+        self.lock.later(call)
 
     def on_dropped(self, what: ObjectEntry | Stream) -> None:
         """The last handle of an entry or stream went. From any thread, at any time, also under the lock."""
-        if self.closed:
-            return
-        self._dropped.append(what)
-        if self.lock.acquire(False):
-            self.release()
+        if not self.closed:
+            self.lock.note_dropped(what)
 
     def _drain_dropped(self) -> None:
-        dropped = self._dropped
+        dropped = self.lock.dropped
         while dropped:
             what = dropped.popleft()
             if type(what) is not ObjectEntry:
@@ -185,7 +175,7 @@ class Runtime:
 
     def open_mailbox(self, folder: str, lanes: Place | None) -> Mailbox:
         """The sockets and lanes of this process. (A simulation has others.)"""
-        return Mailbox(self.me, folder, self.deliver, lanes)
+        return Mailbox(self.me, folder, self.deliver, lanes, self.lock)
 
     def make_pump(self, name: str) -> Pump:
         """Who reads the mailbox; its thread has the name. (A simulation has no threads.)"""
@@ -212,45 +202,53 @@ class Runtime:
 
     def deliver(self, sender: ProcessId, records: list[tuple[int, tuple[Any, ...]]]) -> None:
         """What has come from another process. By the thread that reads the mailbox."""
-        self.lock.acquire()
+        self.lock.enter()
         try:
             self._handle(sender, records)
             self.act()
         finally:
-            self.release()
+            self.lock.leave()
 
     def _handle(self, sender: ProcessId, records: list[tuple[int, tuple[Any, ...]]]) -> None:
         for code, fields in records:
             handler = self._handlers[code]
             if handler is None:
-                log.warning(
-                    "process %s sent message %d, which is not for this kind of process", sender.hex(), code
-                )
+                text = "process %s sent message %d, which is not for this kind of process"
+                self.later(partial(log.warning, text, sender.hex(), code))
                 continue
             try:
                 handler(sender, *fields)
             except FrameError as error:
-                log.warning("refused message %d from process %s: %s", code, sender.hex(), error)
-            except Exception:
-                log.exception("message %d from process %s could not be handled", code, sender.hex())
+                text = "refused message %d from process %s: %s"
+                self.later(partial(log.warning, text, code, sender.hex(), error))
+            except Exception as error:
+                text = "message %d from process %s could not be handled"
+                self.later(partial(log.error, text, code, sender.hex(), exc_info=error))
 
     def hear_out(self, process: ProcessId) -> None:
         """A process has ended: what it had sent by its lane counts before its death does. Under the lock."""
         self._handle(process, self.mailbox.last_words(process))
 
     def act(self) -> None:
-        """Carries out what the machines have decided. Under the lock."""
+        """Carries out what the machines have decided: all of it, also where one of them raises. Under the lock."""
         effects = self.effects
         while effects:
             todo = effects[:]
             effects.clear()
-            for effect in todo:
-                self._carriers[type(effect)](effect)
+            done = 0
+            try:
+                for effect in todo:
+                    done += 1
+                    self._carriers[type(effect)](effect)
+            except BaseException:
+                effects[:0] = todo[done:]
+                self.act()
+                raise
 
     def before_sleep(self) -> float | None:
         """For the thread that is about to sleep in the inbox: timers, then all mail leaves. Seconds until the next."""
         now = clock.monotonic()
-        self.lock.acquire()
+        self.lock.enter()
         try:
             due = self._next_tick()
             if due is not None and due <= now:
@@ -260,7 +258,7 @@ class Runtime:
                 due = self._next_tick()
             self.mailbox.flush()
         finally:
-            self.release()
+            self.lock.leave()
         return None if due is None else max(0.0, due - now)
 
     def _next_tick(self) -> float | None:
@@ -308,15 +306,18 @@ class Runtime:
 
     def fail_everything(self, error: BaseException) -> None:
         """The node manager is gone: nothing that is pending will ever come. From any thread."""
-        self.lock.acquire()
-        try:
+        with self.lock:
             self.broken = error
             self.objects.fail_pending(error)
             for waiter in list(self._queries.values()):
                 if type(waiter) is refs.Waiter:
                     self.finish(waiter)
-        finally:
-            self.release()
+
+    def end_quietly(self, error: BaseException) -> None:
+        """The process ends: its other threads hear nothing of it, and stay where they wait. Not under the lock."""
+        with self.lock:
+            self.ending = True
+            self.broken = error
 
     def query(self, what: str, timeout: float = 30.0) -> Any:
         """Asks the node manager about its state; blocks until it answers."""
@@ -333,25 +334,23 @@ class Runtime:
         """
         waiter = refs.Waiter()
         waiter.missing = 1
-        token = self._next_token()
-        self.lock.acquire()
-        try:
-            if self.broken is not None:
-                raise self.broken
-            if self._dropped:
-                self._drain_dropped()  # what a program dropped before it asks is said before
-            self._queries[token] = waiter
-            self.post(self.node, question(token))
-            self.mailbox.flush()
-        finally:
-            self.release()
         answer: Any = waiter
-        try:
-            self.pump.wait(waiter, self.lock, None if timeout is None else clock.monotonic() + timeout)
-        finally:
-            answer = self._queries.pop(token)
+        with section:
+            with self.step as now:
+                if self.lock.dropped:
+                    self._drain_dropped()  # what a program dropped before it asks is said before
+                token = self._next_token()
+                self._queries[token] = waiter
+                self.post(self.node, question(token))
+                self.mailbox.flush()
+            try:
+                self.pump.wait(waiter, self.lock, None if timeout is None else now + timeout)
+            finally:
+                answer = self._queries.pop(token)
         if answer is waiter:
-            raise self.broken or TimeoutError("the node manager did not answer")
+            if self.broken is not None:
+                raise self.why_broken()
+            raise TimeoutError("the node manager did not answer")
         return answer
 
     def ask_later(self, question: Callable[[int], Any], answered: Callable[[Any], None]) -> None:
@@ -382,8 +381,11 @@ class Runtime:
     def finish(self, waiter: refs.Waiter) -> None:
         """A waiter is done: whoever sleeps until it is wakes up. Under the lock."""
         waiter.done = True
-        if waiter.callback is not None:
-            waiter.callback(waiter)
+        callback = waiter.callback
+        if callback is not None:
+            waiter.callback = None
+            callback(waiter)
+            self.lock.drop_later(callback)
         elif not self.closed and self.pump.another_thread_reads():
             self.mailbox.poke()  # perhaps it is that one, which sleeps in the inbox
 
@@ -397,6 +399,6 @@ class Runtime:
         """Ends the pump and the sockets. Refs made here are of no use any more."""
         self.closed = True
         refs.set_home(None, {}, b"")
-        self.pump.close()
+        self.pump.close(self.ending)
         self.mailbox.close()
         self.store.close()

@@ -113,10 +113,8 @@ class Streams:
     def _take(self, stream: Stream) -> tuple[ObjectRef | None, bool]:
         """(ref, True): the next value, taken; (ref, False): what to wait for; (None, False): the end."""
         runtime = self._runtime
-        runtime.lock.acquire()
+        runtime.begin()
         try:
-            if runtime.broken is not None:
-                raise runtime.broken
             ref = self.peek(stream)
             if ref is None or not stream.refs:
                 return ref, False
@@ -127,7 +125,7 @@ class Streams:
                 runtime.mailbox.flush()
             return ref, True
         finally:
-            runtime.release()
+            runtime.lock.leave()
 
     def next_ref(self, stream: Stream) -> ObjectRef:
         """The next ref; blocks until it has come. StopIteration at the end."""
@@ -189,11 +187,8 @@ class ObjectRefGenerator:
     def peek(self) -> ObjectRef:
         """A ref that is ready when `next` does not block any more: for `wait`."""
         runtime = self._runtime
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             return runtime.streams.peek(self._stream) or self._completed
-        finally:
-            runtime.release()
 
     def _refuse(self, *_: Any) -> Any:
         raise NotImplementedError(

@@ -101,11 +101,8 @@ class Submission:
             if inner:
                 nested = [*inner, *pinned]
         task_id = runtime.next_task_id()
-        now = clock.monotonic()
-        runtime.lock.acquire()
+        now = runtime.begin()
         try:
-            if runtime.broken is not None:
-                raise runtime.broken
             if line is not None and 0 <= line.max_pending <= line.pending:
                 raise PendingCallsLimitExceeded(
                     f"{function.name}(): {line.pending} calls of this actor are pending here, and its "
@@ -148,7 +145,7 @@ class Submission:
                 runtime.act()
             runtime.send_soon(now)
         finally:
-            runtime.release()
+            runtime.lock.leave()
         runtime.glance(now)
         return result
 

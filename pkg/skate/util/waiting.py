@@ -14,6 +14,7 @@ from typing import Any
 
 from skate._c.clock import monotonic
 from skate._c.refs import ObjectRef, Waiter
+from skate._c.steps import section
 from skate.api.session import require_runtime
 from skate.runtime.runtime import Runtime
 
@@ -31,14 +32,11 @@ class Latch:
     def open(self, *_: object) -> None:
         """Lets everybody through, now and later. From any thread, any number of times. Does not block."""
         runtime = self._runtime
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             self.is_open = True
             waiting, self._waiting = self._waiting, []
             for waiter in waiting:
                 runtime.finish(waiter)
-        finally:
-            runtime.release()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Blocks until the latch is open (True), or for `timeout` seconds (then False)."""
@@ -47,26 +45,21 @@ class Latch:
         waiter = Waiter()
         waiter.missing = 1
         runtime = self._runtime
-        runtime.lock.acquire()
-        try:
-            if self.is_open:
-                return True
-            self._waiting.append(waiter)
-        finally:
-            runtime.release()
-        try:
-            return _block(runtime, waiter, timeout)
-        finally:
-            if not waiter.done:  # the time is over, or Ctrl-C was pressed
-                self._forget(waiter)
+        with section:
+            with runtime.lock:
+                if self.is_open:
+                    return True
+                self._waiting.append(waiter)
+            try:
+                return _block(runtime, waiter, timeout)
+            finally:
+                if not waiter.done:  # the time is over, or Ctrl-C was pressed
+                    self._forget(waiter)
 
     def _forget(self, waiter: Waiter) -> None:
-        self._runtime.lock.acquire()
-        try:
+        with self._runtime.lock:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
-        finally:
-            self._runtime.release()
 
 
 class Arrivals:
@@ -93,14 +86,11 @@ class Arrivals:
         self._added += 1
         self._refs[number] = ref
         runtime = self._runtime
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             if runtime.objects.when_ready([ref.entry], partial(self._arrive, number)) is None:
                 self._arrived.append(number)
             elif not ref.entry.owned:
                 runtime.mailbox.flush()  # its owner was asked for it
-        finally:
-            runtime.release()
 
     def _arrive(self, number: int, _: Waiter) -> None:
         """One more is there. Under the runtime's lock."""
@@ -129,18 +119,16 @@ class Arrivals:
     def _wait_for(self, number: int, timeout: float | None) -> bool:
         runtime = self._runtime
         waiter = Waiter()
-        runtime.lock.acquire()
-        try:
-            waiter.missing = number - len(self._arrived)
-            if waiter.missing <= 0:
-                return True
-            self._waiter = waiter
-        finally:
-            runtime.release()
-        try:
-            return _block(runtime, waiter, timeout)
-        finally:
-            self._waiter = None
+        with section:
+            with runtime.lock:
+                waiter.missing = number - len(self._arrived)
+                if waiter.missing <= 0:
+                    return True
+                self._waiter = waiter
+            try:
+                return _block(runtime, waiter, timeout)
+            finally:
+                self._waiter = None
 
 
 def when_done(ref: ObjectRef, call: Callable[[], Any]) -> None:
@@ -149,14 +137,11 @@ def when_done(ref: ObjectRef, call: Callable[[], Any]) -> None:
     So `call` must neither block nor take long: all that comes to this process waits for it.
     """
     runtime: Runtime = ref.entry.home
-    runtime.lock.acquire()
-    try:
+    with runtime.lock:
         if runtime.objects.when_ready([ref.entry], lambda _: runtime.later(call)) is None:
             runtime.later(call)
         elif not ref.entry.owned:
             runtime.mailbox.flush()
-    finally:
-        runtime.release()
 
 
 def _block(runtime: Runtime, waiter: Waiter, timeout: float | None) -> bool:

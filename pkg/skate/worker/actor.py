@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from skate._c import clock, refs
 from skate._c.refs import Guard
+from skate._c.steps import let_in, section
 from skate.core.methods import BUILT_IN, DEFAULT_GROUP, method_id
 from skate.exceptions import ActorExit
 from skate.ids import ActorId, ProcessId, manager_of, owner_of
@@ -75,8 +76,7 @@ class HostedActor:
             failure = executor.packed_error(exception, f"{self.shown}.__init__")
         args, kwargs = (), {}
         executor.flush_output()
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             error, contents = b"", None
             if failure is not None:
                 ((_, error, contents),) = executor.handed_over(self.owner, [failure])
@@ -87,8 +87,6 @@ class HostedActor:
             self._error = error
             self.say_again(runtime)
             runtime.mailbox.flush()
-        finally:
-            runtime.release()
 
     def say_again(self, runtime: Runtime) -> None:
         """Tells the actor's node how the constructor ended, once it has. Under the lock."""
@@ -319,15 +317,25 @@ class EventLoop:
         self._executor.set_output_name(self._actor.shown)
         self._executor.on_end = self._end
         self._runtime.objects.before_blocking = self._warn_of_blocking
-        try:
-            self._loop.run_until_complete(self._main())
-        except SystemExit as request:
-            self._executor.end(request)
+        self._serve()
         try:
             if self._executor.leaving is not None:
                 self._executor.leave(self._executor.leaving)
         finally:
             self._cancel_what_runs()
+
+    def _serve(self) -> None:
+        main = self._loop.create_task(self._main())
+        while not main.done():
+            try:
+                self._loop.run_until_complete(main)
+            except SystemExit as request:
+                self._executor.end(request)
+                return
+            except (Exception, KeyboardInterrupt):
+                if main.done():
+                    raise
+                log.exception("a handler of a signal raised while no call ran; the actor goes on")
 
     def _cancel_what_runs(self) -> None:
         """Coroutines are not answered any more, and can clear up after themselves."""
@@ -448,9 +456,13 @@ class InboxSelector(selectors.EpollSelector):
         return events
 
     def _read(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        with section:
+            return self._read_undisturbed(timeout)
+
+    def _read_undisturbed(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         if not self._pump.take():
             self._runtime.before_sleep()
-            return self._without_inbox(super().select(timeout))
+            return self._without_inbox(let_in(super().select, timeout))
         mailbox = self._mailbox
         try:
             if mailbox.spin() if timeout != 0 else mailbox.take_lanes():
@@ -466,7 +478,7 @@ class InboxSelector(selectors.EpollSelector):
             elif due is not None:
                 timeout = due if timeout is None else min(timeout, due)
             try:
-                ready = super().select(timeout if timeout == 0 or mailbox.fall_asleep(True) else 0)
+                ready = let_in(super().select, timeout if timeout == 0 or mailbox.fall_asleep(True) else 0)
             finally:
                 mailbox.wake_up()
             others = self._without_inbox(ready)

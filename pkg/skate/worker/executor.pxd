@@ -25,7 +25,7 @@ cdef class Executor:
     cdef public object _become_actor, _output, _queue, _taken, lease, actor, sink, on_end, leaving, _main, _streams
     cdef public dict _functions
     cdef public Waiter _arrival, _resume
-    cdef public bint _stopping, withholds
+    cdef public bint _stopping, withholds, _lends
     cdef public Py_ssize_t _answered
     cdef public Pushed current
     @cython.locals(function=Loaded)

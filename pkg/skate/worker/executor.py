@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 
 from skate._c import clock, frames, plain, refs
 from skate._c.refs import FAILED, INLINE, STORED, Guard, Waiter
+from skate._c.steps import let_in, section
 from skate.exceptions import ActorExit, SerializationError, TaskError
 from skate.ids import ProcessId, TaskId, manager_of, object_id
 from skate.runtime.arguments import unpack_arguments
@@ -136,6 +137,9 @@ class Executor:
         #: what was taken off the queue when the last task was answered: it comes next, and counts as begun
         self._taken: Pushed | Lease | NewActor | End | None = None
         self._arrival: Waiter | None = None
+        #: a wait in the task has lent its CPUs; what runs meanwhile in a handler or a finalizer may wait, too
+        self._lends = False
+        #: the task waits until it has CPUs again
         self._resume: Waiter | None = None
         self._stopping = False
         #: tasks of the lease that were answered
@@ -227,8 +231,9 @@ class Executor:
         self._runtime.post(owner, m.TasksReturned(lease_id, unbegun))
 
     def _resumed(self, _: ProcessId, lease_id: int) -> None:
-        if self._resume is not None:
-            self._runtime.finish(self._resume)
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            self._runtime.finish(resume)
 
     def _asked_to_leave(self, node: ProcessId, reason: str) -> None:
         """The node has idle workers to spare. Leaves only what owns nothing that others may still want."""
@@ -243,7 +248,14 @@ class Executor:
     # --------------------------------------------------------------------------------------------------- the loop
 
     def run(self) -> None:
-        """Runs tasks until the node asks this worker to leave, or its last call of `max_calls`, or its actor ends."""
+        """Runs tasks until the node asks this worker to leave, or its last call of `max_calls`, or its actor ends.
+
+        All but the tasks themselves is one section: a handler that a task has left behind interrupts nothing.
+        """
+        with section:
+            self._run()
+
+    def _run(self) -> None:
         runtime = self._runtime
         while True:
             item, self._taken = self._taken, None
@@ -256,13 +268,14 @@ class Executor:
             elif kind is Lease:
                 self.lease = item
                 self._answered = 0
+                self._resume = None
                 self._testament.new_lease()
                 runtime.depth = item.depth
                 runtime.captured = item.captured
                 item.apply()
             elif kind is NewActor:
                 # Twice: what was said again lay in the queue when it became one. It speaks when it is made.
-                if self.actor is None and not self._become_actor(self, runtime, item):
+                if self.actor is None and not let_in(self._become_actor, self, runtime, item):
                     return
             else:
                 if self.leaving is not None:
@@ -273,16 +286,18 @@ class Executor:
         """What comes next; blocks until there is something."""
         runtime = self._runtime
         while True:
-            runtime.lock.acquire()
-            try:
+            with runtime.lock:
                 if self._queue:
                     return self._queue.popleft()
                 if self._stopping:
                     return End()
                 arrival = self._arrival = Waiter()
-            finally:
-                runtime.release()
-            runtime.pump.wait(arrival, runtime.lock, None)
+            try:
+                runtime.pump.wait(arrival, runtime.lock, None)
+            except (Exception, KeyboardInterrupt):
+                if runtime.closed:
+                    raise
+                log.exception("a handler of a signal raised while no task ran; the worker goes on")
 
     def end(self, request: SystemExit) -> None:
         """The actor ends itself. What runs goes on to its end, what waits does not begin.
@@ -290,16 +305,13 @@ class Executor:
         From any thread, not under the lock. In one that runs no call (the program's own) nobody can tell in which call
         it happened, so none that runs is answered.
         """
-        self._runtime.lock.acquire()
-        try:
+        with self._runtime.lock:
             if self.leaving is None:
                 self.leaving = request
             self.withholds = self.withholds or not self.runs_calls_here()
             self._queue.clear()
             self._taken = None
             self._end()
-        finally:
-            self._runtime.release()
 
     def runs_calls_here(self) -> bool:
         """Whether calls run in this thread."""
@@ -349,20 +361,21 @@ class Executor:
         guards: list[Guard] = []
         started = clock.monotonic_ns()
         try:
-            values = self.call(function, pushed, guards)
+            values = let_in(self.call, function, pushed, guards)
         except SystemExit as request:
             if self.actor is None:
                 raise
             self.flush_output()
             self.leave(self.leaving or request)
             return False
+        except BaseException as exception:  # a handler raised at its very beginning or end
+            values = self.failed(pushed, exception, pushed.name or function.name)
         ended = clock.monotonic_ns()
         now = ended * 1e-9
         self.flush_output()
         if self.withholds:
             return True
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             self.answer(pushed, values, guards, ended - started)
             values = None
             self._answered += 1
@@ -373,8 +386,6 @@ class Executor:
                 runtime.send_soon(now)
             else:
                 runtime.mailbox.flush()
-        finally:
-            runtime.release()
         if pushed.max_calls:
             function.calls += 1
             if function.calls >= pushed.max_calls:
@@ -396,15 +407,12 @@ class Executor:
         self.flush_output()
         if self.withholds:
             return
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             self.answer(pushed, values, guards, elapsed)
             if last():
                 runtime.mailbox.flush()
             else:
                 runtime.send_soon(clock.monotonic())
-        finally:
-            runtime.release()
 
     def function_of(self, pushed: Pushed) -> Loaded:
         """What the call calls."""
@@ -426,11 +434,8 @@ class Executor:
         self.flush_output()
         if self.withholds:
             return
-        self._runtime.lock.acquire()
-        try:
+        with self._runtime.lock:
             self.answer(pushed, values, guards, elapsed)
-        finally:
-            self._runtime.release()
 
     def answer(self, pushed: Pushed, values: list[Any], guards: list[Guard], elapsed: int) -> None:
         """Posts the answer of a call: its values, or its error as each of them. Under the lock."""
@@ -465,15 +470,12 @@ class Executor:
             raise request
         why = str(request) if isinstance(request, ActorExit) else "sys.exit() was called in it."
         runtime = self._runtime
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             manager = manager_of(self.actor.id)
             record = encode(m.ActorLeaves(self.actor.id, why))
             if not runtime.mailbox.post(manager, record):
                 self._testament.note(manager, 0, record)
             runtime.mailbox.flush()
-        finally:
-            runtime.release()
 
     def call(self, function: Loaded, pushed: Pushed, guards: list[Guard]) -> list[Any]:
         """The values of a call, packed; or what it raised."""
@@ -492,6 +494,7 @@ class Executor:
             raise
         except BaseException as exception:
             args, kwargs = (), {}
+            refs.unpickling_under(None)  # it may have been interrupted just where it was to end
             return self.failed(pushed, exception, name)
 
     def failed(self, pushed: Pushed, exception: BaseException, name: str) -> list[Any]:
@@ -615,29 +618,31 @@ class Executor:
 
     @contextmanager
     def _blocking(self) -> Iterator[None]:
-        """Around a wait inside a task: gives back what has not begun, lends the CPUs, takes them again afterwards."""
+        """Around a wait inside a task: gives back what has not begun, lends the CPUs, takes them again afterwards.
+
+        In a section.
+        """
         lease = self.lease
-        if lease is None or self.current is None or threading.get_ident() != self._main:
+        if lease is None or self.current is None or self._lends or threading.get_ident() != self._main:
             yield
             return
         runtime = self._runtime
+        if self._resume is not None:  # a handler waits, of a signal that came while the task waited for CPUs
+            runtime.pump.wait(self._resume, runtime.lock, None)
         self.flush_output()
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             self._give_back(lease.owner, lease.id)
             runtime.post(runtime.node, m.Blocked(lease.id))
-        finally:
-            runtime.release()
+        self._lends = True
         try:
             yield
         finally:
-            runtime.lock.acquire()
-            try:
+            self._lends = False
+            with runtime.lock:
                 resume = self._resume = Waiter()
                 resume.missing = 1
                 runtime.post(runtime.node, m.Unblocked(lease.id))
+            try:
+                runtime.pump.wait(resume, runtime.lock, None)
             finally:
-                runtime.release()
-            runtime.pump.wait(resume, runtime.lock, None)
-            self._resume = None
-            lease.apply()
+                lease.apply()

@@ -49,12 +49,9 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
     current.set_runtime(
         runtime, current.Facts(node=node, job=job["id"], namespace=job["namespace"], executor=executor)
     )
-    runtime.lock.acquire()
-    try:
+    with runtime.lock:
         runtime.post(manager, m.Register("worker", os.getpid(), None))
         runtime.mailbox.flush()
-    finally:
-        runtime.release()
     runtime.start()
     try:
         executor.run()
@@ -63,6 +60,7 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
         executor.let_go_of_actor()
         sys.stdout.flush()
         sys.stderr.flush()
+        runtime.end_quietly(RuntimeError("this worker ends"))
         runtime.close()
     return 0
 

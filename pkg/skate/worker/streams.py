@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from skate._c.clock import monotonic
 from skate._c.refs import INLINE, Waiter
 from skate.core.streams import ABANDONED, Outgoing
 from skate.ids import NodeId, ProcessId, TaskId
@@ -183,11 +182,8 @@ class Streams:
         stream = Outgoing(pushed.returns, first=pushed.attempt == 0)
         self._outgoing[pushed.task] = pushed.owner, stream
         if not stream.known:
-            self._runtime.lock.acquire()
-            try:
+            with self._runtime.lock:
                 self._runtime.post(pushed.owner, m.StreamBegins(pushed.task))
-            finally:
-                self._runtime.release()
         return stream
 
     def _end(self, pushed: Pushed) -> None:
@@ -201,30 +197,21 @@ class Streams:
             return  # its owner has it from an earlier attempt
         kept = executor.kept(pushed, name, number + 1, value)
         value = None
-        now = monotonic()
-        runtime.lock.acquire()
-        try:
+        with runtime.step:
             ((state, stored, contents),) = executor.handed_over(pushed.owner, [kept])
             runtime.act()
             executor.post_answer(pushed, encode(m.StreamItem(pushed.task, number, state, stored, contents)))
-            runtime.send_soon(now)
-        finally:
-            runtime.release()
-        runtime.glance(now)
 
     def _wait_for_reader(self, pushed: Pushed, stream: Outgoing | Collected) -> None:
         """Blocks until the reader has spoken; the worker lends its CPUs, but not for what is answered at once."""
         runtime = self._runtime
         told = Waiter()
         told.missing = 1
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             if not stream.waits:
                 return
             self._on_word[pushed.task] = partial(runtime.finish, told)
             runtime.mailbox.flush()
-        finally:
-            runtime.release()
         if stream.known:
             runtime.objects.wait_for(told, None)
         else:

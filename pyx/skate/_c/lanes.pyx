@@ -7,7 +7,6 @@ Holds no lock: an Inbox belongs to the thread that has the right to read, a Lane
 import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, ENOENT, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -103,12 +102,6 @@ LONGEST_RECORD = LONGEST
 MOST_INBOXES = SLOTS
 #: processes that may write to one inbox
 MOST_WRITERS = RINGS
-
-
-def check_signals():
-    """Runs the handlers of signals that have come. Compiled code does not by itself, and a sleep that begins after a
-    signal is not ended by it: so, before each sleep."""
-    PyErr_CheckSignals()
 
 
 cdef inline int64_t _now() noexcept nogil:
@@ -542,7 +535,6 @@ cdef class Inbox:
         sk_fence()
         if sk_load(&self._slot.ready):
             return False
-        check_signals()
         if idle:
             self._set_awake(False)
         return True

@@ -12,6 +12,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcmp, memcpy
 
 from skate._c.plain import note_ref
+from skate._c.steps cimport enter_section, leave_quietly
 from skate.exceptions import FormerSessionError
 
 _FORMER = (
@@ -133,7 +134,11 @@ cdef class ObjectRef:
             if entry.is_private():
                 _entries.pop(entry.id, None)  # what References would decide, without a lock
             else:
-                entry.home.on_dropped(entry)
+                enter_section()
+                try:
+                    entry.home.on_dropped(entry)
+                finally:
+                    leave_quietly()
 
     def binary(self):
         """The object's id: 20 bytes."""
@@ -173,12 +178,8 @@ cdef class ObjectRef:
         return False
 
     def exception(self):
-        """The error of a ref that is done, or None."""
-        try:
-            self.entry.home.objects.value(self.entry)
-        except BaseException as error:
-            return error.with_traceback(None)  # its frames lead to the caller's, which hold the error
-        return None
+        """The error of a ref that is done, or None. Raises asyncio.InvalidStateError where it is not done."""
+        return self.entry.home.objects.exception(self.entry)
 
     def add_done_callback(self, callback, *, context=None):
         """Has the running event loop call `callback(ref)` once the value is there."""
