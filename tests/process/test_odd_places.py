@@ -130,9 +130,9 @@ def test_a_handler_that_raises_at_any_bytecode_of_a_call_tears_nothing(start_dri
         "skate.wait([nap.remote(0.6)])",
         "nap.remote(0.6).future().result()",
         "asyncio.run(asyncio.wait_for(nap.remote(0.6), 20))",
-        "[skate.get(one.remote(i)) for i in range(3000)]",
-        "[skate.put(i) for i in range(100_000)]",
-        "[Echo.options(name=str(i)).remote() for i in range(20)]",
+        "[skate.get(one.remote(i)) for i in range(1000)]",
+        "[skate.put(i) for i in range(20_000)]",
+        "[Echo.options(name=str(i)).remote() for i in range(10)]",
     ],
 )
 @pytest.mark.parametrize("where", ["driver", "task", "actor"])
@@ -143,7 +143,7 @@ def test_a_handler_may_wait_while_its_thread_waits(start_driver, where: str, wai
         + f"""
     def interrupted():
         seen = []
-        signal.signal(signal.SIGALRM, lambda *_: seen.append(skate.get(one.remote(len(seen)))))
+        signal.signal(signal.SIGALRM, lambda *_: seen.append(skate.get(one.remote(1))))
         signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
         try:
             {wait}
@@ -163,7 +163,7 @@ def test_a_handler_may_wait_while_its_thread_waits(start_driver, where: str, wai
         seen = skate.get(skate.remote(interrupted).remote(), timeout=30)
     else:
         seen = skate.get(skate.remote(Waits).remote().method.remote(), timeout=30)
-    assert seen == list(range(len(seen))) and seen, seen
+    assert set(seen) == {{1}}, seen
     """
         + GO_ON
     )
@@ -222,8 +222,9 @@ def test_finalizers_that_the_collector_runs_use_the_runtime(start_driver, where:
     driver = start_driver(
         START
         + f"""
-    def storm(rounds=150):
+    def storm(rounds=100):
         died = []
+        gc.set_threshold(1)
 
         class Cycle:
             def __init__(self):
@@ -243,12 +244,10 @@ def test_finalizers_that_the_collector_runs_use_the_runtime(start_driver, where:
                 else:
                     skate.put(b"x" * 200_000)
 
-        gc.set_threshold(1)
         for i in range(rounds):
             Cycle()
             assert skate.get(one.remote(i)) == i
             skate.wait([one.remote(skate.put(i))])
-        gc.set_threshold(700)
         assert len(died) > rounds // 2, len(died)
         return True
 
@@ -259,7 +258,7 @@ def test_finalizers_that_the_collector_runs_use_the_runtime(start_driver, where:
     if "{where}" == "driver":
         storm()
     elif "{where}" == "threads":
-        threads = [threading.Thread(target=storm, args=(60,)) for _ in range(4)]
+        threads = [threading.Thread(target=storm, args=(30,)) for _ in range(4)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
     elif "{where}" == "task":
@@ -373,7 +372,7 @@ def test_many_threads_make_the_first_call(start_driver) -> None:
         "Queue().get()",
         "[skate.get(one.remote()) for _ in range(10**9)]",
         "[skate.put([i]) for i in range(10**9)]",
-        "[Echo.options(name=str(i)).remote() for i in range(10**9)]",
+        "[Echo.options(name=f'{threading.get_ident()} {i}').remote() for i in range(10**9)]",
     ],
 )
 def test_a_daemon_ends_with_the_program_without_a_word(start_driver, wait: str) -> None:
@@ -393,6 +392,24 @@ def test_a_daemon_ends_with_the_program_without_a_word(start_driver, wait: str) 
     )
     assert driver.wait(30) == 0, driver.output[-3000:]
     assert driver.output == ""
+
+
+@pytest.mark.parametrize("ended", ["skate.shutdown()", "pass"])
+def test_a_finalizer_that_runs_when_python_ends_starts_nothing(start_driver, ended: str) -> None:
+    driver = start_driver(
+        START
+        + f"""
+    class Late:
+        def __del__(self):
+            skate.get(one.remote())
+
+    late = Late()
+    late.me = late
+    faulthandler.cancel_dump_traceback_later()
+    {ended}
+    """
+    )
+    assert driver.wait(20) == 0, driver.output[-3000:]
 
 
 def test_the_exception_of_a_ref_is_not_what_came_in_between(start_driver) -> None:

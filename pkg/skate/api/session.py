@@ -111,6 +111,8 @@ def init(
         raise ValueError("namespace must not be empty; leave it out for a namespace of its own")
     _note_ignored(ignored)
     with _turn():
+        if _ends_in or sys.is_finalizing():
+            raise RuntimeError("skate cannot be started any more: the program is over, and Python is ending")
         if current.runtime is not None:
             if ignore_reinit_error:
                 return RuntimeInfo(_session.facts if _session else {})
@@ -288,7 +290,7 @@ def _turn() -> Iterator[None]:
     """Sessions begin and end one after the other. In a section, which `Session` lets handlers in where it waits."""
     global _busy
     if _ends_in not in (0, threading.get_ident()):
-        raise SystemExit  # a daemon of a program that is over: it ends without a word
+        raise SystemExit  # a daemon thread of a program that is over ends without a word
     with section:
         let_in(_lock.acquire)
         try:
