@@ -200,11 +200,11 @@ class Log:
             "    for number in numbers:\n"
             f"        ref = log.note.remote({who}, number)\n"
             "    return ref\n"
-            "def close(self):\n"
+            "def close(self, *how):\n"
             "    for first in range(500, 2500, 100):\n"
             "        call(range(first, first + 100))\n"
             "        time.sleep(0.01)  # for the actor to hear that it is gone\n"
-            "    closed(self)\n"
+            "    closed(self, *how)\n"
             "closed, Session._close = Session._close, close\n"
             "skate.get(call(range(500)))\n"
         )
