@@ -512,6 +512,7 @@ __all__ = [
     "ChannelTimeoutError",
     "CrossLanguageError",
     "DirectTransportError",
+    "FormerSessionError",
     "GetTimeoutError",
     "LocalNodeManagerDiedError",
     "LocalRayletDiedError",

@@ -247,13 +247,10 @@ class Forger:
 def send_forgeries(runtime: Any, at: ProcessId, skip: tuple[type[Any], ...] = ()) -> None:
     """In the name of this process, and by its own mailbox."""
     for number, message in enumerate(forgeries(runtime.me, skip)):
-        runtime.lock.acquire()
-        try:
+        with runtime.lock:
             runtime.post(at, message)
             if number % 50 == 0:
                 runtime.mailbox.flush()
-        finally:
-            runtime.release()
 
 
 def test_every_message_with_every_field_wrong_to_a_node_manager(session: tuple[Any, Attacker]) -> None:

@@ -12,8 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,13 @@ class Outcome:
 
 
 Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets, whoever runs the tests."""
+    with tempfile.TemporaryDirectory(prefix="odd", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -275,8 +283,8 @@ class TestFolders:
     def test_a_working_directory_that_was_removed(self, run: Run) -> None:
         assert run("import os, tempfile; gone = tempfile.mkdtemp(); os.chdir(gone); os.rmdir(gone)").fine
 
-    def test_what_is_no_session_is_left_alone(self, run: Run, tmp_path: Path) -> None:
-        folder = tmp_path / f"skate-{os.getuid()}"
+    def test_what_is_no_session_is_left_alone(self, run: Run, short_path: Path) -> None:
+        folder = short_path / f"skate-{os.getuid()}"
         folder.mkdir(mode=0o700)
         (folder / "file").touch()
         (folder / "0123456789a0").touch()
@@ -287,7 +295,7 @@ class TestFolders:
             (folder / f"0123456789b{number}").mkdir(mode=0o700)
             make(folder / f"0123456789b{number}" / "alive")
         before = sorted(os.listdir(folder))
-        program = run(SKATE_TMPDIR=str(tmp_path))
+        program = run(SKATE_TMPDIR=str(short_path))
         assert program.fine, program.stderr
         assert sorted(os.listdir(folder)) == before
 
@@ -301,36 +309,36 @@ class TestFolders:
         ],
         ids=["file", "fifo", "link", "others may enter"],
     )
-    def test_a_sessions_folder_that_is_none_of_ours(self, run: Run, tmp_path: Path, make: Callable) -> None:
-        make(tmp_path / f"skate-{os.getuid()}")
-        program = run(SKATE_TMPDIR=str(tmp_path))
+    def test_a_sessions_folder_that_is_none_of_ours(self, run: Run, short_path: Path, make: Callable) -> None:
+        make(short_path / f"skate-{os.getuid()}")
+        program = run(SKATE_TMPDIR=str(short_path))
         assert not program.fine
         assert "SKATE_TMPDIR" in program.error
 
     @needs_root
-    def test_somebody_elses_sessions_folder(self, run: Run, tmp_path: Path) -> None:
+    def test_somebody_elses_sessions_folder(self, run: Run, short_path: Path) -> None:
         """It may hold what looks like a node that drivers are to come to."""
-        folder = tmp_path / f"skate-{os.getuid()}"
+        folder = short_path / f"skate-{os.getuid()}"
         folder.mkdir(mode=0o777)
         os.chown(folder, 12345, 12345)
-        program = run(SKATE_TMPDIR=str(tmp_path), command=AS_ANYBODY)
+        program = run(SKATE_TMPDIR=str(short_path), command=AS_ANYBODY)
         assert not program.fine
         assert "only this user" in program.error
         assert "SKATE_TMPDIR" in program.error
 
     @pytest.mark.parametrize("folder", ["x" * 100, "file/inside"])
-    def test_a_place_that_cannot_be(self, run: Run, tmp_path: Path, folder: str) -> None:
-        (tmp_path / "file").touch()
-        assert "SKATE_TMPDIR" in run(SKATE_TMPDIR=str(tmp_path / folder)).error
+    def test_a_place_that_cannot_be(self, run: Run, short_path: Path, folder: str) -> None:
+        (short_path / "file").touch()
+        assert "SKATE_TMPDIR" in run(SKATE_TMPDIR=str(short_path / folder)).error
 
     @needs_root
     @pytest.mark.parametrize("options", ["size=4k", "nr_inodes=6", "ro"])
-    def test_a_disk_that_is_full_or_read_only(self, run: Run, tmp_path: Path, options: str) -> None:
-        mount = f'mount -t tmpfs tmpfs -o {options} {tmp_path} && exec "$@"'
-        os.mkdir(tmp_path / "there")
+    def test_a_disk_that_is_full_or_read_only(self, run: Run, short_path: Path, options: str) -> None:
+        mount = f'mount -t tmpfs tmpfs -o {options} {short_path} && exec "$@"'
+        os.mkdir(short_path / "there")
         program = run(
             command=("unshare", "-m", "sh", "-c", mount, "sh"),
-            SKATE_TMPDIR=str(tmp_path),
+            SKATE_TMPDIR=str(short_path),
         )
         if "unshare" in program.stderr or "mount:" in program.stderr:
             pytest.skip("needs the right to mount")

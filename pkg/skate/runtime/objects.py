@@ -385,7 +385,8 @@ class Objects:
                 await ready
             finally:
                 if waiter is not None and not waiter.done:
-                    self._give_up([ref.entry], waiter)
+                    with self._runtime.lock:
+                        refs.unwatch([ref.entry], waiter)
 
     def add_done_callback(self, ref: ObjectRef, callback: Any, context: Any) -> None:
         """Has the running event loop call `callback(ref)` once the object is there."""
@@ -402,8 +403,9 @@ class Objects:
 
     def remove_done_callback(self, ref: ObjectRef, callback: Any) -> int:
         waiters = self._callbacks.pop((ref.entry.id, callback), None)
-        for waiter in waiters or ():
-            self._give_up([ref.entry], waiter)
+        if waiters:
+            with self._runtime.lock:
+                refs.unwatch([ref.entry], waiters[0])
         return 0 if waiters is None else 1
 
     def _ring_loop(self, ref: ObjectRef, call: Callable[[], None], context: Any = None) -> Waiter | None:
