@@ -53,12 +53,13 @@ def row(number: int, address: str = "", head: bool = False) -> Row:
     )
 
 
-def hello(of: Row, known: list[Row] | None = None) -> dict[str, Any]:
+def hello(of: Row, known: list[Row] | None = None, ask: str = "") -> dict[str, Any]:
     return IDENTITY._asdict() | {
         "node": of.node.hex(),
         "address": of.address,
         "row": of.to_plain(),
         "known": [each.to_plain() for each in known or []],
+        "ask": ask,
     }
 
 
@@ -81,6 +82,8 @@ class Cluster(RuleBasedStateMachine):
         super().__init__()
         self.now = 100.0
         self.serial = itertools.count(1)
+        self.words = itertools.count(1)
+        self.asked: dict[NodeId, str] = {}  # the word of each node's latest hello
         self.nodes: dict[NodeId, Node] = {}
         self.refused: set[NodeId] = set()
         self.start_head([], [])
@@ -110,14 +113,14 @@ class Cluster(RuleBasedStateMachine):
             if type(effect) is Welcome:
                 node = self.nodes.get(effect.node)
                 if node is not None:
-                    node.inbox.append((self.former, self.register.me, self.table()))
+                    node.inbox.append((effect.ask, self.former, self.register.me, self.table()))
             elif type(effect) is Refuse:
                 self.refused.add(NodeId(bytes.fromhex(effect.node)))
             elif type(effect) is Share:
                 self.head.on_rows(effect.rows)
                 for expected in self.register.expected():
                     if expected in self.nodes:
-                        self.nodes[expected].inbox.append((None, self.register.me, effect.rows))
+                        self.nodes[expected].inbox.append((None, [], self.register.me, effect.rows))
             else:
                 assert type(effect) is DropNode
         for buried in self.head.take_effects():
@@ -144,7 +147,9 @@ class Cluster(RuleBasedStateMachine):
 
     def say_hello(self, node: Node) -> None:
         known = [each for each in node.roster.rows.values() if each.node != node.me.node]
-        self.register.on_hello(hello(node.me, known), self.now)
+        ask = self.asked[node.me.node] = f"word {next(self.words)}"
+        node.roster.on_asked(ask)
+        self.register.on_hello(hello(node.me, known, ask), self.now)
         self.turn()
 
     @rule(data=st.data())
@@ -176,9 +181,10 @@ class Cluster(RuleBasedStateMachine):
             self.catch_up(node)
 
     def catch_up(self, node: Node) -> None:
-        for former, head, rows in node.inbox:
-            if former is not None:
-                node.roster.on_welcome(head, rows, former, returns=True)
+        for to, former, head, rows in node.inbox:
+            if to is not None:
+                if counts(node.roster, to):
+                    node.roster.on_welcome(head, rows, former, returns=True)
             elif head == node.roster.head:
                 node.roster.on_rows(rows)
         node.inbox.clear()
@@ -190,6 +196,14 @@ class Cluster(RuleBasedStateMachine):
                 )
             elif type(effect) is Leave:
                 node.runs = False
+
+    @rule(data=st.data(), to=st.sampled_from(["", None, 7, "word 1", "word 2", ["word 1"]]))
+    @precondition(lambda self: self.running())
+    def answer_from_somebody_else(self, data: st.DataObject, to: Any) -> None:
+        """He has the cluster's key, and has not got the node's hello."""
+        node = data.draw(st.sampled_from(self.running()))
+        if to != self.asked.get(node.me.node):
+            assert not counts(node.roster, to)
 
     @rule(data=st.data())
     @precondition(lambda self: self.running())
@@ -276,6 +290,15 @@ class Cluster(RuleBasedStateMachine):
             assert node.roster.home(process_id(node.me.node, 5)) == process_id(node.me.node, 0)
 
 
+def counts(roster: Roster, to: Any) -> bool:
+    """Whether a letter with this word is an answer to the node."""
+    try:
+        roster.take_answer(to)
+    except ValueError:
+        return False
+    return True
+
+
 TestCluster = Cluster.TestCase
 
 
@@ -309,6 +332,26 @@ def test_a_head_that_ends_says_whether_it_comes_back(returns: bool) -> None:
     assert mine.home(process_id(node_id(1), 3)) == process_id(node_id(9 if returns else 1), 0)
 
 
+def test_only_who_was_asked_answers_and_once() -> None:
+    mine = roster()
+    assert not counts(mine, ""), "nobody was asked"
+    mine.on_asked("first")
+    mine.on_asked("second")
+    assert [counts(mine, to) for to in (None, "", "first", ["second"], "second", "second")] == [False] * 4 + [
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("changed", [{}, {"protocol": 2}, {"row": None}, {"address": 7}])
+def test_an_answer_repeats_the_word_of_the_hello(changed: dict[str, Any]) -> None:
+    head = register()
+    head.on_hello(hello(row(2), ask="word") | changed, 0.0)
+    (effect,) = head.take_effects()
+    assert type(effect) in (Welcome, Refuse)
+    assert effect.ask == "word"
+
+
 def register() -> Register:
     return Register(row(1, head=True), IDENTITY)
 
@@ -337,7 +380,7 @@ def test_who_speaks_otherwise_is_refused_and_both_are_named(field: str, value: A
 def test_another_skate_of_the_same_protocol_is_let_in() -> None:
     head = register()
     head.on_hello(hello(row(2)) | {"skate": "9.9.9"}, 0.0)
-    assert head.take_effects() == [Welcome(node_id(2))]
+    assert head.take_effects() == [Welcome(node_id(2), "")]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import zmq
 from api.rendezvous import eventually
 from skate._c import frames
 from skate.cluster_utils import Cluster, ClusterNode
-from skate.ids import NodeId, TaskId, process_id
+from skate.ids import NodeId, ProcessId, TaskId, process_id
 from skate.net.cluster_key import Keys, keys_of, make_key, read_key
+from skate.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from skate.wire import messages as m
 from skate.wire.cluster import (
     ACK,
@@ -25,6 +26,7 @@ from skate.wire.cluster import (
     REFUSED,
     WELCOME,
     Envelope,
+    addressed,
     pack_envelope,
     pack_letter,
     parse_address,
@@ -307,3 +309,67 @@ def test_every_message_with_every_field_wrong(peer: Peer, nodes: list[ClusterNod
                 link.send_multipart(pack_envelope(Envelope(DATA, sender, to, number, 0), frame))
         peer.heard(lambda parts, last=number: int.from_bytes(parts[0][28:36], "little") == last)
         assert {each.node_id for each in nodes} <= living(node)
+
+
+def test_answers_of_somebody_who_was_not_asked(peer: Peer, nodes: list[ClusterNode]) -> None:
+    """Letters that would end a node, or have it follow another head: in nobody's name, in a member's, in the head's."""
+    head, other = nodes
+    mine = rows(head)[head.node_id] | {"node": peer.me[:4].hex(), "address": peer.address}
+    dead = rows(head)[other.node_id] | {"alive": False, "cause": "because"}
+    spoken = {
+        "protocol": frames.VERSION,
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "skate": "0",
+        "former": [head.node_id],
+        "returns": True,
+    }
+    letters = [pack_letter(REFUSED, {"why": "because"}), pack_letter(WELCOME, spoken | {"protocol": 0})]
+    letters += [pack_letter(WELCOME, spoken | {"rows": table}) for table in ([], [mine], [mine, dead], 7)]
+    letters += [addressed(letter, ask) for letter in letters for ask in ("", "x", "0" * 16)]
+    for node in nodes:
+        for name in (peer.me, *(process_id(NodeId(bytes.fromhex(each.node_id)), 0) for each in nodes)):
+            link = peer.link(node.address, name)
+            link.set(zmq.LINGER, 5000)
+            for letter in letters:
+                link.send_multipart(letter)
+            link.close(5000)
+            peer.links.remove(link)
+            wait_for_log(node, "refused the letter 'refused'", name.hex())
+            wait_for_log(node, "refused the letter 'welcome'", name.hex())
+        assert living(node) == {head.node_id, other.node_id}
+        assert [row["node"] for row in rows(node).values() if row["head"]] == [head.node_id]
+
+
+class Anybody:
+    """An actor that says in which process it lives."""
+
+    def worker(self) -> str:
+        return skate.get_runtime_context().get_worker_id()
+
+
+def test_what_only_those_concerned_may_say(peer: Peer, nodes: list[ClusterNode]) -> None:
+    """The node that has an actor in a worker ends it, its owner returns a lease, node managers place actors."""
+    skate.init(address=nodes[0].session_dir, log_to_driver=False)
+    there = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes]
+    made = [skate.remote(Anybody).options(scheduling_strategy=each).remote() for each in there]
+    homes = skate.get([actor.worker.remote() for actor in made], timeout=30)
+    for node in nodes:
+        to = process_id(NodeId(bytes.fromhex(node.node_id)), 0)
+        stranger = process_id(NodeId(peer.me[:4]), 7)
+        said: list[Any] = [m.EndWorker(ProcessId(bytes.fromhex(home)), "because") for home in homes]
+        said += [m.ReturnLease((int.from_bytes(to[:4], "big") << 31) + number) for number in range(1, 20)]
+        said += [m.ActorPlaced(actor._actor_id, b"", 0, None, "") for actor in made]
+        link = peer.link(node.address)
+        link.send_multipart(pack_envelope(Envelope(GREETING, peer.me, to, 0, 0), peer.address.encode()))
+        number = 0
+        for sender, words in ((peer.me, said[:-2]), (stranger, said)):
+            for record in words:
+                number += 1
+                envelope = Envelope(DATA, sender, to, number, 0)
+                link.send_multipart(pack_envelope(envelope, frame_of(encode(record))))
+        peer.heard(lambda parts, last=number: int.from_bytes(parts[0][28:36], "little") == last)
+        wait_for_log(node, "has no actor of that node's")
+        wait_for_log(node, "is another owner's")
+        wait_for_log(node, "only a node manager places actors")
+    assert skate.get([actor.worker.remote() for actor in made], timeout=30) == homes
+    skate.shutdown()

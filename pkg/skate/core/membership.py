@@ -18,6 +18,8 @@ Rules:
 * The head that comes back (with a new id, since its processes died) asks those who say hello whom else they know. Who
   is named and does not come back within GRACE_SECONDS is dead; and so is who was written down by the last head
   (`on_recovered`), after RETURN_SECONDS.
+* The head is whoever gets a node's hello at the address that the node was given: the answer repeats a word of it. So
+  nobody else ends a node by a refusal, or has it follow another head.
 * A node that has lost the head waits longer than the head waits for it, before it takes the head's node for dead. So
   where both live, the head decides. It never stops looking for a head at that address.
 * Changes of the table leave together, at most every SHARE_SECONDS; in a large cluster, of more than MANY nodes, in
@@ -44,6 +46,8 @@ JOIN_SECONDS: Final = 10.0
 SHARE_SECONDS: Final = 0.1
 #: nodes with more of which changes of the table leave less often
 MANY: Final = 100
+#: of the word in a hello, so many are repeated
+ASK_CHARACTERS: Final = 64
 
 JOINING: Final = "JOINING"
 ALIVE: Final = "ALIVE"
@@ -54,6 +58,11 @@ DEAD: Final = "DEAD"
 def share_seconds(nodes: int) -> float:
     """Seconds between two messages to all nodes, and between two reports of a node, in a cluster of so many."""
     return SHARE_SECONDS * max(1.0, nodes / MANY)
+
+
+def ask_of(hello: Mapping[str, Any]) -> str:
+    """The word in a hello, which the answer repeats."""
+    return str(hello.get("ask", ""))[:ASK_CHARACTERS]
 
 
 class Identity(NamedTuple):
@@ -85,6 +94,7 @@ class Welcome(NamedTuple):
     """Effect: tell the node that it is in, with the whole table."""
 
     node: NodeId
+    ask: str  # the word of its hello
 
 
 class Refuse(NamedTuple):
@@ -93,6 +103,7 @@ class Refuse(NamedTuple):
     node: str  # as it calls itself
     address: str
     why: str
+    ask: str  # the word of its hello
 
 
 class Share(NamedTuple):
@@ -178,16 +189,17 @@ class Register:
         """A node says who it is, for the first time or again. `hello` is what it sent, not yet checked."""
         address, name = hello.get("address"), hello.get("node")
         address, name = address if isinstance(address, str) else "", name if isinstance(name, str) else ""
+        ask = ask_of(hello)
         why = self.identity.differs_from(hello)
         if why:
-            self._effects.append(Refuse(name, address, why))
+            self._effects.append(Refuse(name, address, why, ask))
             return
         try:
             row = Row.from_plain(hello.get("row"))
             parse_address(row.address)
             known = [Row.from_plain(plain) for plain in hello.get("known") or ()]
         except (ValueError, TypeError) as error:
-            self._effects.append(Refuse(name, address, f"its hello makes no sense: {error}"))
+            self._effects.append(Refuse(name, address, f"its hello makes no sense: {error}", ask))
             return
         member = self.members.get(row.node)
         if (member is not None and member.state == DEAD) or row.node == self.me:
@@ -197,7 +209,7 @@ class Register:
         elif any(other.node == self.me and not other.alive for other in known):
             why = "it has taken the head's node for dead, so what they knew of each other is lost"
         if why:
-            self._effects.append(Refuse(name, address, f"{why}. Start it again: it joins with a new id"))
+            self._effects.append(Refuse(name, address, f"{why}. Start it again: it joins with a new id", ask))
             return
         self._hear_of(known, now)
         self._take_over(row)
@@ -209,7 +221,7 @@ class Register:
             self._at[row.address] = row.node
             member.row, member.met = row, True
             self._note(row.node)
-        self._effects.append(Welcome(row.node))
+        self._effects.append(Welcome(row.node, ask))
 
     def deadline(self, node: NodeId) -> float | None:
         """When the node is given up; None: it is not."""

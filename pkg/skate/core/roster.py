@@ -1,8 +1,9 @@
 """What every node of a cluster knows of the others: the table of nodes, as the head tells it.
 
 Pure. State: a row a node, which node the head's is and how long it has been away, the nodes that something waits for
-though nobody has told of them. Events: on_welcome, on_refused, on_rows, on_introduced, on_unknown, on_head_up,
-on_head_lost, on_head_goodbye, on_self_changed, tick. `core.membership` is the head's side, and says the rules.
+though nobody has told of them, the word of its hello. Events: on_asked, take_answer, on_welcome, on_refused, on_rows,
+on_introduced, on_unknown, on_head_up, on_head_lost, on_head_goodbye, on_self_changed, tick. `core.membership` is the
+head's side, and says the rules.
 
 A head that comes back has another node id, since its processes died; but it says on which nodes the head was before
 (`former`), and what is for the manager of one of these is for its own (`home`). Where a head is to come back (it has
@@ -171,6 +172,8 @@ class Roster:
         #: why the head did not let this node in
         self.refused = ""
         self._head_deadline: float | None = None
+        #: the word of the hello that is not answered yet
+        self._ask = ""
         #: nodes that nobody knows -> until when what is for them is kept
         self._unknown: dict[NodeId, float] = {}
         #: where nodes said they are, before the head told of them
@@ -222,6 +225,16 @@ class Roster:
         self._living = None
         row = self.rows[self.me]
         self.rows[self.me] = row._replace(total=total, available=available, demands=demands)
+
+    def on_asked(self, ask: str) -> None:
+        """This node has said hello at the head's address, with a word that it tells nobody else."""
+        self._ask = ask
+
+    def take_answer(self, to: Any) -> None:
+        """ValueError where a letter with this word is no answer to what was asked last, or not the first one."""
+        if not self._ask or to != self._ask:
+            raise ValueError("it answers no hello of this node's")
+        self._ask = ""
 
     def on_welcome(
         self, head: NodeId, rows: Iterable[Row], former: Iterable[NodeId] = (), *, returns: bool = False

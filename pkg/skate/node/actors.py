@@ -174,6 +174,8 @@ class NodeActors:
         self, node: Any, actor: ActorId, worker: bytes, lease: int, may: Any, why: str
     ) -> None:
         """Another node has a worker for the actor, or cannot start one."""
+        if node.id != manager_of(node.id):
+            raise ValueError("only a node manager places actors")
         if not worker:
             if why:
                 checks.report(why)

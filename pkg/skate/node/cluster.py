@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -22,7 +23,7 @@ from skate._c.clock import monotonic
 from skate.config import VERSION
 from skate.core import membership, roster
 from skate.core.acquaintances import Acquaintances
-from skate.core.membership import DropNode, Identity, Refuse, Register, Share, Welcome, share_seconds
+from skate.core.membership import DropNode, Identity, Refuse, Register, Share, Welcome, ask_of, share_seconds
 from skate.core.roster import BuryNode, Leave, Roster, Row, SendHeld, check_report, node_id, rows_from
 from skate.ids import PROCESS_ID_BYTES, NodeId, ProcessId, manager_of, node_of
 from skate.net.cluster import ClusterSockets
@@ -31,7 +32,7 @@ from skate.net.node_mailbox import NodeMailbox
 from skate.node.errors import CannotJoin
 from skate.wire import checks
 from skate.wire import messages as m
-from skate.wire.cluster import HELLO, REFUSED, WELCOME, pack_letter
+from skate.wire.cluster import HELLO, REFUSED, WELCOME, addressed, pack_letter
 from skate.wire.messages import SCHEMAS, encode
 
 if TYPE_CHECKING:
@@ -347,15 +348,20 @@ class NodeCluster:
         if kind == HELLO and self.register is not None:
             self.register.on_hello(content, monotonic())
         elif kind == HELLO:
-            self._refuse(
-                content, f"{self.address} is not the head of its cluster: join at {self._head_address}"
-            )
-        elif self._head_address is None:
-            log.warning("node %s sent the head a letter %r: refused", sender.hex(), kind)
-        elif kind == REFUSED:
+            why = f"{self.address} is not the head of its cluster: join at {self._head_address}"
+            self._refuse(Refuse(str(content.get("node")), str(content.get("address")), why, ask_of(content)))
+        else:
+            try:
+                self._answered(kind, node_of(sender), content)
+            except (ValueError, TypeError) as error:
+                log.warning("refused the letter %r of node %s: %s", kind.decode(), sender.hex(), error)
+
+    def _answered(self, kind: bytes, head: NodeId, content: dict[str, Any]) -> None:
+        self.roster.take_answer(content.get("to"))
+        if kind == REFUSED:
             self.roster.on_refused(str(content.get("why"))[:2000])
         else:
-            self._welcomed(node_of(sender), content)
+            self._welcomed(head, content)
 
     def _welcomed(self, head: NodeId, content: dict[str, Any]) -> None:
         assert self._sockets is not None
@@ -374,25 +380,28 @@ class NodeCluster:
         self._sockets.know(self._head_address, head)
         self.roster.on_welcome(head, rows, former, returns=content.get("returns") is True)
 
-    def _refuse(self, hello: dict[str, Any], why: str) -> None:
+    def _refuse(self, refusal: Refuse) -> None:
         assert self._sockets is not None
-        address = str(hello.get("address"))
-        log.warning("node %.40s at %.60s was refused: %s", hello.get("node"), address, why)
+        log.warning("node %.40s at %.60s was refused: %s", refusal.node, refusal.address, refusal.why)
+        letter = addressed(pack_letter(REFUSED, {"why": refusal.why}), refusal.ask)
         try:
-            self._sockets.write(address, pack_letter(REFUSED, {"why": why}), now=monotonic())
+            self._sockets.write(refusal.address, letter, now=monotonic())
         except ValueError as error:
             log.warning("it cannot be told: %s", error)
 
     def on_link_up(self, address: str, node: NodeId | None) -> None:
         assert self._sockets is not None
         if address == self._head_address:
+            ask = secrets.token_hex(8)
             self.roster.on_head_up()
+            self.roster.on_asked(ask)
             known = [row.to_plain() for row in self.roster.rows.values() if row.node != self.roster.me]
             hello = self._identity._asdict() | {
                 "node": self.roster.me.hex(),
                 "address": self.address,
                 "row": self.roster.rows[self.roster.me].to_plain(),
                 "known": known,
+                "ask": ask,
             }
             self._sockets.write(address, pack_letter(HELLO, hello))
         elif self.register is not None and node is not None:
@@ -457,9 +466,9 @@ class NodeCluster:
             self._sockets.know(row.address, effect.node)
             if self._sockets.is_up(effect.node):
                 self.register.on_link_up(effect.node)
-            self._sockets.write(row.address, self._welcome())
+            self._sockets.write(row.address, addressed(self._welcome(), effect.ask))
         elif type(effect) is Refuse:
-            self._refuse({"node": effect.node, "address": effect.address}, effect.why)
+            self._refuse(effect)
         elif type(effect) is DropNode:
             self._sockets.drop(effect.node)
         else:

@@ -245,7 +245,7 @@ class NodeManager:
 
     def _called(self, node: NodeId, named: Any, housed: Any, bundles: Any, made: Any) -> None:
         """To the head: another node says what it has."""
-        names, lives = checks.actors(named), checks.housed(housed)
+        names, lives = checks.actors(named), checks.housed(housed, node)
         self._groups.called(node, bundles, made)
         self._actors.names.called(node, names)
         if self.cluster.recovery is not None:
@@ -485,6 +485,9 @@ class NodeManager:
             self._post(owner, m.Unschedulable(class_id, False, why))
 
     def _return_lease(self, process: Process | Stranger, lease: int) -> None:
+        granted = self._admission.leases.get(lease)
+        if granted is not None and granted.request.owner != process.id:
+            raise ValueError(f"lease {lease} is another owner's")
         self._admission.lease_returned(lease, monotonic())
 
     def _blocked(self, process: Process, lease: int) -> None:
@@ -638,9 +641,11 @@ class NodeManager:
 
     def _end_worker(self, stranger: Stranger, worker: ProcessId, why: str) -> None:
         """The manager of another node has an actor in this worker, and it is not needed."""
-        process = self._processes.get(worker)
-        if process is not None and process.kind == "worker":
-            self._kill(process, why)
+        pooled = self._admission.workers.get(worker)
+        lease = None if pooled is None else pooled.lease
+        if lease is None or self.cluster.roster.home(lease.request.owner) != stranger.id:
+            raise ValueError(f"worker {worker.hex()} has no actor of that node's")
+        self._kill(self._processes[worker], why)
 
     def _kill(self, process: Process, why: str) -> None:
         process.killed_because = why

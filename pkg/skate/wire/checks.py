@@ -114,12 +114,14 @@ def objects(value: Any) -> list[bytes]:
     return list(value)
 
 
-def housed(value: Any) -> list[Any]:
-    """[(actor, worker, lease, allocation), …]."""
+def housed(value: Any, node: bytes) -> list[Any]:
+    """[(actor, worker, lease, allocation), …] of the node."""
     for each in rows(value, 4):
         if not _is(each[0], TASK_ID_BYTES) or not _is(each[1], PROCESS_ID_BYTES) or type(each[2]) is not int:
             raise FrameError(f"an actor of a node is no {each!r:.60}")
         allocation(each[3])
+        if not each[1].startswith(node):
+            raise FrameError(f"worker {each[1].hex()} is of another node")
     return list(value)
 
 

@@ -3,9 +3,11 @@
 A letter is a ZeroMQ message of two parts: its kind in plain text and a JSON object. Letters are what a node says before
 it knows whether the other speaks its protocol, so their form never changes: fields may be added, none taken away.
 
-    hello      a node wants to join, or is back: who it is, what it speaks, what it has
+    hello      a node wants to join, or is back: who it is, what it speaks, what it has; a word that nobody else knows
     welcome    the head's answer: who the head is, and the table of nodes
     refused    the head's other answer: why not
+
+An answer repeats, as `to`, the word that stood in the hello as `ask`: so it comes from who was asked.
 
 Everything else travels in envelopes, which belong to a protocol version as frames do:
 
@@ -60,6 +62,12 @@ class Envelope(NamedTuple):
 
 def pack_letter(kind: bytes, content: dict[str, Any]) -> list[bytes]:
     return [kind, json.dumps(content).encode()]
+
+
+def addressed(letter: list[bytes], ask: str) -> list[bytes]:
+    """The letter, which has some content, as the answer to the hello with that word."""
+    kind, content = letter
+    return [kind, b'{"to": %b, %b' % (json.dumps(ask).encode(), memoryview(content)[1:])]
 
 
 def unpack_letter(parts: Sequence[bytes]) -> dict[str, Any]:
