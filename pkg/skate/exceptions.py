@@ -342,10 +342,13 @@ class ObjectStoreFullError(SkateError):
 
 
 class OutOfDiskError(SkateError):
-    """The store is full and so is the disk that it spills to."""
+    """The store is full, and nothing can be written to the folder that it spills to."""
 
     def __init__(self, message: str = "The object store is full, and the disk it spills to.") -> None:
-        super().__init__(f"{message}\nSee `df` for what is full; drop refs you are done with, or free space.")
+        super().__init__(
+            f"{message}\nSee `df` (and `df -i`) for what is full; drop refs you are done with, free space, or spill to "
+            "another folder, by init(object_spilling_directory=…) or SKATE_SPILL_DIR."
+        )
 
 
 class ObjectLostError(SkateError):

@@ -7,8 +7,7 @@ import logging
 import os
 import random
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -191,22 +190,6 @@ def test_limit(skate_start: Callable[..., Any]) -> None:
     assert [int(skate.get(ref)[0]) for ref in refs] == list(range(len(refs)))
     del refs
     nothing_left(folder)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB."""
-    if os.getuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    place = tmp_path / "small"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "skate-test", str(place)], capture_output=True
-    )
-    if done.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_disk_full(skate_start: Callable[..., Any], small_disk: Path) -> None:

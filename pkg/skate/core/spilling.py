@@ -83,6 +83,9 @@ class View(NamedTuple):
     victims: Sequence[tuple[bytes, int]]
     disk_free: int
     disk_total: int
+    #: which disk that is, and why nothing can be written there
+    disk: str = "the disk"
+    trouble: str = ""
 
 
 class Answer(NamedTuple):
@@ -302,6 +305,8 @@ class Spilling:
                 need.stuck_since = None
         self._trouble = trouble
         self._retry_at = None
+        if trouble:
+            self._current = None  # perhaps somebody has removed it
         self._delete_if_empty(file)
 
     def read_ended(self, object_id: bytes, outcome: str) -> None:
@@ -396,8 +401,11 @@ class Spilling:
             return FULL, "all that it holds is in use, or being made"
         if self._trouble and self._retry_at is not None and now < self._retry_at:
             return DISK, self._trouble
+        if view.trouble:
+            return DISK, view.trouble
         allowed = max(0, view.disk_free - int(view.disk_total * FREE_SHARE))
-        why = f"the disk must keep {FREE_SHARE:.0%} of its {view.disk_total:,} bytes free, and has {view.disk_free:,}"
+        keep = f"{view.disk} must keep {FREE_SHARE:.0%} of its {view.disk_total:,} bytes free"
+        why = f"{keep}, and has {view.disk_free:,}"
         if self.max_bytes is not None and self.max_bytes - self.file_total < allowed:
             allowed = self.max_bytes - self.file_total
             why = f"spilled objects take {self.file_total:,} bytes, and may take {self.max_bytes:,}"

@@ -132,12 +132,17 @@ class Spiller:
 
     def _look(self, bytes_wanted: int) -> View:
         usage = self._store.usage()
+        place, trouble = os.path.realpath(self._folder), ""
+        disk_free = disk_total = 0
         try:
-            disk = os.statvfs(self._folder)
+            if not os.path.isdir(place):  # somebody has cleared it away
+                os.makedirs(place, 0o700)
+                log.warning("%s was gone, with what was spilled there: made again", place)
+            disk = os.statvfs(place)
             disk_free, disk_total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
         except OSError as error:
-            log.error("%s cannot be looked at: %s", self._folder, error)  # somebody has cleared it away
-            disk_free = disk_total = 0
+            trouble = f"{place} cannot be used: {error.strerror}"
+            log.error("%s", trouble)
         return View(
             capacity=usage["capacity"],
             used=usage["used"],
@@ -145,6 +150,8 @@ class Spiller:
             victims=self._store.victims(bytes_wanted),
             disk_free=disk_free,
             disk_total=disk_total,
+            disk=f"the disk of {place}",
+            trouble=trouble,
         )
 
     def _carry_out(self, effect: Effect) -> None:

@@ -108,6 +108,8 @@ class LocalStore:
                 raise self._no_room(word, *more)
             if word == IN_FILE:
                 block = self.keeper.read_file(*more)
+                if block is None:
+                    attempt = -1  # so that the node looks where it is by now, or finds that its file is gone
             if word == THERE or block is None:
                 block = self._arena.get(object_id)
             attempt += 1

@@ -190,8 +190,9 @@ class SpillThreads:
     def _write_all(self, job: WriteObjects) -> WriteEnded:
         evicted: dict[bytes, int] = {}
         size = job.spans[0].offset
+        new = 0 if size else os.O_CREAT  # what is before that must be there
         try:
-            fd = os.open(path_of(self._folder, job.file), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(path_of(self._folder, job.file), os.O_WRONLY | new | os.O_CLOEXEC, 0o600)
         except OSError as error:
             return WriteEnded(evicted, size, self._trouble(error))
         trouble = ""
@@ -242,15 +243,19 @@ class SpillThreads:
     def _bring_back(self, job: ReadObject, flags: int = 0) -> str | None:
         """What became of a read; None where RWF_NOWAIT did not do."""
         object_id, offset, size = job.span
+        path = path_of(self._folder, job.file)
         try:
-            place = self._arena.allocate(object_id, size, owner_of(object_id))
-            fd = os.open(path_of(self._folder, job.file), os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
+                place = self._arena.allocate(object_id, size, owner_of(object_id))
                 with memoryview(place) as room:
                     _read(fd, room, offset, self._go_on, flags)
             finally:
                 os.close(fd)
             place.seal()
+        except FileNotFoundError:
+            log.error("%s is gone, and object %s with it", path, object_id.hex())
+            return f"its spilled copy is gone: somebody has removed {os.path.realpath(path)}"
         except ArenaFull:
             return FULL
         except ObjectExists:  # a new attempt of its task has made it again
