@@ -5,10 +5,12 @@ import dataclasses
 import functools
 import gc
 import io
+import itertools
 import mmap
 import pickle
 import socket
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -602,6 +604,18 @@ def test_explain_of_something_harmless_does_not_blame_a_part():
 
 def test_the_search_is_bounded(monkeypatch):
     monkeypatch.setattr("skate.store.culprit.BUDGET_S", 0.0)
+    assert "took too long" in refused([threading.Lock()])
+
+
+def test_the_search_is_not_cut_short_by_other_work_of_the_machine(monkeypatch):
+    """It looks at the CPU that it has had: the time that others have meanwhile says nothing about it."""
+    hours = itertools.count(1, 0.5)
+    monkeypatch.setattr("skate.store.culprit.monotonic", lambda: next(hours))
+    assert "x[1]['a'].lock" in explain([1, {"a": types.SimpleNamespace(lock=threading.Lock())}], "x")
+
+
+def test_the_search_ends_however_little_of_the_machine_it_gets(monkeypatch):
+    monkeypatch.setattr("skate.store.culprit.PATIENCE_S", 0.0)
     assert "took too long" in refused([threading.Lock()])
 
 

@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from skate._c import plain
-from skate._c.clock import monotonic
+from skate._c.clock import monotonic, thread_time
 
-#: seconds that the search may take
+#: seconds of CPU that the search may take; and in all, on a machine that has other work to do
 BUDGET_S = 2.0
+PATIENCE_S = 20.0
 #: containers up to this long are tried part by part, longer ones by halves
 ONE_BY_ONE = 32
 MAX_DEPTH = 100
@@ -71,7 +72,7 @@ def explain(value: object, root_name: str) -> str:
     """
     if _too_deep(value):
         return f"{root_name} is nested too deeply to be pickled: flatten it, or pass its parts one by one."
-    search = _Search(monotonic() + BUDGET_S)
+    search = _Search(thread_time() + BUDGET_S, monotonic() + PATIENCE_S)
     part, notes = Part(root_name, value), []
     for _ in range(MAX_DEPTH):
         below = search.first_failing(part)
@@ -87,14 +88,15 @@ def explain(value: object, root_name: str) -> str:
 
 
 class _Search:
-    """One search: its deadline, and the objects on the way down, so that a cycle is not walked twice."""
+    """One search: its deadlines, and the objects on the way down, so that a cycle is not walked twice."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, at_last: float) -> None:
         self._deadline = deadline
+        self._at_last = at_last
         self._on_path: dict[int, object] = {}
 
     def spent(self) -> bool:
-        return monotonic() > self._deadline
+        return thread_time() > self._deadline or monotonic() > self._at_last
 
     def first_failing(self, part: Part) -> Part | None:
         """The first part of `part` that fails to pickle by itself, or None."""

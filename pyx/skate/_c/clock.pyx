@@ -4,7 +4,7 @@
 # State: what stands for the clock of the machine, in a simulation.
 
 from cpython cimport time
-from posix.time cimport nanosleep, timespec
+from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, nanosleep, timespec
 
 cdef object _stand_in = None
 
@@ -21,6 +21,13 @@ cpdef long long monotonic_ns() except? -1:
     if _stand_in is not None:
         return _stand_in.monotonic_ns()
     return time.monotonic_ns()
+
+
+def thread_time():
+    """As time.thread_time(): the CPU seconds of this thread, in a simulation too."""
+    cdef timespec spent
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &spent)
+    return spent.tv_sec + spent.tv_nsec * 1e-9
 
 
 def sleep(double seconds):
