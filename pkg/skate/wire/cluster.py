@@ -67,7 +67,7 @@ def pack_letter(kind: bytes, content: dict[str, Any]) -> list[bytes]:
 def addressed(letter: list[bytes], ask: str) -> list[bytes]:
     """The letter, which has some content, as the answer to the hello with that word."""
     kind, content = letter
-    return [kind, b'{"to": %b, %b' % (json.dumps(ask).encode(), memoryview(content)[1:])]
+    return [kind, b"".join((b'{"to": ', json.dumps(ask).encode(), b", ", memoryview(content)[1:]))]
 
 
 def unpack_letter(parts: Sequence[bytes]) -> dict[str, Any]:
