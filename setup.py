@@ -26,6 +26,7 @@ EXTENSIONS = {
     "refs": [],
     "plain": [],
     "steps": [],
+    "threads": ["pthread"],
 }
 
 #: Python modules on the way of a call, compiled as they stand, with the types that the .pxd beside a module tells: that

@@ -21,6 +21,7 @@ from skate.driver.output import Output
 from skate.exceptions import LocalNodeManagerDiedError
 from skate.ids import NodeId, ProcessId, process_id
 from skate.net.exchange import Place
+from skate.node.errors import CannotStart, of_limit
 from skate.runtime import current, forks  # noqa: F401  (a fork forgets the runtime)
 from skate.runtime.runtime import Runtime
 from skate.store.local import LocalStore
@@ -76,7 +77,10 @@ class Session:
         self.node = process_id(node, 0)
         store = LocalStore.attach(self.facts["segment"])
         lanes = Place.of(self.facts["lanes"])
-        self.runtime = Runtime(me, self.node, self.facts["folder"], store, "skate-pump", lanes)
+        try:
+            self.runtime = Runtime(me, self.node, self.facts["folder"], store, "skate-pump", lanes)
+        except OSError as error:
+            raise CannotStart(f"this program cannot speak to its node: {of_limit(error)}") from error
         self._left = Waiter()
         self._left.missing = 1
         self._left_because = ""

@@ -136,9 +136,8 @@ class Callers:
 
 
 def strangers_allowed() -> int:
-    """Raises this process's limit of descriptors as far as it may; gives how many of them strangers may have."""
+    """How many of a node's descriptors strangers may have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return STRANGERS if hard == resource.RLIM_INFINITY else max(1, min(STRANGERS, hard // SHARE))
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import select
 from collections import deque
 from collections.abc import Callable, Collection
@@ -36,6 +35,7 @@ from skate._c.lanes import LONGEST_RECORD, STALLED, STARVED, Exchange, Inbox, La
 from skate._c.steps import Steps, let_in
 from skate.ids import NODE_ID_BYTES, PROCESS_ID_BYTES, ProcessId, manager_of
 from skate.net import exchange
+from skate.net.limits import allow_descriptors, check_mailbox
 from skate.wire.messages import SCHEMAS
 
 log = logging.getLogger("skate.net")
@@ -115,6 +115,7 @@ class Mailbox:
         self._steps = steps or Steps()
         self._folder = folder
         self._deliver = deliver
+        check_mailbox()
         self.context = zmq.Context(io_threads=1)
         self.context.set(zmq.MAX_SOCKETS, 20_000)
         self._inbox = self.context.socket(zmq.ROUTER)
@@ -264,7 +265,7 @@ class Mailbox:
         return process[:NODE_ID_BYTES] != self.me[:NODE_ID_BYTES]
 
     def _open(self, to: ProcessId) -> Link:
-        _allow_descriptors(OTHER_DESCRIPTORS + len(self._links) * LINK_DESCRIPTORS)
+        allow_descriptors(OTHER_DESCRIPTORS + len(self._links) * LINK_DESCRIPTORS)
         lane = None
         if self._exchange is not None and not self.is_elsewhere(to):
             lane = self._exchange.lane(self.me, to, self._bell_path(to))
@@ -567,13 +568,3 @@ class Mailbox:
         self._answer_doorbell()
         if self._lanes is not None:
             self._lanes.take(0)  # a nudge is taken note of; what others write nobody reads any more
-
-
-def _allow_descriptors(number: int) -> None:
-    """Raises this process's own limit of open descriptors, where `number` comes near it and it may be raised."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or number < soft // 2:
-        return
-    wanted = 2 * soft if hard == resource.RLIM_INFINITY else min(2 * soft, hard)
-    if wanted > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -102,6 +102,7 @@ def _serve(
     from skate.ids import new_node_id, process_id
     from skate.net import exchange
     from skate.net.cluster_key import KEY_FILE, write_key
+    from skate.net.limits import allow_all_descriptors
     from skate.node import sessions
     from skate.node.detect import default_resources, detect_cpus
     from skate.node.manager import NodeManager
@@ -146,6 +147,7 @@ def _serve(
         zygote_pid, channel = fork_zygote(
             worker_config, [starter.fileno(), *terminal, segment.fd, *([lanes_fd] if lanes else [])]
         )
+        allow_all_descriptors()  # (workers have what the program has)
         if cluster is not None:
             _keep_freed_memory()
         if cluster is not None and "state" in cluster:

@@ -44,12 +44,13 @@ from skate.core.resources import ResourceSet
 from skate.core.roster import Row
 from skate.ids import NodeId, ProcessId, manager_of, node_of, owner_of, process_id
 from skate.net.exchange import Place
+from skate.net.limits import check_descriptors
 from skate.net.node_mailbox import NodeMailbox
 from skate.node.actors import NodeActors
 from skate.node.bundles import NodeBundles
 from skate.node.cluster import JOIN_SECONDS, TURNED_AWAY_SECONDS, Hooks, NodeCluster
 from skate.node.door import Answer, Door, Refused, some_rows
-from skate.node.errors import CannotJoin
+from skate.node.errors import CannotJoin, of_limit
 from skate.node.groups import PENDING_GROUPS, NodeGroups
 from skate.node.groups import Hooks as GroupHooks
 from skate.node.head import HeadLink
@@ -80,6 +81,9 @@ log = logging.getLogger("skate.node")
 ZYGOTE_MESSAGES = 64
 #: seconds that a driver which has left has to read that it may go
 LEAVE_SECONDS = 0.5
+#: descriptors that a worker takes here, its pipes, its connection and that to it; and that are kept for others
+WORKER_DESCRIPTORS = 5
+SPARE_DESCRIPTORS = 4
 #: kinds of demands that other nodes are told of
 DEMANDS = 100
 
@@ -575,11 +579,16 @@ class NodeManager:
             self._fork(worker)
         except OSError as error:  # no descriptors, no memory, a full disk
             self._remove(worker)
-            self._start_failed(worker, self._report(worker, None, f"no process could be forked: {error}"))
+            self._start_failed(
+                worker, self._report(worker, None, f"no process could be forked: {of_limit(error)}")
+            )
 
     def _fork(self, worker: Process) -> None:
         """Has the zygote fork the worker, which writes to two pipes and to its testament. OSError leaves nothing."""
         _, variables = worker.environment
+        # Each that has started and not yet connected takes some: where none are left then, ZeroMQ ends this process.
+        starting = sum(not each.registered for each in self._processes.values())
+        check_descriptors(SPARE_DESCRIPTORS + starting * WORKER_DESCRIPTORS)
         with ExitStack() as undo, ExitStack() as passed_on:
             path = os.path.join(self._folder, f"{worker.id.hex()}.now")
             with open(path, "wb+") as file:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import array
 import ctypes
+import errno
 import gc
 import json
 import os
@@ -34,9 +35,12 @@ import traceback
 from typing import Any, NoReturn
 
 from skate.config import SPILL_FOLDER
+from skate.node.errors import of_limit
 
 #: bytes of the longest message
 MESSAGE_BYTES = 1 << 17
+#: what a worker writes to: its standard output and error
+PIPES = 2
 #: names the worker that a process descends from
 WORKER_VARIABLE = "SKATE_WORKER_ID"
 #: what stands there in the zygote, to be written over in a worker
@@ -66,7 +70,7 @@ def send(channel: socket.socket, message: dict[str, Any], fds: tuple[int, ...] =
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     """(message, descriptors that came with it); None at the end of the stream."""
-    data, fds, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 2)
+    data, fds, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, PIPES)
     return (json.loads(data) if data else None), fds
 
 
@@ -130,9 +134,11 @@ class Zygote:
     def _serve(self, message: dict[str, Any], fds: list[int]) -> None:
         if "fork" in message:
             try:
+                if len(fds) < PIPES:
+                    raise OSError(errno.EMFILE, "the worker's pipes have not come")
                 pid = os.fork()
             except OSError as error:
-                answer = {"unforked": message["fork"], "why": str(error)}
+                answer = {"unforked": message["fork"], "why": of_limit(error)}
             else:
                 if pid == 0:
                     self._become_worker(message, fds)

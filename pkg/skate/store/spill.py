@@ -20,6 +20,7 @@ from collections import deque
 from queue import SimpleQueue
 
 from skate._c.arena import Arena, ArenaFull, NotMaking, ObjectExists
+from skate._c.threads import check_threads
 from skate.config import SPILL_FOLDER
 from skate.core.spilling import DELETED, FULL, RESTORED, DeleteFile, ReadObject, WriteObjects
 from skate.ids import ObjectId, owner_of
@@ -104,6 +105,7 @@ class SpillThreads:
     """Does the jobs, one after the other but for removals."""
 
     def __init__(self, folder: str, arena: Arena) -> None:
+        """Starts the threads. OSError where that cannot be."""
         self._folder = folder
         self._arena = arena
         self._jobs: SimpleQueue[WriteObjects | ReadObject | None] = SimpleQueue()
@@ -118,6 +120,7 @@ class SpillThreads:
             threading.Thread(target=self._run, name="skate-spill", daemon=True),
             threading.Thread(target=self._remove, name="skate-spill-remove", daemon=True),
         ]
+        check_threads(len(self._threads))
         for thread in self._threads:
             thread.start()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from skate.ids import NodeId, ProcessId, process_id
 from skate.net.exchange import Place
+from skate.node.errors import of_limit
 from skate.node.inherited import restore
 from skate.runtime import current, forks  # noqa: F401  (a fork forgets the runtime)
 from skate.runtime.runtime import Runtime
@@ -44,7 +45,11 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
     manager = process_id(node, 0)
     lanes = Place.of(config["lanes"])
     store = LocalStore.attach(config["segment"])
-    runtime = Runtime(me, manager, config["folder"], store, "skate-pump", lanes)
+    try:
+        runtime = Runtime(me, manager, config["folder"], store, "skate-pump", lanes)
+    except OSError as error:
+        print(f"this worker cannot speak to its node: {of_limit(error)}", file=sys.stderr)
+        return 1
     executor = Executor(runtime, testament.Testament(memory), TaskOutput(), become_actor)
     current.set_runtime(
         runtime, current.Facts(node=node, job=job["id"], namespace=job["namespace"], executor=executor)
