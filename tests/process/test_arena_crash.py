@@ -7,6 +7,7 @@ directory.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import random
@@ -22,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from budgets import ARENA_KILLS, ARENA_SIGKILLS
+from budgets import ARENA_KILLS, ARENA_POINTS_STRIDE, ARENA_SIGKILLS
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPACITY = 1 << 17
@@ -39,8 +40,26 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     if not source.exists() or importlib.util.find_spec("Cython") is None or shutil.which(compiler) is None:
         pytest.skip("needs the source tree, Cython and a C compiler to build the arena with fault points")
-    build = tmp_path_factory.mktemp("faults")
+    build = (
+        tmp_path_factory.getbasetemp().parent
+        / f"faults-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    )
+    build.mkdir(exist_ok=True)
     library = build / ("arena" + sysconfig.get_config_var("EXT_SUFFIX"))
+    with open(build / "lock", "w") as lock:  # one of the processes that run tests builds it for all
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _build(compiler, source, build, library)
+    spec = importlib.util.spec_from_file_location("skate._c.arena", library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.FAULTS
+    return module
+
+
+def _build(compiler: str, source: Path, build: Path, library: Path) -> None:
     commands = [
         [sys.executable, "-m", "cython", "-3", "-I", "pyx", str(source), "-o", str(build / "arena.c")],
         [
@@ -60,13 +79,6 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     for command in commands:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    spec = importlib.util.spec_from_file_location("skate._c.arena", library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.FAULTS
-    return module
 
 
 def killed_at(module: ModuleType, point: int, body: Callable[[], object]) -> bool:
@@ -188,7 +200,7 @@ def test_death_at_every_point_of_a_call(faulty: ModuleType, name: str) -> None:
     world = World(faulty)
     body = calls(world)[name]
     steps = {repr(world.before)}
-    point = deaths = 0
+    point, deaths = random.randrange(ARENA_POINTS_STRIDE), 0
     while True:
         died = killed_at(faulty, point, body)
         world.arena.check()  # this process is the next to lock, and repairs
@@ -207,8 +219,8 @@ def test_death_at_every_point_of_a_call(faulty: ModuleType, name: str) -> None:
             world.close()
             world = World(faulty)
             body = calls(world)[name]
-        point += 1
-    assert deaths > 5
+        point += ARENA_POINTS_STRIDE
+    assert deaths > 5 // ARENA_POINTS_STRIDE
     assert len(steps) <= 3, steps
     world.close()
 
