@@ -20,6 +20,13 @@ class Waiter:
     def __init__(
         self, callback: Callable[[Waiter], object] | None = None, *, eager: bool = False
     ) -> None: ...
+    @property
+    def watched(self) -> list[ObjectEntry] | None: ...
+
+class Watch:
+    @property
+    def waiter(self) -> Waiter: ...
+    def __init__(self, waiter: Waiter, entries: list[ObjectEntry]) -> None: ...
 
 class Guard:
     @property

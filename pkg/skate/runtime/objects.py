@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -61,29 +59,6 @@ def wake(ready: asyncio.Future[None]) -> None:
     """Ends the wait of a coroutine, in its loop. (A closure in a coroutine would be a cycle, once compiled.)"""
     if not ready.done():  # it may have been cancelled
         ready.set_result(None)
-
-
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
-
-
-class RefFuture(Future[Any]):
-    """A future of an object. Whatever one of its callbacks raises, the others are called."""
-
-    #: a callback was interrupted by Ctrl-C, or raised as much
-    interrupt: KeyboardInterrupt | None = None
-
-    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        super().add_done_callback(partial(self._call, fn))
-
-    def _call(self, fn: Callable[[Future[Any]], object], _: Future[Any]) -> None:
-        """(What is an Exception is logged by concurrent.futures.)"""
-        try:
-            fn(self)
-        except KeyboardInterrupt as error:
-            self.interrupt = error
-        except (SystemExit, GeneratorExit):
-            log.exception("a callback of %r ended with an exception that is for no one", self)
 
 
 class Objects:
@@ -333,37 +308,7 @@ class Objects:
             if entry.state == PENDING:
                 self.settle(entry, FAILED, packed)
 
-    # ---------------------------------------------------------------------------------------------------- futures
-
-    def future(self, ref: ObjectRef) -> Future[Any]:
-        """A concurrent.futures.Future of the object's value."""
-        future = RefFuture()
-        future.set_running_or_notify_cancel()
-
-        runtime = self._runtime
-        with runtime.lock:
-            ready = partial(self._do_later, partial(self._resolve, future, ref))
-            if self.when_ready([ref.entry], ready) is None:
-                ready()
-            runtime.mailbox.flush()
-        return future
-
-    def _resolve(self, future: RefFuture, ref: ObjectRef, block: bool = False) -> None:
-        with section:
-            try:
-                value = self.value(ref.entry, block, None, _call)  # no handler's exception is the future's
-            except NotHere:  # this may be the thread that reads the answer: another one waits for it
-                again = (future, ref, True)
-                threading.Thread(target=self._resolve, args=again, name="skate-restore", daemon=True).start()
-                return
-            except BaseException as error:
-                future.set_exception(
-                    error.with_traceback(None)
-                )  # its frames lead to those who hold the future
-            else:
-                future.set_result(value)
-        if future.interrupt is not None:
-            raise future.interrupt
+    # ------------------------------------------------------------------------------------------------ event loops
 
     def _do_later(self, call: Callable[[], None], _: Waiter | None = None) -> None:
         self._runtime.later(call)

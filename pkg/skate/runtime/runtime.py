@@ -35,6 +35,7 @@ from skate.net.mailbox import Mailbox
 from skate.net.pump import Pump
 from skate.runtime.actors import Actors
 from skate.runtime.copies import OwnedCopies
+from skate.runtime.futures import RefFuture
 from skate.runtime.groups import Groups
 from skate.runtime.keeper import NodeKeeper
 from skate.runtime.objects import Objects
@@ -155,8 +156,8 @@ class Runtime:
         """Runs `call` once the lock is released. Under the lock."""
         self.lock.later(call)
 
-    def on_dropped(self, what: ObjectEntry | Stream) -> None:
-        """The last handle of an entry or stream went. From any thread, at any time, also under the lock."""
+    def on_dropped(self, what: ObjectEntry | Stream | refs.Waiter) -> None:
+        """The last handle of it went. From any thread, at any time, also under the lock."""
         if not self.closed:
             self.lock.note_dropped(what)
 
@@ -164,10 +165,13 @@ class Runtime:
         dropped = self.lock.dropped
         while dropped:
             what = dropped.popleft()
-            if type(what) is not ObjectEntry:
+            if type(what) is ObjectEntry:
+                if not what.held:
+                    self.references.on_dropped(what)
+            elif type(what) is refs.Waiter:
+                refs.unwatch(what.watched, what)
+            else:
                 self.streams.abandon(what)
-            elif not what.held:
-                self.references.on_dropped(what)
         self.act()
         self.send_soon(clock.monotonic())
 
@@ -390,7 +394,7 @@ class Runtime:
             self.mailbox.poke()  # perhaps it is that one, which sleeps in the inbox
 
     def future(self, ref: ObjectRef) -> Any:
-        return self.objects.future(ref)
+        return RefFuture(self, ref)
 
     def await_ref(self, ref: ObjectRef) -> Any:
         return self.objects.await_ref(ref)

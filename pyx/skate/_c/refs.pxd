@@ -13,6 +13,7 @@ cdef class Waiter:
     cdef readonly bint failed           # one of its entries failed
     cdef readonly bint eager            # done at the first failure, without waiting for the rest
     cdef public object callback         # called once with the waiter when it is done, under the runtime's lock
+    cdef readonly list watched          # the entries that it is to be taken off: its Watch was dropped
 
 cdef class Guard:
     cdef readonly bytes container       # the object whose value the refs came in; b"" for a task's own arguments
@@ -37,6 +38,11 @@ cdef class ObjectEntry(Guard):
     cdef public bint abandoned          # owned and PENDING: nobody holds it any more; drop the value when it comes
     cdef unsigned long stamp            # the last `distinct` call that saw it
     cdef bint is_private(self)
+
+@cython.no_gc_clear
+cdef class Watch:
+    cdef readonly Waiter waiter
+    cdef list entries
 
 @cython.no_gc
 cdef class ObjectRef:

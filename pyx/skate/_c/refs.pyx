@@ -105,6 +105,29 @@ cdef class ObjectEntry(Guard):
         return self.handles > 0 or self.pins > 0
 
 
+@cython.no_gc_clear  # its end needs what it holds
+cdef class Watch:
+    """A waiter's stay on the PENDING entries that it waits for: dropping this ends it, from anywhere, also in a step."""
+
+    def __cinit__(self, Waiter waiter not None, list entries not None):
+        self.waiter = waiter
+        self.entries = entries
+
+    def __dealloc__(self):
+        cdef Waiter waiter = self.waiter
+        if waiter is None or waiter.done:
+            return
+        home = (<ObjectEntry>self.entries[0]).home
+        if home is not _home:
+            return  # its runtime has ended
+        waiter.watched = self.entries
+        enter_section()
+        try:
+            home.on_dropped(waiter)
+        finally:
+            leave_quietly()
+
+
 @cython.no_gc  # it holds an entry, which never leads back to it
 @cython.freelist(4096)
 cdef class ObjectRef:
