@@ -50,6 +50,7 @@ COMPILED = [
     "skate.wire.testament",
     "skate.worker.actor",
     "skate.worker.executor",
+    "skate.worker.functions",
     "skate.worker.streams",
 ]
 PURE = (

@@ -21,6 +21,7 @@ cdef class Submission:
     cdef public Mailbox _mailbox
     cdef public Objects _objects
     cdef public dict tasks, _exported, _obituaries
+    cdef public object _exports
     cdef public set _closed, _warned
     @cython.locals(task=OwnedTask, function=Function)
     cpdef push(self, worker, tasks)

@@ -1,7 +1,7 @@
 """The owner's side of a call: from `.remote()` to the worker, and from the worker's answer to the caller's refs.
 
-State: the tasks of this process that are not done, the functions that workers know. What goes where is decided by
-core.dispatch; whether a failed attempt is tried again by core.tasks.
+State: the tasks of this process that are not done. What goes where is decided by core.dispatch, what workers know of
+functions by core.exports; whether a failed attempt is tried again by core.tasks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from skate._c import clock, frames, refs
 from skate._c.refs import FAILED, PENDING, STORED, ObjectEntry, ObjectRef
 from skate.core.calls import ActorLine, Life
 from skate.core.dispatch import AskLeases, Effect, GiveBack, LoseTasks, PushTasks, Queue
+from skate.core.exports import Exports
 from skate.core.streams import Stream
 from skate.core.tasks import Function, OwnedTask
 from skate.exceptions import PendingCallsLimitExceeded, TaskError
@@ -30,6 +31,7 @@ from skate.wire import messages as m
 from skate.wire.messages import SCHEMAS
 
 if TYPE_CHECKING:
+    from skate.core.dispatch import HeldLease
     from skate.options import TaskOptions
     from skate.runtime.runtime import Runtime
 
@@ -53,8 +55,8 @@ class Submission:
         self._objects = runtime.objects
         #: task id -> task, until it is done
         self.tasks: dict[bytes, OwnedTask] = {}
-        #: worker -> ids of the functions that it was sent
-        self._exported: dict[ProcessId, set[bytes]] = {}
+        self._exports = Exports()
+        self._exported = self._exports.known
         #: workers whose deaths are about to be told: their last answers come from the node
         self._closed: set[ProcessId] = set()
         #: lease whose worker died -> the node's report, while answers may still come
@@ -204,8 +206,7 @@ class Submission:
         for task in tasks:
             function = task.function
             if function.pickled is not None and function.id not in self._exported[worker]:
-                self._exported[worker].add(function.id)
-                self._runtime.post(worker, m.ExportFunction(function.id, function.name, function.pickled))
+                self._export(task.lease, function)  # type: ignore[arg-type] # (methods are not pickled)
             dependencies = task.dependencies
             inline = inlined(dependencies) if dependencies else None
             fields = (
@@ -218,6 +219,13 @@ class Submission:
                 task.name,
                 task.options.calls_per_worker,
             )
+    def _export(self, lease: HeldLease, function: Function) -> None:
+        """Sends a function to the lease's worker, which lacks it."""
+        forgotten = self._exports.sent(lease, function.id)
+        if forgotten:
+            self._runtime.post(lease.worker, m.ForgetFunctions(forgotten))
+        self._runtime.post(lease.worker, m.ExportFunction(function.id, function.name, function.pickled))
+
             mailbox.post(worker, frames.encode(_PUSH_TASK, _PUSH_TASK_SCHEMA, fields))
 
     # ------------------------------------------------------------------------------------------------- answers
@@ -368,7 +376,7 @@ class Submission:
         if queue is None:  # what it was for has run elsewhere
             self._runtime.post(manager_of(worker), m.ReturnLease(lease_id))
             return
-        self._exported.setdefault(worker, set())
+        self._exports.granted(worker)
         self._runtime.post(worker, m.StartLease(lease_id, self._runtime.depth + 1, allocation))
         self._dispatcher.lease_granted(queue, lease_id, worker, clock.monotonic())
 
@@ -398,8 +406,7 @@ class Submission:
         Under the lock.
         """
         self._closed = {worker for worker in self._closed if not worker.startswith(gone)}
-        for worker in [worker for worker in self._exported if worker.startswith(gone)]:
-            del self._exported[worker]
+        self._exports.died(gone)
         now = clock.monotonic()
         leases = self._dispatcher.leases.values()
         for lease in [lease for lease in leases if lease.worker.startswith(gone)]:

@@ -105,6 +105,13 @@ def actors(value: Any) -> list[bytes]:
     return list(value)
 
 
+def functions(value: Any) -> list[bytes]:
+    """Ids of functions."""
+    if not isinstance(value, list | tuple) or not all(isinstance(each, bytes) for each in value):
+        raise FrameError(f"ids of functions are no {value!r:.60}")
+    return list(value)
+
+
 def objects(value: Any) -> list[bytes]:
     """Ids of objects; none where there is nothing."""
     if value is None:

@@ -12,7 +12,7 @@ Who says what:
     node -> process      Registered, LeaseGranted, LeasesFailed, ReclaimLease, Infeasible, Resume, ProcessDied, Log,
                          StateReply, Left, ExitIfUnused, StoreReply, StoreWarning, ActorState, LateAnswer,
                          GroupState, Unschedulable
-    owner -> worker      ExportFunction, StartLease, PushTask, RecallTasks, StreamRead
+    owner -> worker      ExportFunction, ForgetFunctions, StartLease, PushTask, RecallTasks, StreamRead
     worker -> owner      TaskDone, TasksReturned, StreamItem, StreamBegins, ActorMade
     node -> actor        BecomeActor, EndActor
     actor -> node        ActorStarted, ActorLeaves
@@ -291,11 +291,18 @@ class StoreWarning(NamedTuple):
 
 @_message(20)
 class ExportFunction(NamedTuple):
-    """A function or class, once to each worker that needs it."""
+    """A function, once to each worker that needs it, and again where that was to forget it."""
 
     function: FunctionId
     name: str
     pickled: bytes
+
+
+@_message(35)
+class ForgetFunctions(NamedTuple):
+    """The owner exports these again, should it push another task of them."""
+
+    functions: Plain
 
 
 @_message(21)

@@ -6,6 +6,7 @@ from skate._c cimport clock
 from skate._c.refs cimport Waiter
 from skate.net.mailbox cimport Mailbox
 from skate.runtime.runtime cimport Runtime
+from skate.worker.functions cimport Functions, Loaded
 from skate.wire.testament cimport Testament
 
 cdef class Pushed:
@@ -14,15 +15,11 @@ cdef class Pushed:
     cdef public Py_ssize_t returns, attempt, max_calls
     cdef public str name
 
-cdef class Loaded:
-    cdef public bytes owner
-    cdef public str name
-    cdef public object pickled, call, calls
-
 cdef class Executor:
     cdef public Runtime _runtime
     cdef public Testament _testament
     cdef public object _become_actor, _output, _queue, _taken, lease, actor, sink, on_end, leaving, _main, _streams
+    cdef Functions _known
     cdef public dict _functions
     cdef public Waiter _arrival, _resume
     cdef public bint _stopping, withholds, _lends

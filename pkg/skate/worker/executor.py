@@ -31,9 +31,11 @@ from skate.runtime.arguments import unpack_arguments
 from skate.runtime.objects import pack_failure
 from skate.runtime.runtime import Runtime
 from skate.store.serialization import from_bytes, load_function, serialize
+from skate.wire import checks
 from skate.wire import messages as m
 from skate.wire.messages import encode
 from skate.wire.testament import Testament
+from skate.worker.functions import Functions, Loaded
 from skate.worker.lease import Lease
 from skate.worker.output import TaskOutput
 from skate.worker.streams import Streams
@@ -105,19 +107,6 @@ class CallThread(threading.Thread):
     """Runs calls of an actor with threads."""
 
 
-class Loaded:
-    """A function as this worker has it: its pickle until it is first called, then itself."""
-
-    __slots__ = ("call", "calls", "name", "owner", "pickled")
-
-    def __init__(self, owner: ProcessId, name: str, pickled: bytes) -> None:
-        self.owner = owner
-        self.name = name
-        self.pickled: bytes | None = pickled
-        self.call: Any = None
-        self.calls = 0
-
-
 class Executor:
     """The worker's side of a call."""
 
@@ -133,7 +122,8 @@ class Executor:
         self._testament = testament
         self._output = output
         self._queue: deque[Pushed | Lease | NewActor | End] = deque()
-        self._functions: dict[bytes, Loaded] = {}
+        self._known = Functions(runtime.lock)
+        self._functions = self._known.by_id
         #: what was taken off the queue when the last task was answered: it comes next, and counts as begun
         self._taken: Pushed | Lease | NewActor | End | None = None
         self._arrival: Waiter | None = None
@@ -162,7 +152,9 @@ class Executor:
         #: the generators that run
         self._streams = Streams(self, runtime)
         runtime.objects.blocking = self._blocking
-        runtime.handle(m.ExportFunction, self._exported)
+        runtime.when_gone.append(self._known.owner_died)
+        runtime.handle(m.ExportFunction, self._known.exported)
+        runtime.handle(m.ForgetFunctions, self._forgotten)
         runtime.handle(m.StartLease, self._lease_started)
         runtime.handle(m.PushTask, self._pushed)
         runtime.handle(m.RecallTasks, self._recalled)
@@ -173,11 +165,12 @@ class Executor:
 
     # ------------------------------------------------------------------------------------------------- messages
 
-    def _exported(self, owner: ProcessId, function_id: bytes, name: str, pickled: bytes) -> None:
-        if function_id not in self._functions:
-            self._functions[function_id] = Loaded(owner, name, pickled)
+    def _forgotten(self, owner: ProcessId, functions: Any) -> None:
+        self._known.forgotten(owner, checks.functions(functions))
 
     def _lease_started(self, owner: ProcessId, lease_id: int, depth: int, allocation: Any) -> None:
+        if self.lease is not None and self.lease.owner != owner:
+            self._known.serves_another()
         self._queue.append(Lease(lease_id, owner, depth, allocation))
 
     def _pushed(self, owner: ProcessId, *fields: Any) -> None:
@@ -538,7 +531,7 @@ class Executor:
     def _load(self, function: Loaded) -> Any:
         """Unpickles a function; refs in its closure live as long as its exporter keeps them."""
         assert function.pickled is not None
-        before = refs.unpickling_under(self._guard(function.owner, b"", []))
+        before = refs.unpickling_under(self._guard(function.owners[0], b"", []))
         try:
             call = load_function(function.pickled)
         finally:
