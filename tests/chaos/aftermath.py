@@ -80,11 +80,11 @@ def known_to_the_driver() -> list[str]:
     tables: dict[str, Any] = {
         "objects": runtime.references.entries,
         "tasks": runtime.submission.tasks,
-        "obituaries": runtime.submission._obituaries,
         "leases": dispatcher.leases,
         "queues with tasks": [
             queue for queue in dispatcher.queues.values() if queue.tasks or queue.arguments
         ],
+        "late leases": dispatcher._late,
         "actors made": runtime.actors._made,
         "lines of calls": dict(calls.lines),
         "late lives": calls._late,

@@ -1,5 +1,7 @@
 """An owner's dispatcher against a node and workers that do everything in any order: each task runs, and once.
 
+It runs in a worker that has its function; and there are queues of what is used, and of nothing else.
+
 The model keeps, in plain dictionaries, what the node was told and where each task is. The links to the node and to each
 worker keep their order; between links, anything may happen first.
 """
@@ -29,6 +31,7 @@ from skate.core.dispatch import (
     Queue,
     Recall,
 )
+from skate.core.exports import Exports
 from skate.core.resources import ResourceSet
 from skate.core.tasks import DONE, Function, OwnedTask
 from skate.ids import NodeId, ProcessId, process_id
@@ -45,6 +48,7 @@ class Worker:
 
     def __init__(self, me: ProcessId) -> None:
         self.me = me
+        self.functions: set[bytes] = set()
         self.to_come: deque[tuple[str, Any]] = deque()  # owner -> worker
         self.sent: deque[tuple[str, Any]] = deque()  # worker -> owner
         self.queue: deque[OwnedTask] = deque()
@@ -56,6 +60,10 @@ class Worker:
         kind, content = self.to_come.popleft()
         if kind == "push":
             self.queue.extend(content)
+        elif kind == "export":
+            self.functions.add(content)
+        elif kind == "forget":
+            self.functions -= set(content)
         else:
             # What is first in the pipeline of a worker that runs nothing is as good as begun.
             self.give_back(content, keep=0 if self.current else 1)
@@ -71,9 +79,11 @@ class Owner:
 
     def __init__(self) -> None:
         self.dispatcher = Dispatcher()
-        self.queues = [self.dispatcher.queue_of(ResourceSet({"CPU": 10_000 * n})) for n in (1, 2)]
-        #: every queue there was; those of tasks with large arguments go with these
-        self.known = list(self.queues)
+        self.exports = Exports(most=2)
+        #: what remote functions that were called keep; None: there is none for these resources any more
+        self.held: list[Queue | None] = [None, None]
+        #: number of each class there was -> what the node knows of our wishes
+        self.wanted: dict[int, int] = {}
         self.functions = [Function(bytes([n]) * 16, f"f{n}", b"") for n in range(len(SECONDS))]
         self.next_task_id = TaskIds(OWNER)
         self.now = 0.0
@@ -81,10 +91,8 @@ class Owner:
         self.tasks: dict[bytes, OwnedTask] = {}
         self.runs: dict[bytes, int] = {}
         self.workers = {worker.me: worker for worker in (self.new_worker() for _ in range(WORKERS))}
-        self.to_node: deque[AskLeases | GiveBack] = deque()
+        self.to_node: deque[tuple[Any, ...]] = deque()
         self.from_node: deque[tuple[Any, ...]] = deque()
-        #: what the node knows of our wishes
-        self.wanted = dict.fromkeys(self.queues, 0)
         self.next_lease = 0
 
     def new_worker(self) -> Worker:
@@ -95,13 +103,28 @@ class Owner:
         for effect in self.dispatcher.take_effects():
             if isinstance(effect, PushTasks):
                 assert effect.tasks
+                assert isinstance(effect.lease, HeldLease)
                 assert effect.lease.id in self.dispatcher.leases
+                for task in effect.tasks:
+                    self.export(effect.lease, task.function.id)
                 self.to_worker(effect.lease, "push", list(effect.tasks))
             elif isinstance(effect, Recall):
                 self.to_worker(effect.lease, "recall", effect.lease.id)
+            elif isinstance(effect, AskLeases):
+                self.to_node.append(("wanted", effect.queue.class_id, effect.wanted))
             else:
-                self.to_node.append(effect)
+                assert isinstance(effect, GiveBack)
+                self.to_node.append(("back", effect.lease.worker, effect.lease.id))
         self.dispatcher.check()
+
+    def export(self, lease: HeldLease, function: bytes) -> None:
+        self.exports.granted(lease.worker)
+        if function not in self.exports.known[lease.worker]:
+            forgotten = self.exports.sent(lease, function)
+            assert len(self.exports.known[lease.worker]) <= 2 + len(lease.in_flight)
+            if forgotten:
+                self.to_worker(lease, "forget", forgotten)
+            self.to_worker(lease, "export", function)
 
     def to_worker(self, lease: HeldLease, kind: str, content: Any) -> None:
         worker = self.workers.get(lease.worker)
@@ -111,12 +134,18 @@ class Owner:
 
     # -- what happens
 
-    def submit(self, function: int, queue: Queue, arguments: tuple[bytes, ...] = ()) -> OwnedTask:
+    def queue(self, kind: int) -> Queue:
+        """The queue of a kind of tasks, as a remote function that is called gets it."""
+        held = self.held[kind]
+        queue = self.dispatcher.queue_of(ResourceSet({"CPU": 10_000 * (kind + 1)}))
+        assert held is None or queue is held
+        self.held[kind] = queue
+        return queue
+
+    def submit(self, function: int, kind: int = 0, arguments: tuple[bytes, ...] = ()) -> OwnedTask:
+        queue = self.queue(kind)
         if arguments:
             queue = self.dispatcher.queue_with(queue, arguments)
-            if queue not in self.wanted:
-                self.known.append(queue)
-                self.wanted[queue] = 0
         task = OwnedTask(self.next_task_id(), self.functions[function], queue, OPTIONS, b"", None, (), [])
         self.tasks[task.id] = task
         self.runs[task.id] = 0
@@ -125,46 +154,47 @@ class Owner:
         return task
 
     def node_hears(self) -> None:
-        effect = self.to_node.popleft()
-        if isinstance(effect, AskLeases):
-            self.wanted[effect.queue] = effect.wanted
+        kind, who, what = self.to_node.popleft()
+        if kind == "wanted":
+            self.wanted[who] = what
             return
-        assert isinstance(effect, GiveBack)
-        worker = self.workers.get(effect.lease.worker)
-        if worker is not None and worker.lease == effect.lease.id:
+        worker = self.workers.get(who)
+        if worker is not None and worker.lease == what:
             assert not worker.queue, "a lease goes back, and tasks wait in its worker"
             assert worker.current is None, "a lease goes back, and its worker runs a task"
-            assert all(kind == "recall" for kind, _ in worker.to_come)
-            worker.to_come.clear()
+            assert all(kind != "push" for kind, _ in worker.to_come)
+            while worker.to_come:
+                worker.take_in()
             worker.lease = None
 
-    def grant(self, queue: Queue) -> None:
+    def grant(self, class_id: int) -> None:
         worker = next(worker for worker in self.workers.values() if worker.lease is None)
-        self.wanted[queue] -= 1
+        self.wanted[class_id] -= 1
         self.next_lease += 1
         worker.lease = self.next_lease
-        self.from_node.append(("granted", queue, self.next_lease, worker.me))
+        self.from_node.append(("granted", class_id, self.next_lease, worker.me))
 
     @property
-    def grantable(self) -> list[Queue]:
+    def grantable(self) -> list[int]:
+        """Classes of which the node could grant leases."""
         if all(worker.lease is not None for worker in self.workers.values()):
             return []
-        return [queue for queue, wanted in self.wanted.items() if wanted > 0]
+        return [class_id for class_id, wanted in self.wanted.items() if wanted > 0]
 
     def owner_hears_node(self) -> None:
         kind, *content = self.from_node.popleft()
         if kind == "granted":
-            queue, lease, process = content
-            known = self.dispatcher.queue_numbered(queue.class_id)
-            if known is None:
-                assert queue.arguments
-                self.to_node.append(GiveBack(HeldLease(lease, queue, process, self.now)))
+            class_id, lease, process = content
+            queue = self.dispatcher.queue_numbered(class_id)
+            if queue is None:
+                self.to_node.append(("back", process, lease))
             else:
-                self.dispatcher.lease_granted(known, lease, process, self.now)
+                self.dispatcher.lease_granted(queue, lease, process, self.now)
         elif kind == "reclaim":
             self.dispatcher.lease_reclaimed(*content)
         else:
             process, running = content
+            self.exports.died(process)
             for lease in [lease for lease in self.dispatcher.leases.values() if lease.worker == process]:
                 for task in self.dispatcher.worker_lost(lease, running, lease.answered, self.now):
                     self.dispatcher.task_queued(task, self.now)
@@ -191,6 +221,7 @@ class Owner:
 
     def begin(self, worker: Worker) -> None:
         task = worker.current = worker.queue.popleft()
+        assert task.function.id in worker.functions, "it was to forget what it is to run"
         self.runs[task.id] += 1
         assert self.runs[task.id] == 1, f"{task} runs a second time"
 
@@ -240,8 +271,8 @@ class Owner:
                     self.owner_hears_worker(worker)
             while self.to_node:
                 self.node_hears()
-            while queues := self.grantable:
-                self.grant(queues[0])
+            while classes := self.grantable:
+                self.grant(classes[0])
             while self.from_node:
                 self.owner_hears_node()
             if not self.tasks and self.dispatcher.next_tick() is None:
@@ -266,13 +297,18 @@ class DispatchModel(RuleBasedStateMachine):
 
     @rule(
         function=st.integers(0, len(SECONDS) - 1),
-        queue=st.integers(0, 1),
+        kind=st.integers(0, 1),
         count=st.sampled_from([1, 1, 1, 3, 20]),
         arguments=st.sampled_from([(), (), (b"one",), (b"one", b"two")]),
     )
-    def submit(self, function: int, queue: int, count: int, arguments: tuple[bytes, ...]) -> None:
+    def submit(self, function: int, kind: int, count: int, arguments: tuple[bytes, ...]) -> None:
         for _ in range(count):
-            self.owner.submit(function, self.owner.queues[queue], arguments)
+            self.owner.submit(function, kind, arguments)
+
+    @rule(kind=st.integers(0, 1))
+    def forget_functions(self, kind: int) -> None:
+        """Nobody has a remote function any more that asks for these resources."""
+        self.owner.held[kind] = None
 
     @precondition(lambda self: self.owner.to_node)
     @rule()
@@ -282,8 +318,8 @@ class DispatchModel(RuleBasedStateMachine):
     @precondition(lambda self: self.owner.grantable)
     @rule(pick=st.integers(0, 1))
     def grant(self, pick: int) -> None:
-        queues = self.owner.grantable
-        self.owner.grant(queues[pick % len(queues)])
+        classes = self.owner.grantable
+        self.owner.grant(classes[pick % len(classes)])
 
     @precondition(lambda self: self.owner.from_node)
     @rule()
@@ -355,12 +391,23 @@ class DispatchModel(RuleBasedStateMachine):
     def nothing_waits_beside_an_idle_lease(self) -> None:
         dispatcher = self.owner.dispatcher
         dispatcher.check()
-        for queue in self.owner.known:
+        for queue in dispatcher.queues.values():
             assert not (queue.tasks and any(not lease.in_flight for lease in queue.leases))
         places = [task.id for queue in dispatcher.queues.values() for task in queue.tasks]
         places += [task_id for lease in dispatcher.leases.values() for task_id in lease.in_flight]
         assert sorted(places) == sorted(self.owner.tasks)
         assert all(len(lease.in_flight) <= MAX_IN_FLIGHT for lease in dispatcher.leases.values())
+
+    @invariant()
+    def there_are_the_queues_that_somebody_uses(self) -> None:
+        owner = self.owner
+        used = {queue.class_id for queue in owner.held if queue is not None}
+        for place in (*owner.tasks.values(), *owner.dispatcher.leases.values()):
+            assert isinstance(place.queue, Queue)
+            used.add(place.queue.class_id)
+            if place.queue.parent is not None:
+                used.add(place.queue.parent.class_id)
+        assert {queue.class_id for queue in owner.dispatcher.queues.values()} == used
 
     def teardown(self) -> None:
         owner = self.owner
@@ -369,10 +416,9 @@ class DispatchModel(RuleBasedStateMachine):
         assert not owner.dispatcher.leases
         while owner.to_node:
             owner.node_hears()
-        assert list(owner.dispatcher.queues.values()) == owner.queues
-        for queue in owner.known:
-            assert queue.told == 0, "nothing waits, and the dispatcher thinks that the node was asked"
-            assert owner.wanted[queue] == 0, "nothing waits, and the node goes on granting"
+        assert not any(owner.wanted.values()), "nothing waits, and the node goes on granting"
+        owner.held = [None, None]
+        assert not owner.dispatcher.queues, "nobody uses them"
         assert all(worker.lease is None for worker in owner.workers.values())
 
 
@@ -382,12 +428,11 @@ class DispatchModel(RuleBasedStateMachine):
 def busy_owner(seconds: float, tasks: int) -> tuple[Owner, HeldLease]:
     """An owner with one lease, whose function is known to take `seconds`, and `tasks` tasks of it pushed."""
     owner = Owner()
-    queue = owner.queues[0]
-    owner.submit(0, queue)
-    lease = owner.dispatcher.lease_granted(queue, 1, ProcessId(b"unknown."), 0.0)
+    owner.submit(0)
+    lease = owner.dispatcher.lease_granted(owner.queue(0), 1, ProcessId(b"unknown."), 0.0)
     owner.dispatcher.task_done(lease, next(iter(lease.in_flight.values())), seconds, 0.0)
     for _ in range(tasks):
-        owner.submit(0, queue)
+        owner.submit(0)
     owner.dispatcher.take_effects()
     return owner, lease
 
@@ -403,8 +448,8 @@ def test_tasks_that_take_no_time_at_all_are_asked_a_lease_for() -> None:
     """A coarse clock may measure 0 s."""
     owner, lease = busy_owner(0.0, 5)
     owner.dispatcher.worker_lost(lease, b"", lease.answered, 1.0)
-    assert len(owner.queues[0].tasks) == 5
-    assert owner.dispatcher.take_effects() == [AskLeases(owner.queues[0], 1)]
+    assert len(owner.queue(0).tasks) == 5
+    assert owner.dispatcher.take_effects() == [AskLeases(owner.queue(0), 1)]
 
 
 def test_what_waits_behind_a_task_that_overruns_is_recalled_when_next_tick_says() -> None:
@@ -425,7 +470,7 @@ def test_a_task_that_was_given_back_goes_to_an_idle_lease() -> None:
     owner, lease = busy_owner(BUDGET / 10, 3)
     head, *rest = lease.in_flight.values()
     owner.dispatcher.tasks_returned(lease, rest, 1.0)
-    other = owner.dispatcher.lease_granted(owner.queues[0], 2, ProcessId(b"another."), 1.0)
+    other = owner.dispatcher.lease_granted(owner.queue(0), 2, ProcessId(b"another."), 1.0)
     assert list(lease.in_flight.values()) == [head]
     assert list(other.in_flight.values()) == rest
     owner.dispatcher.check()
@@ -446,14 +491,14 @@ def test_tasks_that_were_in_flight_when_a_worker_died_travel_alone() -> None:
     first, second, *unbegun = lease.in_flight.values()
     begun = owner.dispatcher.worker_lost(lease, second.id, lease.answered + 1, 1.0)
     assert begun == [second], "the first was answered: that may be on its way"
-    assert list(owner.queues[0].tasks) == unbegun
+    assert list(owner.queue(0).tasks) == unbegun
     owner.dispatcher.take_effects()
     owner.dispatcher.tick(1.0 + LATE)
     assert LoseTasks(lease, [first]) in owner.dispatcher.take_effects()
     for task in (first, second):
         task.blamed = True
         owner.dispatcher.task_queued(task, 1.0)
-    other = owner.dispatcher.lease_granted(owner.queues[0], 2, ProcessId(b"another."), 1.0)
+    other = owner.dispatcher.lease_granted(owner.queue(0), 2, ProcessId(b"another."), 1.0)
     assert list(other.in_flight.values()) == unbegun, (
         "a task that may have killed a worker waits until it can go alone"
     )
@@ -462,13 +507,13 @@ def test_tasks_that_were_in_flight_when_a_worker_died_travel_alone() -> None:
 
 def test_tasks_end_where_no_worker_can_be_started() -> None:
     owner = Owner()
-    tasks = [owner.submit(0, owner.queues[0]) for _ in range(3)]
-    assert owner.dispatcher.leases_failed(owner.queues[0]) == tasks
+    tasks = [owner.submit(0) for _ in range(3)]
+    assert owner.dispatcher.leases_failed(owner.queue(0)) == tasks
     owner.dispatcher.check()
-    assert not owner.queues[0].told
-    again = owner.submit(0, owner.queues[0])
-    assert owner.to_node[-1] == AskLeases(owner.queues[0], 1), "whoever comes later asks again"
-    assert list(owner.queues[0].tasks) == [again]
+    assert not owner.queue(0).told
+    again = owner.submit(0)
+    assert owner.to_node[-1] == ("wanted", owner.queue(0).class_id, 1), "whoever comes later asks again"
+    assert list(owner.queue(0).tasks) == [again]
 
 
 DispatchModel.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=50, deadline=None)

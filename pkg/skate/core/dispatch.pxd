@@ -6,13 +6,17 @@ from skate.core.machine cimport Machine
 from skate.core.tasks cimport OwnedTask
 
 cdef class Queue:
-    cdef public object class_id, key, demand, environment, where, tasks, seconds
+    cdef object __weakref__
+    cdef public object class_id, demand, environment, where, tasks, seconds
+    cdef public Queue parent
     cdef public tuple arguments
     cdef public list leases
     cdef public Py_ssize_t told
+    cdef public bint warned
 
 cdef class HeldLease:
     cdef public object id, worker
+    cdef public str cause
     cdef public Queue queue
     cdef public Py_ssize_t answered
     cdef public dict in_flight
@@ -24,9 +28,9 @@ cdef class PushTasks:
     cdef public list tasks
 
 cdef class Dispatcher(Machine):
-    cdef public dict queues, leases, _by_class
+    cdef public dict leases
     cdef public Py_ssize_t _classes, _brief
-    cdef public object _late
+    cdef public object queues, _late, _by_class
     @cython.locals(queue=Queue, waiting=Py_ssize_t)
     cpdef task_queued(self, OwnedTask task, double now)
     @cython.locals(queue=Queue)

@@ -1,8 +1,8 @@
 """Which task goes to which leased worker, and how many leases the owner asks for.
 
-Pure. State: a Queue for each scheduling class (tasks that need the same resources and environment, and in a cluster the
-same large arguments), and the leases held for it. Events: task_queued, task_done, tasks_returned, lease_granted,
-leases_failed, lease_reclaimed, worker_lost, tick. Effects out through `take_effects`.
+Pure. State: a Queue for each scheduling class that somebody uses (tasks that need the same resources and environment,
+and in a cluster the same large arguments), and the leases held for it. Events: task_queued, task_done, tasks_returned,
+lease_granted, leases_failed, lease_reclaimed, worker_lost, tick. Effects out through `take_effects`.
 
 Rules:
 
@@ -12,8 +12,10 @@ Rules:
 * The owner asks for more leases than it has only for what does not fit into the pipelines of those.
 * A lease without work is kept for `LINGER` seconds, and given back at once when others wait for it.
 * Tasks with the same large arguments have a queue of their own, so that their leases can be asked for where these are,
-  and granted once these have been brought there. It goes with its last task and lease; its idle leases go back before
-  others are asked for, which may be wanted where they are.
+  and granted once these have been brought there. Its idle leases go back before others are asked for, which may be
+  wanted where they are.
+* A queue is kept by what uses it: a remote function that was called, a task that is not done, a lease. It goes with
+  the last of them.
 
 Invariants (`check`): a task is in one queue or in flight on one lease; what a lease's `load` says is the sum of what
 its tasks were expected to take; an idle lease and a waiting task of the same queue never exist at once.
@@ -25,6 +27,7 @@ from collections import deque
 from collections.abc import Iterable
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import WeakValueDictionary
 
 from skate.core.machine import Machine
 from skate.core.resources import ResourceSet
@@ -90,32 +93,34 @@ class Queue:
     """Tasks of one scheduling class that wait for a worker, and the leases held for them."""
 
     __slots__ = (
+        "__weakref__",
         "arguments",
         "class_id",
         "demand",
         "environment",
-        "key",
         "leases",
+        "parent",
         "seconds",
         "tasks",
         "told",
+        "warned",
         "where",
     )
 
     def __init__(
         self,
         class_id: int,
-        key: Any,
         demand: ResourceSet,
         environment: Any = None,
         where: Any = None,
+        parent: Queue | None = None,
         arguments: tuple[bytes, ...] = (),
     ) -> None:
         self.class_id = class_id
-        #: by what the dispatcher finds it
-        self.key = key
         #: ids of the large arguments of each of its tasks
         self.arguments = arguments
+        #: the queue of tasks that ask for the same, whatever their arguments; None: it is that
+        self.parent = parent
         self.demand = demand
         self.environment = environment
         #: on which nodes its tasks may run; None: on any (core.policies.Where, opaque here)
@@ -126,6 +131,8 @@ class Queue:
         self.told = 0
         #: running mean of a task's seconds in this class; None before the first result
         self.seconds: float | None = None
+        #: the program was told that no node can run its tasks
+        self.warned = False
 
 
 class HeldLease:
@@ -133,6 +140,7 @@ class HeldLease:
 
     __slots__ = (
         "answered",
+        "cause",
         "head_since",
         "id",
         "idle_since",
@@ -164,6 +172,8 @@ class HeldLease:
         self.stalled = False
         #: others wait for it
         self.reclaimed = False
+        #: what its worker died of
+        self.cause = ""
 
     def closes(self) -> None:
         """Its worker is dead, and its last answers come: nothing is pushed to it any more."""
@@ -178,11 +188,12 @@ class Dispatcher(Machine):
 
     def __init__(self, effects: list[Any] | None = None) -> None:
         super().__init__(effects)
-        self.queues: dict[Any, Queue] = {}
-        self._by_class: dict[int, Queue] = {}
+        #: those that somebody uses, by what they ask for, and by number
+        self.queues: WeakValueDictionary[Any, Queue] = WeakValueDictionary()
+        self._by_class: WeakValueDictionary[int, Queue] = WeakValueDictionary()
         #: the number of the latest class
         self._classes = 0
-        #: queues of tasks with large arguments
+        #: leases for tasks with large arguments
         self._brief = 0
         self.leases: dict[int, HeldLease] = {}
         #: (when to stop waiting, lease of a dead worker whose answers may still come)
@@ -191,27 +202,20 @@ class Dispatcher(Machine):
     def queue_of(self, demand: ResourceSet, environment: Any = None, where: Any = None) -> Queue:
         """The queue of a scheduling class; made where it is new."""
         key = demand if environment is None and where is None else (demand, environment, where)
-        queue = self.queues.get(key)
-        if queue is None:
-            queue = self._new_queue(key, demand, environment, where)
-        return queue
+        return self.queues.get(key) or self._add(key, demand, environment, where)
 
     def queue_with(self, queue: Queue, arguments: tuple[bytes, ...]) -> Queue:
         """The queue of those tasks of a class that have these large arguments."""
         key = (queue.class_id, arguments)
         known = self.queues.get(key)
         if known is None:
-            known = self._new_queue(key, queue.demand, queue.environment, queue.where, arguments)
+            known = self._add(key, queue.demand, queue.environment, queue.where, queue, arguments)
             known.seconds = queue.seconds
         return known
 
-    def _new_queue(
-        self, key: Any, demand: ResourceSet, environment: Any, where: Any, arguments: tuple[bytes, ...] = ()
-    ) -> Queue:
+    def _add(self, key: Any, *what: Any) -> Queue:
         self._classes += 1
-        self._brief += bool(arguments)
-        queue = Queue(self._classes, key, demand, environment, where, arguments)
-        self.queues[key] = self._by_class[queue.class_id] = queue
+        queue = self.queues[key] = self._by_class[self._classes] = Queue(self._classes, *what)
         return queue
 
     def queue_numbered(self, class_id: int) -> Queue | None:
@@ -224,12 +228,6 @@ class Dispatcher(Machine):
         """A task has its arguments and wants a worker."""
         task.state = QUEUED
         queue: Queue = task.queue  # type: ignore[assignment] # calls of actors are not queued here
-        if queue.arguments:  # it is tried again, and its queue may have gone meanwhile
-            known = self.queues.get(queue.key)
-            if known is None:
-                known = self.queues[queue.key] = self._by_class[queue.class_id] = queue
-                self._brief += 1
-            queue = task.queue = known
         queue.tasks.append(task)
         waiting = len(queue.tasks)
         if waiting == 1 or not queue.told:
@@ -248,8 +246,6 @@ class Dispatcher(Machine):
         lease.stalled = False
         if queue.tasks or queue.told:
             self._feed(queue, now)
-        elif queue.arguments:
-            self._forget_if_over(queue)
 
     def tasks_returned(self, lease: HeldLease, tasks: Iterable[OwnedTask], now: float) -> None:
         """The worker gives back tasks that it has not begun, because it was asked to or because it is blocked."""
@@ -272,6 +268,7 @@ class Dispatcher(Machine):
         lease = HeldLease(lease_id, queue, worker, now)
         queue.leases.append(lease)
         self.leases[lease_id] = lease
+        self._brief += bool(queue.arguments)
         queue.told = max(0, queue.told - 1)
         self._feed(queue, now)
         return lease
@@ -284,7 +281,6 @@ class Dispatcher(Machine):
             return []  # what it has goes on, with the workers that there are
         tasks = list(queue.tasks)
         queue.tasks.clear()
-        self._forget_if_over(queue)
         return tasks
 
     def unschedulable(self, queue: Queue) -> list[OwnedTask]:
@@ -292,7 +288,6 @@ class Dispatcher(Machine):
         queue.told = 0
         tasks = list(queue.tasks)
         queue.tasks.clear()
-        self._forget_if_over(queue)
         return tasks
 
     def lease_reclaimed(self, lease_id: int) -> None:
@@ -303,9 +298,10 @@ class Dispatcher(Machine):
         lease.reclaimed = True
         if not lease.in_flight:
             self._give_back(lease)
-            self._forget_if_over(lease.queue)
 
-    def worker_lost(self, lease: HeldLease, running: bytes, answered: int, now: float) -> list[OwnedTask]:
+    def worker_lost(
+        self, lease: HeldLease, running: bytes, answered: int, now: float, cause: str = ""
+    ) -> list[OwnedTask]:
         """The worker died. Tasks that it had not begun are queued again; gives the one that it was in, if any.
 
         `running` names that task; `answered` says how many tasks of the lease it had answered before. Answers that
@@ -316,6 +312,7 @@ class Dispatcher(Machine):
         late = tasks[: max(0, answered - lease.answered)]
         begun = tasks[len(late) : len(late) + bool(running)]
         self._drop(lease)
+        lease.cause = cause
         lease.reclaimed = False
         lease.in_flight = {task.id: task for task in late}
         lease.load = sum(task.expected for task in late)
@@ -345,7 +342,6 @@ class Dispatcher(Machine):
             if not lease.in_flight:
                 if now >= lease.idle_since + LINGER:
                     self._give_back(lease)
-                    self._forget_if_over(lease.queue)
             elif len(lease.in_flight) > 1 and not lease.recalling and now >= self._overrun_at(lease):
                 lease.recalling = lease.stalled = True
                 self._effects.append(Recall(lease))
@@ -396,15 +392,6 @@ class Dispatcher(Machine):
                 if lease.reclaimed and not lease.in_flight:
                     self._give_back(lease)
         self._ask(queue)
-        if queue.arguments:
-            self._forget_if_over(queue)
-
-    def _forget_if_over(self, queue: Queue) -> None:
-        """A queue of tasks with large arguments ends when there are none, and no leases for them."""
-        if queue.arguments and not (queue.tasks or queue.leases or queue.told):
-            if self.queues.pop(queue.key, None) is not None:
-                self._brief -= 1
-            self._by_class.pop(queue.class_id, None)
 
     def _roomiest(self, queue: Queue, task: OwnedTask) -> HeldLease | None:
         """The lease with the least to do whose pipeline has room for one more task."""
@@ -442,7 +429,6 @@ class Dispatcher(Machine):
         for lease in list(self.leases.values()):
             if lease.queue.arguments and lease.queue is not asking and not lease.in_flight:
                 self._give_back(lease)
-                self._forget_if_over(lease.queue)
 
     def _take_out(self, lease: HeldLease, task: OwnedTask, now: float) -> None:
         del lease.in_flight[task.id]
@@ -464,19 +450,22 @@ class Dispatcher(Machine):
     def _drop(self, lease: HeldLease) -> None:
         if self.leases.pop(lease.id, None) is not None:
             lease.queue.leases.remove(lease)
+            self._brief -= bool(lease.queue.arguments)
 
     # --------------------------------------------------------------------------------------------------- checks
 
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""
         seen: set[bytes] = set()
-        if self._by_class != {queue.class_id: queue for queue in self.queues.values()}:
+        if dict(self._by_class) != {queue.class_id: queue for queue in self.queues.values()}:
             raise AssertionError("the queues by key and by class differ")
-        if self._brief != sum(bool(queue.arguments) for queue in self.queues.values()):
-            raise AssertionError(f"{self._brief} queues are counted as of tasks with large arguments")
+        if self._brief != sum(bool(lease.queue.arguments) for lease in self.leases.values()):
+            raise AssertionError(f"{self._brief} leases are counted as for tasks with large arguments")
         for queue in self.queues.values():
-            if queue.arguments and not (queue.tasks or queue.leases or queue.told):
-                raise AssertionError(f"the queue of class {queue.class_id} is over")
+            if queue.told and not queue.tasks:
+                raise AssertionError(
+                    f"the node is asked for leases of class {queue.class_id}, which has no tasks"
+                )
             for task in queue.tasks:
                 if task.state != QUEUED or task.id in seen:
                     raise AssertionError(f"{task} stands in a queue")

@@ -20,9 +20,10 @@ cdef class Submission:
     cdef public Calls _calls
     cdef public Mailbox _mailbox
     cdef public Objects _objects
-    cdef public dict tasks, _exported, _obituaries
+    cdef public dict tasks, _exported
     cdef public object _exports
-    cdef public set _closed, _warned
+    cdef public set _closed
+    cdef public bint warned
     @cython.locals(task=OwnedTask, function=Function)
     cpdef push(self, worker, tasks)
     @cython.locals(entry=ObjectEntry)

@@ -59,10 +59,8 @@ class Submission:
         self._exported = self._exports.known
         #: workers whose deaths are about to be told: their last answers come from the node
         self._closed: set[ProcessId] = set()
-        #: lease whose worker died -> the node's report, while answers may still come
-        self._obituaries: dict[int, str] = {}
-        #: classes of which it was warned that no node can run them
-        self._warned: set[int] = set()
+        #: it was warned that no node can run an actor
+        self.warned = False
         #: warns about requests that no node can meet; set by the api
         self.warn: Callable[[str], None] = log.warning
         runtime.handle(m.TaskDone, self._task_done)
@@ -196,7 +194,7 @@ class Submission:
             runtime.post(manager_of(effect.lease.worker), m.ReturnLease(effect.lease.id))
         elif type(effect) is LoseTasks:
             lease = effect.lease
-            self._lose(effect.tasks, lease.worker, self._obituaries.pop(lease.id), clock.monotonic())
+            self._lose(effect.tasks, lease.worker, lease.cause, clock.monotonic())
         else:
             runtime.post(effect.lease.worker, m.RecallTasks(effect.lease.id))
 
@@ -219,14 +217,14 @@ class Submission:
                 task.name,
                 task.options.calls_per_worker,
             )
+            mailbox.post(worker, frames.encode(_PUSH_TASK, _PUSH_TASK_SCHEMA, fields))
+
     def _export(self, lease: HeldLease, function: Function) -> None:
         """Sends a function to the lease's worker, which lacks it."""
         forgotten = self._exports.sent(lease, function.id)
         if forgotten:
             self._runtime.post(lease.worker, m.ForgetFunctions(forgotten))
         self._runtime.post(lease.worker, m.ExportFunction(function.id, function.name, function.pickled))
-
-            mailbox.post(worker, frames.encode(_PUSH_TASK, _PUSH_TASK_SCHEMA, fields))
 
     # ------------------------------------------------------------------------------------------------- answers
 
@@ -392,10 +390,11 @@ class Submission:
 
     def _infeasible(self, _: ProcessId, class_id: int, text: str) -> None:
         queue = self._dispatcher.queue_numbered(class_id)
-        if queue is not None and queue.arguments:
-            class_id = queue.key[0]  # that of all tasks that ask for the same, whatever their arguments
-        if class_id not in self._warned:
-            self._warned.add(class_id)
+        if queue is None and class_id:
+            return  # nothing waits for that any more
+        warned: Queue | Submission = self if queue is None else queue.parent or queue
+        if not warned.warned:
+            warned.warned = True
             self._runtime.later(lambda: self.warn(text))
 
     # -------------------------------------------------------------------------------------------------- deaths
@@ -410,9 +409,7 @@ class Submission:
         now = clock.monotonic()
         leases = self._dispatcher.leases.values()
         for lease in [lease for lease in leases if lease.worker.startswith(gone)]:
-            lost = self._dispatcher.worker_lost(lease, running, answered, now)
-            if lease.in_flight:
-                self._obituaries[lease.id] = cause
+            lost = self._dispatcher.worker_lost(lease, running, answered, now, cause)
             self._lose(lost, lease.worker, cause, now)
 
     def _lose(self, tasks: list[OwnedTask], worker: ProcessId, cause: str, now: float) -> None:
