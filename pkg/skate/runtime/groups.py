@@ -34,8 +34,8 @@ class Groups:
         self._runtime = runtime
         #: of the groups that were made here and are not removed
         self._states: dict[bytes, int] = {}
-        #: group -> (object that stands for its being ready, that value packed)
-        self._awaited: dict[bytes, list[tuple[ObjectEntry, bytes]]] = {}
+        #: group -> a value, packed -> the object that gets it once the group is ready
+        self._awaited: dict[bytes, dict[bytes, ObjectEntry]] = {}
         #: bundles that the node was asked for
         self._bundles: dict[bytes, Bundles] = {}
         runtime.handle(m.GroupState, self._told)
@@ -82,14 +82,18 @@ class Groups:
         return self._states.get(group) == CREATED
 
     def ready(self, group: bytes, value: Any) -> ObjectRef:
-        """A ref that gets `value` once the group is whole, or fails when it is removed. Does not block."""
+        """A ref that gets `value` once the group is whole, or fails when it is removed. Does not block.
+
+        Until then it is the same one, however often it is asked for.
+        """
         runtime = self._runtime
         packed = to_bytes(serialize(value))
         with runtime.step:
-            entry = runtime.references.create(object_id(runtime.next_task_id(), 0))
-            ref = ObjectRef(entry)
-            runtime.references.pin([entry])
-            self._awaited.setdefault(group, []).append((entry, packed))
+            awaited = self._awaited.setdefault(group, {})
+            if packed not in awaited:
+                entry = awaited[packed] = runtime.references.create(object_id(runtime.next_task_id(), 0))
+                runtime.references.pin([entry])
+            ref = ObjectRef(awaited[packed])
             if self.is_created(group):
                 self._settle(group, CREATED)
             elif group not in self._states:
@@ -127,7 +131,7 @@ class Groups:
             self._states[group] = state
         if state not in (CREATED, REMOVED):
             return
-        for entry, packed in self._awaited.pop(group, ()):
+        for packed, entry in self._awaited.pop(group, {}).items():
             if entry.state == PENDING:
                 if state == CREATED:
                     self._runtime.objects.settle(entry, INLINE, packed)
