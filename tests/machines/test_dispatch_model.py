@@ -120,8 +120,8 @@ class Owner:
     def export(self, lease: HeldLease, function: bytes) -> None:
         self.exports.granted(lease.worker)
         if function not in self.exports.known[lease.worker]:
-            forgotten = self.exports.sent(lease, function)
-            assert len(self.exports.known[lease.worker]) <= 2 + len(lease.in_flight)
+            forgotten = self.exports.sent(lease, function, 1)
+            assert len(self.exports.known[lease.worker]) <= max(2, 1 + len(lease.in_flight))
             if forgotten:
                 self.to_worker(lease, "forget", forgotten)
             self.to_worker(lease, "export", function)
