@@ -209,6 +209,22 @@ class TestFutures:
 
 
 class TestCallbacks:
+    def test_ctrl_c_in_one_that_is_called_at_once(self, gate: Gate) -> None:
+        """It comes out where the callback was called: in what added it, or cancelled the future."""
+
+        def interrupted(_: object) -> None:
+            raise KeyboardInterrupt
+
+        done, pending = skate.put(1).future(), pass_gate.remote(gate).future()
+        assert done.result(timeout=20) == 1
+        with pytest.raises(KeyboardInterrupt):
+            done.add_done_callback(interrupted)
+        pending.add_done_callback(interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pending.cancel()
+        assert pending.cancelled()
+        gate.open()
+
     def test_one_that_waits_itself(self) -> None:
         """It runs in the thread that reads the inbox: waiting there goes on reading."""
         got: list[int] = []

@@ -50,6 +50,8 @@ class RefFuture(Future[Any]):
         with self._runtime.lock:
             if self._watch is not None and not self._watch.waiter.done:
                 self._ready.kept = self
+        if self.done():  # it was called here
+            self._raise_interrupt()
 
     def cancel(self) -> bool:
         """Ends the wait for the object; what makes it goes on. False where the value is there."""
