@@ -2,8 +2,11 @@
 
 import atexit
 import os
+import signal
+import threading
 import uuid
 
+import psutil
 import pytest
 import skate
 from skate.exceptions import RayActorError
@@ -314,6 +317,41 @@ class TestBoundToEnd:
         assert skate.get(skate.get_actor(name).increment.remote()) == 1
         skate.get(holder.__ray_call__.remote(lambda self: delattr(self, "counter")))
         eventually(lambda: is_free(name))
+
+    def test_whose_maker_cannot_say(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is stopped, say: then the name counts, after a while; nobody waits for ever."""
+        monkeypatch.setattr("skate.runtime.actors.ANSWER_SECONDS", 0.2)
+        maker = Maker.remote()
+        pid = skate.get(maker.__ray_call__.remote(lambda self: os.getpid()))
+        counter = skate.get(maker.make.remote(name))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert skate.get(skate.get_actor(name).increment.remote()) == 1
+            with pytest.raises(ValueError):
+                Counter.options(name=name).remote()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        del counter
+        assert is_free(name)
+
+    def test_whose_making_was_interrupted(self, name: str) -> None:
+        """Nobody got a handle of it, and nobody ever will: a detached one would have the name for ever."""
+
+        def interrupt(*_: object) -> None:
+            raise InterruptedError
+
+        (node,) = (each for each in psutil.Process().children() if "skate.node" in " ".join(each.cmdline()))
+        before = signal.signal(signal.SIGUSR1, interrupt)
+        node.suspend()
+        try:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            with pytest.raises(InterruptedError):
+                Counter.options(name=name, lifetime="detached").remote()
+        finally:
+            node.resume()
+            signal.signal(signal.SIGUSR1, before)
+        assert is_free(name)
+        assert skate.get(Counter.options(name=name).remote().increment.remote()) == 1
 
 
 class TestGetIfExists:

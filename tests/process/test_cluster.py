@@ -208,6 +208,30 @@ def test_an_actor_is_called_from_another_node_in_order(two: tuple, program: Call
     assert [caller.line() for _ in range(4)] == ["True", "True", "True", "TypeError"]
 
 
+def test_the_name_of_an_actor_that_was_killed_is_free_for_the_killer(two: tuple, program: Callable) -> None:
+    """Its own node hears of the kill, and the head of the name: who has killed it does not find it in between."""
+    head, other = two
+    program(
+        other,
+        MAKE
+        + "boxes = [Box.options(name=f'box{i}', lifetime=[None, 'detached'][i % 2]).remote() for i in range(10)]\n"
+        "skate.get([box.pid.remote() for box in boxes])\ngive('made', 10)\ninput()",
+    )
+    caller = program(
+        head,
+        MAKE + "made = take('made')\nfound = 0\n"
+        "for i in range(made):\n"
+        "    skate.kill(skate.get_actor(f'box{i}'))\n"
+        "    try: skate.get_actor(f'box{i}')\n"
+        "    except ValueError: pass\n"
+        "    else: found += 1\n"
+        "    box = Box.options(name=f'box{i}').remote()\n"
+        "    assert skate.get(skate.get_actor(f'box{i}').add.remote(i)) == 1\n"
+        "say(found)\ninput()",
+    )
+    assert caller.line() == "0"
+
+
 def test_refs_that_are_handed_to_another_node_keep_their_objects(two: tuple, program: Callable) -> None:
     head, other = two
     program(head, A_BOX)

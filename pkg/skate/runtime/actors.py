@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from skate._c import refs
 from skate._c.clock import monotonic
@@ -31,6 +31,11 @@ from skate.wire import messages as m
 
 if TYPE_CHECKING:
     from skate.runtime.runtime import Runtime
+
+#: seconds for which an actor's maker may think about whether anybody holds a handle
+ANSWER_SECONDS: Final = 5.0
+#: actors that were killed from here and are remembered, for as long as their nodes may have yet to tell the head
+KILLED_REMEMBERED: Final = 1_000
 
 
 def token_of(actor: ActorId) -> bytes:
@@ -97,6 +102,8 @@ class Actors:
         #: nodes of heads that are dead, and whose directory is with another one, or will be
         self._heads: set[NodeId] = set()
         self._head_is_away = False
+        #: actors that were killed from here, lately
+        self._killed: dict[ActorId, None] = {}
         runtime.handle(m.HeadBack, self._head_back)
         runtime.handle(m.ActorState, self._state)
         runtime.handle(m.ActorMade, self._constructed)
@@ -183,10 +190,10 @@ class Actors:
                 try:
                     answer = self._runtime.ask(claim)
                 finally:
+                    if answer is False and claim.new is not None:
+                        self.kill(claim.new.made.line.actor, True)  # nobody waits for the answer any more
                     if answer is not None and claim.new is not None:
-                        self._give_up(
-                            claim.new.made
-                        )  # it is another's, or nobody waits for the answer any more
+                        self._give_up(claim.new.made)  # for that reason, or because the name is another's
             if answer is None:
                 return claim.new, None
             holder, (holder_is_detached, holder_about) = ActorId(answer[0]), answer[1]
@@ -336,14 +343,15 @@ class Actors:
         """Whether an actor that still has its name is bound to end. Blocks until its maker answers, or is dead.
 
         Names are with the head, and who holds a handle is known to the actor's maker, by the token. What is said here
-        reaches the maker before the question: so a handle that was dropped here before does not count any more.
+        reaches the maker before the question: so a handle that was dropped here before does not count any more. A maker
+        that does not answer within ANSWER_SECONDS may have been stopped: then the name alone counts.
         """
         runtime = self._runtime
         waiter = Waiter()
         with runtime.lock:
             line = self.calls.lines.get(actor)
-            if line is not None and line.state == DEAD:
-                return True  # it was killed from here, perhaps
+            if actor in self._killed or (line is not None and line.state == DEAD):
+                return True  # its own node may have yet to tell the head
             if detached:
                 return False
             token = token_of(actor)
@@ -353,7 +361,12 @@ class Actors:
             pending = watch([ref], waiter, 1)
             runtime.objects.ask_owners(pending)
             runtime.mailbox.flush()
-        runtime.pump.wait(waiter, runtime.lock, None)
+        try:
+            runtime.pump.wait(waiter, runtime.lock, monotonic() + ANSWER_SECONDS)
+        finally:
+            if not waiter.done:
+                with runtime.lock:
+                    refs.unwatch(pending, waiter)
         if runtime.broken is not None:
             raise runtime.why_broken()
         return bool(ref.entry.state == FAILED)
@@ -365,10 +378,16 @@ class Actors:
         now = monotonic()
         with runtime.lock:
             runtime.post(manager_of(actor), m.KillActor(actor, no_restart, by))
-            if no_restart:  # no call from here may overtake it
+            if no_restart:  # no call from here may overtake it, nor a question for its name
+                self._remember_killed(actor)
                 self.calls.actor_state(actor, DEAD, None, killed_by(by), now)
                 runtime.act()
             runtime.mailbox.flush()
+
+    def _remember_killed(self, actor: ActorId) -> None:
+        self._killed[actor] = None
+        if len(self._killed) > KILLED_REMEMBERED:
+            del self._killed[next(iter(self._killed))]
 
     # -------------------------------------------------------------------------------------------------- decisions
 
