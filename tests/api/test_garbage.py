@@ -102,6 +102,12 @@ def fail(*_: object) -> None:
 
 
 @skate.remote(max_retries=0)
+def slow_fail() -> None:
+    time.sleep(0.05)
+    raise LookupError("as asked")
+
+
+@skate.remote(max_retries=0)
 def fail_from_another() -> None:
     try:
         raise ZeroDivisionError
@@ -440,6 +446,7 @@ def actors_that_end(_: object) -> None:
     skate.kill(actor)
     expect(RayActorError, running)
     expect(RayActorError, actor.one.remote())
+    expect(RayActorError, actor.one.remote(slow_fail.remote()))  # before its argument has failed
     for options, outcome in (({}, RayActorError), ({"max_restarts": 1, "max_task_retries": 1}, None)):
         actor = Actor.options(**options).remote()
         os.kill(skate.get(actor.pid.remote()), signal.SIGKILL)

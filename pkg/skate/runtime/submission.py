@@ -337,6 +337,7 @@ class Submission:
         state = FAILED
         if task.waiter is not None and not task.waiter.done:  # a call of an actor that is dead
             refs.unwatch(task.dependencies, task.waiter)
+        task.waiter = None  # whose callback leads here: a cycle
         if task.stream is not None:
             state, error, contents = self._runtime.streams.ended(
                 task.stream, (FAILED, error, contents), False
