@@ -1,5 +1,6 @@
 """init and shutdown: once, twice, not at all; and the program around them."""
 
+import asyncio
 import subprocess
 import sys
 import textwrap
@@ -166,6 +167,9 @@ class TestFormerSession:
 
             def call(self, *args: object) -> None: ...
 
+        async def awaited(ref: object) -> object:
+            return await ref  # type: ignore[misc]
+
         old = skate.put(1)
         skate.shutdown()
         skate_start(num_cpus=1)
@@ -191,6 +195,10 @@ class TestFormerSession:
             lambda: skate.get(old),
             lambda: skate.get([skate.put(1), old]),
             lambda: skate.wait([skate.put(1), old], num_returns=2),
+            lambda: old.future(),
+            lambda: old.exception(),
+            lambda: asyncio.run(awaited(old)),
+            lambda: asyncio.run(asyncio.wait_for(old, 1)),
         ):
             with pytest.raises(ValueError, match="was shut down"):
                 use()

@@ -185,9 +185,11 @@ cdef class ObjectRef:
 
     def future(self):
         """A `concurrent.futures.Future` that gets this object's value or exception. Does not block."""
+        _refuse_former(self)
         return self.entry.home.future(self)
 
     def __await__(self):
+        _refuse_former(self)
         return self.entry.home.await_ref(self).__await__()
 
     # What asyncio.wait asks of the things it waits for; it does not await them.
@@ -202,10 +204,12 @@ cdef class ObjectRef:
 
     def exception(self):
         """The error of a ref that is done, or None. Raises asyncio.InvalidStateError where it is not done."""
+        _refuse_former(self)
         return self.entry.home.objects.exception(self.entry)
 
     def add_done_callback(self, callback, *, context=None):
         """Has the running event loop call `callback(ref)` once the value is there."""
+        _refuse_former(self)
         self.entry.home.objects.add_done_callback(self, callback, context)
 
     def remove_done_callback(self, callback):
@@ -224,8 +228,8 @@ cdef class ObjectRef:
         return f"ObjectRef({self.entry.id.hex()})"
 
     def __reduce__(self):
-        if note_ref(self) and self.entry.home is not _home:
-            raise FormerSessionError(_FORMER.format(self))
+        if note_ref(self):
+            _refuse_former(self)
         return _rebuild, (self.entry.id,)
 
     def __copy__(self):
@@ -236,6 +240,12 @@ cdef class ObjectRef:
 
     def __class_getitem__(cls, item):
         return cls
+
+
+cdef int _refuse_former(ObjectRef ref) except -1:
+    if ref.entry.home is not _home:
+        raise FormerSessionError(_FORMER.format(ref))
+    return 0
 
 
 cdef class TaskIds:
@@ -417,8 +427,7 @@ def unwatch(list entries, Waiter waiter):
 def refuse_former(list refs):
     """Raises FormerSessionError where one of the refs is of a session that has ended."""
     for ref in refs:
-        if (<ObjectRef>ref).entry.home is not _home:
-            raise FormerSessionError(_FORMER.format(ref))
+        _refuse_former(<ObjectRef>ref)
 
 
 def all_refs(list refs):
