@@ -922,6 +922,36 @@ class TestExit:
         clears_up = ["cleared up"] if kind == "asyncio" else []
         assert said == ([*clears_up, "atexit", "del 1", ""] if said else [])
 
+    @pytest.mark.parametrize("options", [{}, {"max_concurrency": 2}, {"asyncio": True}])
+    @pytest.mark.parametrize("how", ["constructor", "callbacks"])
+    def test_its_instance_goes_wherever_it_ends_itself(self, options: dict, how: str, tmp_path: Path) -> None:
+        """In its constructor; in callbacks of its event loop, and more than once."""
+
+        class Mortal:
+            def __init__(self, path: Path, how: str) -> None:
+                self.path, self.how = path, how
+                if how == "constructor":
+                    skate.actor.exit_actor()
+
+            def end(self) -> None:
+                skate.actor.exit_actor()
+
+            def __del__(self) -> None:
+                self.path.write_text(f"deleted {skate.get(skate.put(1))}")
+
+        class Async(Mortal):
+            async def end(self) -> None:
+                for _ in range(2):
+                    asyncio.get_running_loop().call_soon(skate.actor.exit_actor)
+                await asyncio.sleep(1000)
+
+        options = dict(options)
+        cls = Async if options.pop("asyncio", False) else Mortal
+        actor = skate.remote(num_cpus=1, **options)(cls).remote(tmp_path / "said", how)
+        with pytest.raises(ActorDiedError):
+            skate.get(actor.end.remote())
+        eventually(lambda: (tmp_path / "said").exists() and (tmp_path / "said").read_text() == "deleted 1")
+
     def test_from_a_thread_while_nothing_runs(self, gate: Gate) -> None:
         class Watched(Base):
             def watch(self, gate: Gate) -> int:

@@ -340,12 +340,23 @@ class EventLoop:
     def _cancel_what_runs(self) -> None:
         """Coroutines are not answered any more, and can clear up after themselves."""
         self._executor.withholds = True
-        tasks = asyncio.all_tasks(self._loop)
+        last = self._loop.create_task(self._cancelled())
+        while not last.done():
+            try:
+                self._loop.run_until_complete(last)
+            except SystemExit:
+                pass  # once more, from what else was on its way: it ends already
+            except (Exception, KeyboardInterrupt):
+                log.exception("a handler of a signal raised while the actor ended; it goes on to its end")
+        self._tasks.clear()
+
+    async def _cancelled(self) -> None:
+        """(What has ended is held by its callbacks, and the actor with it: these have run by now, or run meanwhile.)"""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         if tasks:
-            self._loop.run_until_complete(asyncio.wait(tasks, timeout=CANCEL_SECONDS))
-        self._tasks.clear()
+            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
 
     async def _main(self) -> None:
         self._group_of = self._actor.group_of()
