@@ -112,7 +112,7 @@ class WorkerCrashedError(SkateError):
     """The worker's process ended in the middle of a task.
 
     exit_status is the process's (negative for a signal), stderr_tail its last lines, likely_oom says that the
-    kernel probably killed it for memory, why that skate ended it, and what for.
+    kernel probably killed it for memory, why that skate ended it, and what for, node_died how its node has ended.
     """
 
     def __init__(
@@ -125,9 +125,11 @@ class WorkerCrashedError(SkateError):
         stderr_tail: str = "",
         likely_oom: bool = False,
         why: str = "",
+        node_died: str = "",
     ) -> None:
         worker = "The worker" if pid is None else f"The worker{place_of(pid, node)}"
-        parts = [f"{worker} died while running {task or 'a task'}: {_exit_text(exit_status)}."]
+        how = f"its node, {node}, is dead: {node_died}" if node_died else _exit_text(exit_status)
+        parts = [f"{worker} died while running {task or 'a task'}: {how}."]
         if why:
             parts.append(f"It was ended on purpose: {why}.")
         elif likely_oom:
@@ -148,6 +150,7 @@ class WorkerCrashedError(SkateError):
         self.stderr_tail = stderr_tail
         self.likely_oom = likely_oom
         self.why = why
+        self.node_died = node_died
 
 
 class ActorError(SkateError):

@@ -557,6 +557,9 @@ def test_worker_crash_says_what_to_do():
     assert "memory=" in text
     assert text.endswith("last words")
     assert "sys.exit()" in str(WorkerCrashedError("f()", exit_status=3))
+    assert "its node, 0a0b, is dead: it stood still" in str(
+        WorkerCrashedError("f()", node="0a0b", node_died="it stood still")
+    )
 
 
 def test_store_full_lists_the_largest():

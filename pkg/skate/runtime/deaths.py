@@ -27,6 +27,7 @@ def crash_of(what: str, report: Mapping[str, Any]) -> WorkerCrashedError:
         stderr_tail=report.get("stderr_tail", ""),
         likely_oom=report.get("likely_oom", False),
         why=report.get("why", ""),
+        node_died=report.get("node_died", ""),
     )
 
 
