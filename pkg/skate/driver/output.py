@@ -23,6 +23,7 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from skate._c.clock import monotonic
+from skate._c.steps import leave_signals
 from skate.ids import ProcessId
 
 log = logging.getLogger("skate")
@@ -138,6 +139,10 @@ class Outlet:
     # --------------------------------------------------------------------------------------------- the thread
 
     def _run(self) -> None:
+        leave_signals()
+        self._show_all()
+
+    def _show_all(self) -> None:
         self._thread = threading.current_thread()
         while (what := self._queue.get()) is not None:
             if type(what) is tuple:
@@ -219,7 +224,7 @@ class Outlet:
         self._queue.put(None)
         thread = self._thread
         if thread is None:  # there was nothing, or no thread to be had
-            self._run()
+            self._show_all()
             return
         steps = -1
         while thread.is_alive() and steps != self._steps:

@@ -4,7 +4,6 @@ cimport cython
 
 from skate._c cimport clock
 from skate._c.lanes cimport Inbox, Lane
-from skate._c.steps cimport Steps
 
 cdef class Link:
     cdef public bytes peer
@@ -23,7 +22,6 @@ cdef class Mailbox:
     cdef public int _doorbell, _bell
     cdef public Inbox _lanes
     cdef public double _socket_looked_at
-    cdef public Steps _steps
     cdef public bint closed
     @cython.locals(link=Link, lane=Lane)
     cpdef bint post(self, bytes to, bytes record) except -1

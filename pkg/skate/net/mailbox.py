@@ -32,7 +32,7 @@ import zmq
 
 from skate._c import clock, frames
 from skate._c.lanes import LONGEST_RECORD, STALLED, STARVED, Exchange, Inbox, Lane
-from skate._c.steps import Steps, let_in
+from skate._c.steps import doze, empty
 from skate.ids import NODE_ID_BYTES, PROCESS_ID_BYTES, ProcessId, manager_of
 from skate.net import exchange
 from skate.net.limits import allow_descriptors, check_mailbox
@@ -98,10 +98,7 @@ class Link:
 
 
 class Mailbox:
-    """The inbox and the links of the process `me`, whose sockets live in `folder`, and lanes at `place`.
-
-    `steps` is the lock that `deliver` takes: what that puts off waits until messages are taken in as a whole.
-    """
+    """The inbox and the links of the process `me`, whose sockets live in `folder`, and lanes at `place`."""
 
     def __init__(
         self,
@@ -109,10 +106,8 @@ class Mailbox:
         folder: str,
         deliver: Deliver,
         place: exchange.Place | None = None,
-        steps: Steps | None = None,
     ) -> None:
         self.me = me
-        self._steps = steps or Steps()
         self._folder = folder
         self._deliver = deliver
         check_mailbox()
@@ -361,15 +356,15 @@ class Mailbox:
     def read(self, timeout: float | None, *, idle: bool = True) -> bool:
         """Takes in and delivers what has come; where there is nothing, waits up to `timeout` seconds (None: for ever).
 
-        `idle`: nothing else runs in this process meanwhile. Returns whether anything came. Returns early when poked or
-        when a watched descriptor was served.
+        `idle`: nothing else runs in this process meanwhile. Returns whether anything came. Returns early when poked,
+        when a watched descriptor was served, or when the handler of a signal is to run.
         """
         if self._take_in():
             return True
         if timeout == 0:
             return False
         try:
-            events = let_in(self._epoll.poll, timeout) if self.fall_asleep(idle) else []
+            events = doze(self._epoll.fileno(), timeout) if self.fall_asleep(idle) else []
         finally:
             self.wake_up()
         self._serve(events)
@@ -385,13 +380,7 @@ class Mailbox:
 
     def take_lanes(self) -> bool:
         """Takes in and delivers what has come by lanes; whether anything had. Does not block, nor ask the kernel."""
-        if self._lanes is None:
-            return False
-        self._steps.begin_reading()
-        try:
-            return self._read_lanes(self._lanes)
-        finally:
-            self._steps.end_reading()
+        return self._lanes is not None and self._read_lanes(self._lanes)
 
     @property
     def waits(self) -> bool:
@@ -399,7 +388,7 @@ class Mailbox:
         return bool(self._waiting)
 
     def fall_asleep(self, idle: bool) -> bool:
-        """Before sleeping on `fileno`, by `let_in`; False: do not, something came. `wake_up` follows in either case."""
+        """Before sleeping on `fileno`, by `doze`; False: do not, something came. `wake_up` follows in either case."""
         return self._lanes is None or self._lanes.fall_asleep(idle)
 
     def wake_up(self) -> None:
@@ -417,7 +406,7 @@ class Mailbox:
 
     def serve(self) -> bool:
         """Takes in and delivers what has come, and serves watched descriptors. Does not block."""
-        self._serve(self._epoll.poll(0))
+        self._serve(doze(self._epoll.fileno(), 0))
         return self._take_in()
 
     def _serve(self, events: list[tuple[int, int]]) -> None:
@@ -427,14 +416,10 @@ class Mailbox:
                 ready()
 
     def _take_in(self) -> bool:
-        self._steps.begin_reading()
-        try:
-            taken = self._lanes is not None and self._read_lanes(self._lanes)
-            if taken and clock.monotonic() - self._socket_looked_at < SOCKET_SECONDS:
-                return True
-            return self._read_socket() or taken
-        finally:
-            self._steps.end_reading()
+        taken = self._lanes is not None and self._read_lanes(self._lanes)
+        if taken and clock.monotonic() - self._socket_looked_at < SOCKET_SECONDS:
+            return True
+        return self._read_socket() or taken
 
     def _read_lanes(self, lanes: Inbox) -> bool:
         taken = 0
@@ -521,14 +506,10 @@ class Mailbox:
             self._take_early(lanes, by)
 
     def _answer_bell(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._bell, 4096)
+        empty(self._bell)
 
     def _answer_doorbell(self) -> None:
-        try:
-            os.eventfd_read(self._doorbell)
-        except BlockingIOError:
-            return  # two pokes, answered at once
+        empty(self._doorbell)
 
     # --------------------------------------------------------------------------------------------------- closing
 
@@ -558,7 +539,7 @@ class Mailbox:
         self.flush()
         while any(link.lane is not None for link in self._waiting) and clock.monotonic() < end:
             if self.fall_asleep(True):
-                let_in(self._epoll.poll, max(0.0, end - clock.monotonic()))
+                doze(self._epoll.fileno(), max(0.0, end - clock.monotonic()))
             self.wake_up()
             self._drain_bells()
             self.flush()

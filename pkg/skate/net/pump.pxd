@@ -2,10 +2,12 @@
 
 from skate._c cimport clock
 from skate._c.refs cimport Waiter
+from skate._c.steps cimport Steps
 from skate.net.mailbox cimport Mailbox
 
 cdef class Pump:
     cdef public Mailbox _mailbox
+    cdef public Steps _steps
     cdef public object _before_sleep, _reading, _awake, _thread
     cdef public bint _pump_reads, _ousted, _resting, _closed, _ending
     cdef public Py_ssize_t _wanted
@@ -13,5 +15,6 @@ cdef class Pump:
     cdef public double last_read
     cpdef bint may_sleep_on(self) except -1
     cpdef glance(self, double now, double interval)
+    cpdef _begin_reading(self)
     cpdef _leave(self)
     cpdef _read_now(self)

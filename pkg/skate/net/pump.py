@@ -14,9 +14,9 @@ The pump thread is in one of three places:
 No wake-up is lost: whoever stops reading while the pump rests wakes it (`_leave`), and while it watches it looks again
 by itself.
 
-Whoever has to do with the right to read is in a section (skate._c.steps), so neither a handler of a signal nor a
-finalizer comes in between, except where the thread sleeps. There they may do anything, and wait for something
-themselves: a thread that has the right goes on reading for that, and then looks again what else has come.
+Whoever has the right to read is in a section (skate._c.steps), and runs nothing of the program's: neither handlers of
+signals nor finalizers, nor callbacks of what has come. For these it gives the right up, and asks for it anew
+afterwards. So they may do anything, and wait for whatever they like, another thread that waits for mail included.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ from collections.abc import Callable
 
 from skate._c import clock
 from skate._c.refs import Waiter
-from skate._c.steps import Steps, enter_section, leave_section, let_in
+from skate._c.steps import (
+    Steps,
+    enter_section,
+    interrupted,
+    leave_section,
+    leave_signals,
+    let_in,
+    run_handlers,
+)
 from skate.net.mailbox import Mailbox
 
 log = logging.getLogger("skate.net")
@@ -37,6 +45,8 @@ log = logging.getLogger("skate.net")
 PATIENCE = 0.001
 #: looks at a thread that reads and reads, before the pump goes to rest
 LOOKS = 5
+#: seconds that the end of the process waits for a callback that runs in the pump thread
+CALLBACK_SECONDS = 0.5
 #: seconds that are slept at a time by whoever waits longer: the system takes no number however large
 LONGEST_SLEEP = 86_400.0
 
@@ -45,11 +55,15 @@ class Pump:
     """Hands the right to read `mailbox` round.
 
     `before_sleep()` is called by whoever is about to sleep in the inbox: it sends what waits, runs the timers, and
-    returns for how many seconds the sleep may last (None: until something comes).
+    returns for how many seconds the sleep may last (None: until something comes). `steps` is the lock that it takes, and
+    that taking in takes: what that puts off runs when the right is given up.
     """
 
-    def __init__(self, mailbox: Mailbox, before_sleep: Callable[[], float | None], name: str) -> None:
+    def __init__(
+        self, mailbox: Mailbox, before_sleep: Callable[[], float | None], steps: Steps, name: str
+    ) -> None:
         self._mailbox = mailbox
+        self._steps = steps
         self._before_sleep = before_sleep
         self._reading = threading.Lock()
         #: the thread that holds it; 0: none
@@ -85,6 +99,9 @@ class Pump:
 
     def _wait(self, waiter: Waiter, lock: Steps, deadline: float | None) -> bool:
         while not waiter.done:
+            if interrupted():
+                run_handlers()
+                continue
             timeout = None
             if deadline is not None:
                 timeout = min(deadline - clock.monotonic(), LONGEST_SLEEP)
@@ -93,10 +110,8 @@ class Pump:
             if self._closed:
                 raise self._gone()
             if self._reading.acquire(False):
-                self._reader = threading.get_ident()
+                self._begin_reading()
                 self._read_until(waiter, deadline)
-            elif self._reader == threading.get_ident():
-                self._read_nested(waiter, deadline)
             elif self._pump_reads and not self._wanted:
                 self._oust(waiter, deadline)
             else:
@@ -120,7 +135,7 @@ class Pump:
         enter_section()
         try:
             if self._reading.acquire(False):
-                self._reader = threading.get_ident()
+                self._begin_reading()
                 try:
                     self._mailbox.read(0)
                 finally:
@@ -135,7 +150,7 @@ class Pump:
         section.
         """
         if self._reading.acquire(False):
-            self._reader = threading.get_ident()
+            self._begin_reading()
             return True
         return self._pump_reads and not self._wanted and self._take_from_pump()
 
@@ -152,26 +167,21 @@ class Pump:
         return self._reading.locked() and not self._pump_reads and self._reader != threading.get_ident()
 
     def _read_until(self, waiter: Waiter, deadline: float | None) -> None:
-        """With the right to read: reads until the waiter is done or the deadline has passed; gives the right up."""
+        """With the right to read: reads until the waiter is done, the deadline has passed, or something of the program's
+        is to run; gives the right up.
+        """
         try:
             self._read_on(waiter, deadline)
         finally:
             self._leave()
 
-    def _read_nested(self, waiter: Waiter, deadline: float | None) -> None:
-        """This thread reads already, further out: it waits in a handler, a finalizer or a callback."""
-        try:
-            self._read_on(waiter, deadline)
-        finally:
-            self._mailbox.poke()  # out there it is asleep, and what it waits for has come, perhaps
-
     def _read_on(self, waiter: Waiter, deadline: float | None) -> None:
-        mailbox = self._mailbox
-        while not waiter.done and not self._closed:
+        mailbox, has_put_off = self._mailbox, self._steps.has_put_off
+        while not (waiter.done or self._closed or has_put_off() or interrupted()):
             if mailbox.spin():
                 continue
             timeout = self._before_sleep()
-            if waiter.done:
+            if waiter.done or has_put_off():
                 return  # what was waited for was a timer's
             if deadline is not None:
                 left = min(deadline - clock.monotonic(), LONGEST_SLEEP)
@@ -193,7 +203,7 @@ class Pump:
         finally:
             self._wanted -= 1
         if taken:
-            self._reader = threading.get_ident()
+            self._begin_reading()
         return taken
 
     def _sleep(self, waiter: Waiter, lock: Steps, timeout: float | None) -> None:
@@ -206,16 +216,24 @@ class Pump:
             waiter.callback = lambda _: alarm.release()
         let_in(alarm.acquire, True, -1 if timeout is None else timeout)
 
+    def _begin_reading(self) -> None:
+        """This thread has got the right."""
+        self._reader = threading.get_ident()
+        self._steps.begin_reading()
+
     def _leave(self) -> None:
+        """Gives the right up; then runs what was put off, and raises what that raises."""
         self.last_read = clock.monotonic()
         self._reader = 0
         self._reading.release()
         if self._resting:
             self._wake()
+        self._steps.end_reading()
 
     # -------------------------------------------------------------------------------------------- the pump thread
 
     def _run(self) -> None:
+        leave_signals()
         enter_section()
         try:
             self._read_by_turns()
@@ -240,7 +258,7 @@ class Pump:
                 continue
             looks = 0
             self._pump_reads = True
-            self._reader = threading.get_ident()
+            self._begin_reading()
             try:
                 self._unless_closed(self._read_until_wanted)
             finally:
@@ -250,10 +268,15 @@ class Pump:
                     self.last_read = clock.monotonic()
                 self._reader = 0
                 self._reading.release()
+                self._unless_closed(self._steps.end_reading)
 
     def _read_until_wanted(self) -> None:
+        has_put_off = self._steps.has_put_off
         while not (self._wanted or self._ousted or self._closed):
-            self._mailbox.read(self._before_sleep(), idle=False)
+            timeout = self._before_sleep()
+            if has_put_off():
+                return
+            self._mailbox.read(timeout, idle=False)
 
     def _unless_closed(self, act: Callable[[], object]) -> None:
         """`act()`; what it raises, a callback of the program's perhaps, does not end the thread."""
@@ -288,5 +311,5 @@ class Pump:
         self._wake()
         self._mailbox.poke()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(CALLBACK_SECONDS if ending else None)
         self._reading.acquire()  # never released: nobody reads a closed mailbox

@@ -179,11 +179,11 @@ class Runtime:
 
     def open_mailbox(self, folder: str, lanes: Place | None) -> Mailbox:
         """The sockets and lanes of this process. (A simulation has others.)"""
-        return Mailbox(self.me, folder, self.deliver, lanes, self.lock)
+        return Mailbox(self.me, folder, self.deliver, lanes)
 
     def make_pump(self, name: str) -> Pump:
         """Who reads the mailbox; its thread has the name. (A simulation has no threads.)"""
-        return Pump(self.mailbox, self.before_sleep, name)
+        return Pump(self.mailbox, self.before_sleep, self.lock, name)
 
     def handle(self, message: Any, handler: Handler) -> None:
         """`handler(sender, *fields)` is called under the lock for each such message."""

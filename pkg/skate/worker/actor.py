@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from skate._c import clock, refs
 from skate._c.refs import Guard
-from skate._c.steps import let_in, section
+from skate._c.steps import Steps, doze, let_in, section, with_signals
 from skate.core.methods import BUILT_IN, DEFAULT_GROUP, method_id
 from skate.exceptions import ActorExit
 from skate.ids import ActorId, ProcessId, manager_of, owner_of
@@ -176,7 +176,8 @@ class ThreadGroup:
         self._limit = limit
         #: runs a call; False where the thread is to end
         self._run = run
-        self._lock = threading.Lock()
+        #: (a step: a finalizer that comes in between may wait for a call of this very group to be taken in)
+        self._lock = Steps()
         self._calls: deque[Pushed] = deque()
         #: what threads that have nothing to do sleep on
         self._idle: list[threading.Lock] = []
@@ -214,7 +215,7 @@ class ThreadGroup:
             name = f"skate-{self._name or 'default'}-{len(self._threads)}"
             thread = CallThread(target=self._serve, name=name, daemon=True)
             self._threads.append(thread)
-            thread.start()
+            with_signals(thread.start)  # who takes in mail may have left them
 
     def _serve(self) -> None:
         alarm = threading.Lock()
@@ -332,7 +333,7 @@ class EventLoop:
             except SystemExit as request:
                 self._executor.end(request)
                 return
-            except (Exception, KeyboardInterrupt):
+            except BaseException:
                 if main.done():
                     raise
                 log.exception("a handler of a signal raised while no call ran; the actor goes on")
@@ -489,9 +490,11 @@ class InboxSelector(selectors.EpollSelector):
             elif due is not None:
                 timeout = due if timeout is None else min(timeout, due)
             try:
-                ready = let_in(super().select, timeout if timeout == 0 or mailbox.fall_asleep(True) else 0)
+                if timeout != 0 and not self._runtime.lock.has_put_off() and mailbox.fall_asleep(True):
+                    doze(self.fileno(), timeout)
             finally:
                 mailbox.wake_up()
+            ready = super().select(0)
             others = self._without_inbox(ready)
             if len(others) != len(ready) or timeout != 0:
                 mailbox.serve()

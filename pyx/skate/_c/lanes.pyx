@@ -18,6 +18,7 @@ from posix.unistd cimport close as c_close
 from posix.unistd cimport pread, write
 
 from skate._c.frames cimport Reader, _read_record
+from skate._c.steps cimport keep_away, let_collect
 
 from skate._c.frames import FrameError
 
@@ -498,7 +499,7 @@ cdef class Inbox:
     cpdef bint spin(self) except -1:
         """Waits for a short while without sleeping, where that has paid lately and cores are free. True: look again."""
         cdef int64_t start, until, now
-        cdef int round = 0
+        cdef int round = 0, before
         cdef bint found = False
         cdef uint64_t* ready = &self._slot.ready
         if self._pending & ~self._stalled or sk_load(ready):
@@ -507,6 +508,7 @@ cdef class Inbox:
         if self._usual >= WORTH or not self._cores_are_free(start):
             return False
         until = start + min(<int64_t>MOST_SPIN, 2 * self._usual + LEAST_SPIN)
+        before = let_collect()
         with nogil:
             while now < until:
                 for round in range(32):
@@ -517,6 +519,7 @@ cdef class Inbox:
                 now = _now()
                 if found:
                     break
+        keep_away(before)
         if found:
             self._waited(now)
         return found

@@ -10,6 +10,8 @@ from cpython.pythread cimport PyThread_type_lock
 cpdef void enter_section() noexcept
 cpdef int leave_section() except -1
 cdef void leave_quietly() noexcept
+cdef int let_collect() noexcept
+cdef void keep_away(int before) noexcept
 
 cdef class Steps:
     cdef PyThread_type_lock _lock
@@ -23,6 +25,7 @@ cdef class Steps:
     cpdef drop_later(self, what)
     cpdef note_dropped(self, what)
     cpdef void begin_reading(self) noexcept
+    cpdef bint has_put_off(self)
     cpdef end_reading(self)
     cdef _release(self)
     cdef _run_later(self)

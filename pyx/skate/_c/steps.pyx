@@ -14,8 +14,8 @@ What this rests on in CPython 3.11 to 3.13, all of it in this file:
   aside in a section. (To all other threads nothing changes: none was the main thread before.) Blocking signals with
   pthread_sigmask would not do: another thread takes the signal, and Python runs the handler in the main thread all the
   same. Pending calls (Py_AddPendingCall) wait as signals do.
-* Where a signal is pending, the eval loop of 3.11 and 3.12 looks only if `ceval.eval_breaker` says so, which a switch of
-  threads in a section clears: it is set again. (From 3.13 on it is not cleared.)
+* Where a signal is pending, the eval loop looks only if its `eval_breaker` says so, which a switch of threads in a
+  section clears, or a look that may not see it: it is set again.
 * The collector starts by itself when more was allocated than `threshold` of a generation says, so that is put out of
   reach, for the whole process, while any thread is in a section. (PyGC_Disable would do the same, but threads that call
   gc.disable() or gc.isenabled() meanwhile would get in its way.)
@@ -40,6 +40,15 @@ from cpython.pythread cimport (
     PyThread_free_lock,
     PyThread_release_lock,
 )
+from libc.math cimport ceil
+from posix.unistd cimport read as c_read
+
+cdef extern from "sys/epoll.h":
+    ctypedef union epoll_data_t:
+        int fd
+    cdef struct epoll_event:
+        unsigned int events
+        epoll_data_t data
 
 cdef extern from *:
     """
@@ -48,29 +57,42 @@ cdef extern from *:
     #include "internal/pycore_interp.h"
     #include "internal/pycore_runtime.h"
     #undef Py_BUILD_CORE
+    #include <signal.h>
+    #include <sys/epoll.h>
+    #if PY_VERSION_HEX >= 0x030D0000
+    #define Py_BUILD_CORE 1
+    #include "internal/pycore_ceval.h"
+    #undef Py_BUILD_CORE
+    #endif
 
     /* A thread's sections; those of them that keep the collector away; whether it takes in messages. */
     static __thread int sk_depth, sk_keeps_away, sk_reading;
     /* Threads that keep the collector away. */
     static int sk_keepers;
-    /* The collector's generations, and what is added to their thresholds: more than anybody sets. */
+    /* The collector's generations, and what is added to their thresholds, but to those that are out of reach anyway. (A
+       number that nobody sets himself: who reads a threshold meanwhile, in another thread, may set it later.) */
     static struct gc_generation *sk_generations;
-    #define SK_FAR (1 << 30)
+    #define SK_FAR 0x5A5A0000
+    #define SK_REACH (1 << 24)
     static unsigned long sk_main_thread;
+
+    /* Whether this thread leaves signals to others, and what it would take in otherwise. */
+    static __thread int sk_deaf;
+    static __thread sigset_t sk_heard;
 
     static inline int sk_is_main(void) { return PyThread_get_thread_ident() == sk_main_thread; }
 
     static inline void sk_collector_off(void) {
-        if (sk_keepers++ == 0)
-            for (int i = 0; i < NUM_GENERATIONS; i++)
-                if (sk_generations[i].threshold < SK_FAR)
-                    sk_generations[i].threshold += SK_FAR;
+        sk_keepers++;
+        for (int i = 0; i < NUM_GENERATIONS; i++)  /* also where others keep it away: a thread may have set it anew */
+            if (sk_generations[i].threshold < SK_REACH)
+                sk_generations[i].threshold += SK_FAR;
     }
 
     static inline void sk_collector_on(void) {
         if (--sk_keepers == 0)
             for (int i = 0; i < NUM_GENERATIONS; i++)
-                if (sk_generations[i].threshold >= SK_FAR)  /* else another thread has just set it */
+                if ((unsigned)(sk_generations[i].threshold - SK_FAR) < SK_REACH)
                     sk_generations[i].threshold -= SK_FAR;
     }
 
@@ -91,14 +113,53 @@ cdef extern from *:
         return 1;
     }
 
+    /* Whether a handler waits for the main thread to run it. */
+    static inline int sk_has_come(void) {
+    #if PY_VERSION_HEX >= 0x030D0000
+        return _Py_atomic_load_int_relaxed(&_PyRuntime.signals.is_tripped);
+    #elif PY_VERSION_HEX >= 0x030C0000
+        return _Py_atomic_load_relaxed(&_PyRuntime.signals.is_tripped);
+    #else
+        return _Py_atomic_load_relaxed(&_PyRuntime.ceval.signals_pending);
+    #endif
+    }
+
+    /* Has the eval loop look for signals: it may have made up its mind while it was not to see them. */
+    static inline void sk_have_it_look(void) {
+        if (!sk_has_come())
+            return;
+    #if PY_VERSION_HEX >= 0x030D0000
+        _Py_set_eval_breaker_bit(_PyRuntime.main_tstate, _PY_SIGNALS_PENDING_BIT);
+    #elif PY_VERSION_HEX >= 0x030C0000
+        _Py_atomic_store_relaxed(&_PyRuntime.ceval.signals_pending, 1);
+        _Py_atomic_store_relaxed(&PyInterpreterState_Main()->ceval.eval_breaker, 1);
+    #else
+        _Py_atomic_store_relaxed(&PyInterpreterState_Main()->ceval.eval_breaker, 1);
+    #endif
+    }
+
     /* As sk_leave, where no handler may run yet: the eval loop runs it a little later. */
     static inline void sk_leave_quietly(void) {
-        if (!sk_leave())
-            return;
-    #if PY_VERSION_HEX < 0x030D0000  /* it may have made up its mind anew while it was not to see the signal */
-        if (_Py_atomic_load_relaxed(&_PyRuntime.ceval.signals_pending))
-            _Py_atomic_store_relaxed(&PyInterpreterState_Main()->ceval.eval_breaker, 1);
-    #endif
+        if (sk_leave())
+            sk_have_it_look();
+    }
+
+    /* Sleeps in an epoll set; ended by a signal whose handler waits for this thread, also by one that came before. Gives
+       how many are ready, or what went wrong as a negative number. */
+    static int sk_sleep(int epoll, struct epoll_event *ready, int most, int milliseconds) {
+        int found;
+        if (sk_is_main()) {
+            sigset_t all, before;
+            sigfillset(&all);
+            pthread_sigmask(SIG_SETMASK, &all, &before);
+            found = sk_has_come() ? 0 : epoll_pwait(epoll, ready, most, milliseconds, &before);
+            int error = errno;
+            pthread_sigmask(SIG_SETMASK, &before, NULL);
+            errno = error;
+        } else {
+            found = epoll_wait(epoll, ready, most, milliseconds);
+        }
+        return found >= 0 ? found : errno == EINTR ? 0 : -errno;
     }
 
     static inline int sk_let_collect(void) {
@@ -134,6 +195,25 @@ cdef extern from *:
             _PyRuntime.main_thread = 0;
     }
 
+    /* Blocks what is sent to the process; not what a thread's own faults raise. */
+    static void sk_deafen(void) {
+        static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
+        sigset_t all;
+        sigfillset(&all);
+        for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+            sigdelset(&all, own[i]);
+        pthread_sigmask(SIG_BLOCK, &all, &sk_heard);
+        sk_deaf = 1;
+    }
+
+    static int sk_hear(void) {
+        int deaf = sk_deaf;
+        if (deaf)
+            pthread_sigmask(SIG_SETMASK, &sk_heard, NULL);
+        sk_deaf = 0;
+        return deaf;
+    }
+
     static unsigned long sk_named_main(void) { return _PyRuntime.main_thread; }
 
     static int sk_threshold(int generation) { return PyInterpreterState_Main()->gc.generations[generation].threshold; }
@@ -160,10 +240,16 @@ cdef extern from *:
     void sk_enter() noexcept
     int sk_leave() noexcept
     void sk_leave_quietly() noexcept
+    int sk_has_come() noexcept
+    void sk_have_it_look() noexcept
+    bint sk_is_main() noexcept
+    int sk_sleep(int epoll, epoll_event *ready, int most, int milliseconds) noexcept nogil
     int sk_open() noexcept
     void sk_close(int before) noexcept
     int sk_let_collect() noexcept
     void sk_keep_away(int before) noexcept
+    void sk_deafen() noexcept
+    int sk_hear() noexcept
     unsigned long sk_named_main() noexcept
     int sk_threshold(int generation) noexcept
     void sk_begin(unsigned long thread) noexcept
@@ -189,6 +275,22 @@ cdef void leave_quietly() noexcept:
     sk_leave_quietly()
 
 
+cdef int let_collect() noexcept:
+    """In a section, before the GIL is released: others may collect. Gives what `keep_away` takes, afterwards."""
+    return sk_let_collect()
+
+
+cdef void keep_away(int before) noexcept:
+    sk_keep_away(before)
+
+
+def empty(int fd):
+    """Takes all there is out of a pipe or eventfd that does not block. Other threads get no turn meanwhile."""
+    cdef char buffer[4096]
+    while c_read(fd, buffer, sizeof(buffer)) == sizeof(buffer):
+        pass
+
+
 def let_in(call, *args, **kwargs):
     """`call(*args, **kwargs)`, which sleeps or runs code of the program's: handlers and the collector may run again.
 
@@ -200,6 +302,70 @@ def let_in(call, *args, **kwargs):
         return call(*args, **kwargs)
     finally:
         sk_close(before)
+
+
+def interrupted():
+    """Whether a handler waits for this thread to run it, once it may."""
+    return sk_is_main() and sk_has_come() != 0
+
+
+def run_handlers():
+    """In a section, and not under a lock: runs the handlers that wait; raises what one of them raises."""
+    cdef int before = sk_open()
+    try:
+        sk_have_it_look()
+        _look()  # 3.11's eval loop keeps count of what it has not looked at, PyErr_CheckSignals does not
+        PyErr_CheckSignals()
+    finally:
+        sk_close(before)
+
+
+#: a call by the eval loop
+_look = eval("lambda: None")
+
+cdef enum:
+    MOST_READY = 256
+
+
+def doze(int epoll, timeout):
+    """In a section: sleeps up to `timeout` seconds (None: for ever) in an epoll set; gives what is ready, as epoll.poll.
+
+    The collector may run meanwhile. Handlers run later, but a signal ends the sleep, if its handler waits for this
+    thread (`interrupted`).
+    """
+    cdef epoll_event ready[MOST_READY]
+    cdef int found, before, i, milliseconds = -1
+    if timeout is not None:
+        milliseconds = <int>min(max(0.0, ceil(<double>timeout * 1e3)), 2e9)
+    if milliseconds == 0:
+        found = sk_sleep(epoll, ready, MOST_READY, 0)
+    else:
+        before = sk_let_collect()
+        with nogil:
+            found = sk_sleep(epoll, ready, MOST_READY, milliseconds)
+        sk_keep_away(before)
+    if found < 0:
+        raise OSError(-found, os.strerror(-found))
+    return [(ready[i].data.fd, ready[i].events) for i in range(found)]
+
+
+def leave_signals():
+    """From here on this thread takes in no signal that is sent to the process: they are for the program's own threads.
+
+    A thread that does not block one that the others block, to wait for it with `signal.sigwait`, would get it, and the
+    process end by it. What runs of the program's in this thread (`Steps.later`) has the signals that it had.
+    """
+    sk_deafen()
+
+
+def with_signals(call):
+    """`call()` with the signals that this thread had before `leave_signals`: what it starts has them, too."""
+    cdef int deaf = sk_hear()
+    try:
+        return call()
+    finally:
+        if deaf:
+            sk_deafen()
 
 
 def sections():
@@ -246,9 +412,12 @@ cdef class Steps:
         """Begins a step: blocks while another thread is in one."""
         cdef PyThread_type_lock lock = self._lock
         sk_enter()
+        cdef int before
         if not PyThread_acquire_lock(lock, NOWAIT_LOCK):
+            before = sk_let_collect()
             with nogil:
                 PyThread_acquire_lock(lock, WAIT_LOCK)
+            sk_keep_away(before)
 
     cpdef leave(self):
         """Ends a step; then calls what was put off, and raises what that or a handler of a signal raises."""
@@ -304,10 +473,14 @@ cdef class Steps:
                 return  # whoever holds it now deals with them
 
     cpdef void begin_reading(self) noexcept:
-        """This thread takes in messages: what is called later waits for the end of that, too."""
+        """This thread has the right to read from here on: what is called later waits for the end of that, too."""
         global sk_reading
         sk_enter()
         sk_reading += 1
+
+    cpdef bint has_put_off(self):
+        """Whether something is to be called, or let go of."""
+        return bool(self._later) or bool(self._spent)
 
     cpdef end_reading(self):
         """Ends what `begin_reading` began; then as `leave`."""
@@ -322,6 +495,7 @@ cdef class Steps:
     cdef _run_later(self):
         """All of them are called, whatever one raises; the first exception goes on to the caller."""
         cdef int before = sk_let_collect()
+        cdef int deaf = sk_hear()
         spent, self._spent = self._spent, []
         first = None
         try:
@@ -337,6 +511,8 @@ cdef class Steps:
             call = None
             spent.clear()
         finally:
+            if deaf:
+                sk_deafen()
             sk_keep_away(before)
         if first is not None:
             try:
