@@ -11,7 +11,7 @@ from skate.wire.testament cimport Testament
 
 cdef class Pushed:
     cdef public bytes owner, task, function, args
-    cdef public object dependencies
+    cdef public object dependencies, stored
     cdef public Py_ssize_t returns, attempt, max_calls
     cdef public str name
 

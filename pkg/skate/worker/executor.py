@@ -55,6 +55,7 @@ class Pushed:
         "name",
         "owner",
         "returns",
+        "stored",
         "task",
     )
 
@@ -79,6 +80,8 @@ class Pushed:
         self.attempt = attempt
         self.name = name
         self.max_calls = max_calls
+        #: ids of what is in the store for it and no answer has told of
+        self.stored: set[bytes] | None = None
 
 
 #: the message that is sent most, without its named tuple
@@ -287,7 +290,9 @@ class Executor:
                 arrival = self._arrival = Waiter()
             try:
                 runtime.pump.wait(arrival, runtime.lock, None)
-            except (Exception, KeyboardInterrupt):
+            except SystemExit:
+                raise
+            except BaseException:
                 if runtime.closed:
                     raise
                 log.exception("a handler of a signal raised while no task ran; the worker goes on")
@@ -433,12 +438,24 @@ class Executor:
     def answer(self, pushed: Pushed, values: list[Any], guards: list[Guard], elapsed: int) -> None:
         """Posts the answer of a call: its values, or its error as each of them. Under the lock."""
         runtime = self._runtime
+        if pushed.stored:
+            self._drop_untold(pushed, values)
         answer = self.handed_over(pushed.owner, values)
         kept = self.end_guards(guards)
         runtime.act()  # who else holds the refs inside must be known before the answer is
         self.post_answer(
             pushed, frames.encode(_TASK_DONE, _TASK_DONE_SCHEMA, (pushed.task, elapsed, answer, kept))
         )
+
+    def _drop_untold(self, pushed: Pushed, values: list[Any]) -> None:
+        """Drops what was put into the store for an answer that does not tell of it: a handler raised meanwhile."""
+        untold, pushed.stored = pushed.stored, None
+        assert untold is not None
+        for index, (state, _, _) in enumerate(values):
+            if state == STORED:
+                untold.discard(object_id(pushed.task, index))
+        for identifier in untold:
+            self._runtime.free(identifier)
 
     def post_answer(self, pushed: Pushed, record: bytes) -> None:
         """Posts what must not be lost if this process dies before it has left. Under the lock."""
@@ -587,7 +604,12 @@ class Executor:
             )
         serialized = serialize(value, "the result of {}()", "result", name)
         identifier = object_id(pushed.task, index)
-        state, stored = self._runtime.objects.keep(identifier, serialized, pushed.attempt > 0)
+        with section:  # what is in the store is known to be, whatever comes in between
+            state, stored = self._runtime.objects.keep(identifier, serialized, pushed.attempt > 0)
+            if state == STORED:
+                if pushed.stored is None:
+                    pushed.stored = set()
+                pushed.stored.add(identifier)
         return state, stored, serialized.refs
 
     def handed_over(self, owner: ProcessId, values: list[Any]) -> list[Any]:

@@ -199,6 +199,7 @@ class Streams:
         value = None
         with runtime.step:
             ((state, stored, contents),) = executor.handed_over(pushed.owner, [kept])
+            pushed.stored = None
             runtime.act()
             executor.post_answer(pushed, encode(m.StreamItem(pushed.task, number, state, stored, contents)))
 
