@@ -20,6 +20,8 @@ from functools import cache
 from types import CodeType
 from typing import Any
 
+from skate._c.steps import section
+
 #: letters of numpy's native types
 NATIVE_DTYPES = "?bBhHiIlLqQefdgFDG"
 
@@ -30,7 +32,8 @@ def cloud_pickler() -> Any:
 
     cloudpickle's own class, which others in the process use, stays as it is.
     """
-    import cloudpickle
+    with section:  # whoever comes in between would find half a module
+        import cloudpickle
 
     theirs = cloudpickle.Pickler.dispatch_table
     reduce_code = theirs[CodeType]
@@ -57,6 +60,7 @@ def slot_names(cls: type) -> list[str]:
 
 def native_dtypes() -> dict[str, Any]:
     """Letter -> the one dtype object of that native type."""
-    import numpy
+    with section:
+        import numpy
 
     return {letter: numpy.dtype(letter) for letter in NATIVE_DTYPES}

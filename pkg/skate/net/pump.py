@@ -55,8 +55,8 @@ class Pump:
     """Hands the right to read `mailbox` round.
 
     `before_sleep()` is called by whoever is about to sleep in the inbox: it sends what waits, runs the timers, and
-    returns for how many seconds the sleep may last (None: until something comes). `steps` is the lock that it takes, and
-    that taking in takes: what that puts off runs when the right is given up.
+    returns for how many seconds the sleep may last (None: until something comes). `steps` is the lock that it takes,
+    and that taking in takes: what that puts off runs when the right is given up.
     """
 
     def __init__(
@@ -167,8 +167,8 @@ class Pump:
         return self._reading.locked() and not self._pump_reads and self._reader != threading.get_ident()
 
     def _read_until(self, waiter: Waiter, deadline: float | None) -> None:
-        """With the right to read: reads until the waiter is done, the deadline has passed, or something of the program's
-        is to run; gives the right up.
+        """With the right to read: reads until the waiter is done, the deadline has passed, or something of the
+        program's is to run; gives the right up.
         """
         try:
             self._read_on(waiter, deadline)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref as weakly
 
 from skate._c.refs import ObjectRef, Waiter, Watch, unwatch
-from skate._c.steps import section
+from skate.runtime.latch import LatchedFuture
 from skate.store.local import NotHere
 
 if TYPE_CHECKING:
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("skate")
 
 
-class RefFuture(Future[Any]):
+class RefFuture(LatchedFuture):
     """A future of an object. Whatever one of its callbacks raises, the others are called."""
 
     def __init__(self, runtime: Runtime, ref: ObjectRef) -> None:
-        super().__init__()
-        self._runtime = runtime
+        super().__init__(runtime)
         self._ref = ref
         self._ready = _Ready(runtime, self)
         self._watch: Watch | None = None
@@ -74,17 +73,16 @@ class RefFuture(Future[Any]):
             self._take(False)
 
     def _take(self, block: bool) -> None:
-        with section:
-            try:
-                # (Where no handler runs: what one raises is not the future's.)
-                value = self._runtime.objects.value(self._ref.entry, block, None, _call)
-            except NotHere:  # this may be the thread that reads the answer: another one waits for it
-                threading.Thread(target=self._take, args=(True,), name="skate-restore", daemon=True).start()
-                return
-            except BaseException as error:
-                self.set_exception(error.with_traceback(None))  # its frames lead to those who hold the future
-            else:
-                self.set_result(value)
+        """Called later, so what a handler raises is not the future's, or by a thread for that."""
+        try:
+            value = self._runtime.objects.value(self._ref.entry, block, None, _call)
+        except NotHere:  # this may be the thread that reads the answer: another one waits for it
+            threading.Thread(target=self._take, args=(True,), name="skate-restore", daemon=True).start()
+            return
+        except BaseException as error:
+            self.set_exception(error.with_traceback(None))  # its frames lead to those who hold the future
+        else:
+            self.set_result(value)
         self._raise_interrupt()
 
     def _raise_interrupt(self) -> None:
@@ -111,12 +109,14 @@ class _Ready:
 
 
 def _call_back(fn: Callable[[Future[Any]], object], future: RefFuture) -> None:
-    """(What is an Exception is logged by concurrent.futures.)"""
+    """(What is an Exception is logged by concurrent.futures; anything else would end the calling of callbacks.)"""
     try:
         fn(future)
+    except Exception:
+        raise
     except KeyboardInterrupt as error:
         future._interrupt = error
-    except (SystemExit, GeneratorExit):
+    except BaseException:
         log.exception("a callback of %r ended with an exception that is for no one", future)
 
 

@@ -16,17 +16,19 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from functools import partial
 from itertools import chain, islice
+from queue import SimpleQueue
 from types import FunctionType
 from typing import Any, NamedTuple
 
 from skate._c.clock import monotonic
+from skate._c.steps import Steps
 from skate.api.context import cluster_resources
 from skate.api.remote_function import RemoteFunction
 from skate.api.session import require_runtime
 from skate.options import validate_task_options
 from skate.runtime import current
+from skate.runtime.latch import Latch, LatchedFuture
 from skate.util.checks import check_count
-from skate.util.waiting import Latch
 
 __all__ = ["SkateExecutor", "SkateFuture"]
 
@@ -40,34 +42,14 @@ MOST_IN_FLIGHT = 10_000
 FUNCTIONS_KEPT = 128
 
 
-class SkateFuture(Future[Any]):
+class SkateFuture(LatchedFuture):
     """A Future whose `result` and `exception` wait as `skate.get` does: in a task they lend its CPUs.
 
     (`concurrent.futures.wait` and `as_completed` wait in their own way, and lend nothing: in a task, prefer `result`.)
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._latch: Latch | None = None
-
-    def result(self, timeout: float | None = None) -> Any:
-        """What the call returned. Blocks; raises what the call raised, TimeoutError, or CancelledError."""
-        return super().result(self._wait(timeout))
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What the call raised, or None. Blocks; raises TimeoutError or CancelledError."""
-        return super().exception(self._wait(timeout))
-
-    def _wait(self, timeout: float | None) -> float | None:
-        """Blocks until the future is done; how much of the timeout is left."""
-        if self.done():
-            return timeout
-        deadline = None if timeout is None else monotonic() + timeout
-        if self._latch is None:
-            latch = self._latch = Latch()
-            self.add_done_callback(latch.open)
-        self._latch.wait(timeout)
-        return None if deadline is None else max(0.0, deadline - monotonic())
+        super().__init__(require_runtime())
 
 
 class _Call(NamedTuple):
@@ -102,14 +84,15 @@ class SkateExecutor(Executor):
         self._options = checked
         self._runtime = require_runtime()
         self._pace = _Pace(max_workers, checked.num_cpus)
-        self._lock = threading.Lock()
+        #: (what comes in between, the handler of a signal or a finalizer, may submit, too)
+        self._lock = Steps()
         #: the backlog's thread waits for room, or for an end
-        self._room = threading.Condition(self._lock)
+        self._room: SimpleQueue[None] = SimpleQueue()
         self._backlog: deque[_Call] = deque()
         self._in_flight = 0
         self._feeder: threading.Thread | None = None
         self._closed = False
-        self._finished = Latch()
+        self._finished = Latch(self._runtime)
         #: functions as tasks, the one used longest ago first
         self._functions: dict[FunctionType, RemoteFunction] = {}
         self._apply = RemoteFunction(_apply, checked)
@@ -171,7 +154,7 @@ class SkateExecutor(Executor):
             cancelled = list(self._backlog) if cancel_futures else []
             if cancel_futures:
                 self._backlog.clear()
-            self._room.notify()
+            self._room.put(None)
         for call in cancelled:
             call.future.cancel()
             call.future.set_running_or_notify_cancel()  # concurrent.futures.wait() hears of it by this
@@ -184,15 +167,18 @@ class SkateExecutor(Executor):
     def _feed(self) -> None:
         """Submits the backlog as fast as it is worked off, and ends with it. A thread's whole life."""
         while True:
+            call = None
             with self._lock:
-                while self._backlog and self._in_flight >= self._pace.size:
-                    self._room.wait()
                 if not self._backlog:
                     self._feeder = None
                     break
-                call = self._backlog.popleft()
-                self._in_flight += 1
-            self._begin(call)
+                if self._in_flight < self._pace.size:
+                    call = self._backlog.popleft()
+                    self._in_flight += 1
+            if call is None:
+                self._room.get()
+            else:
+                self._begin(call)
         self._note_end()
 
     def _begin(self, call: _Call) -> None:
@@ -235,7 +221,7 @@ class SkateExecutor(Executor):
             if self._backlog:
                 self._pace.on_done(monotonic())
                 if self._in_flight < self._pace.refill_below:
-                    self._room.notify()
+                    self._room.put(None)
                 return
             if not self._closed or self._in_flight:
                 return

@@ -1,8 +1,6 @@
-"""Waiting for what is no single ref, the way threads wait for refs: who waits reads the inbox, and lends its CPUs.
+"""Waiting for whichever of many refs comes next, and calling something when a ref has come.
 
-A `threading.Event` would do neither. A task that blocked on one would keep its CPU from the very work that it waits
-for, and each answer would have to wake two threads. State: of a Latch, whether it is open, and who waits; of Arrivals,
-the refs that are on their way, and those that have come. Callers: the other modules of skate.util.
+State: of Arrivals, the refs that are on their way, and those that have come. Callers: the other modules of skate.util.
 """
 
 from __future__ import annotations
@@ -12,54 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from skate._c.clock import monotonic
 from skate._c.refs import ObjectRef, Waiter, Watch
 from skate._c.steps import section
 from skate.api.session import require_runtime
+from skate.runtime.latch import block
 from skate.runtime.runtime import Runtime
 
-__all__ = ["Arrivals", "Latch", "when_done"]
-
-
-class Latch:
-    """Shut, until somebody opens it for good; any number of threads may wait for that."""
-
-    def __init__(self) -> None:
-        self._runtime = require_runtime()
-        self._waiting: list[Waiter] = []
-        self.is_open = False
-
-    def open(self, *_: object) -> None:
-        """Lets everybody through, now and later. From any thread, any number of times. Does not block."""
-        runtime = self._runtime
-        with runtime.lock:
-            self.is_open = True
-            waiting, self._waiting = self._waiting, []
-            for waiter in waiting:
-                runtime.finish(waiter)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Blocks until the latch is open (True), or for `timeout` seconds (then False)."""
-        if self.is_open:
-            return True
-        waiter = Waiter()
-        waiter.missing = 1
-        runtime = self._runtime
-        with section:
-            with runtime.lock:
-                if self.is_open:
-                    return True
-                self._waiting.append(waiter)
-            try:
-                return _block(runtime, waiter, timeout)
-            finally:
-                if not waiter.done:  # the time is over, or Ctrl-C was pressed
-                    self._forget(waiter)
-
-    def _forget(self, waiter: Waiter) -> None:
-        with self._runtime.lock:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+__all__ = ["Arrivals", "when_done"]
 
 
 class _Arrived:
@@ -139,7 +96,7 @@ class Arrivals:
                     return True
                 self._arrived.waiter = waiter
             try:
-                return _block(runtime, waiter, timeout)
+                return block(runtime, waiter, timeout)
             finally:
                 self._arrived.waiter = None
 
@@ -155,14 +112,3 @@ def when_done(ref: ObjectRef, call: Callable[[], Any]) -> None:
             runtime.later(call)
         elif not ref.entry.owned:
             runtime.mailbox.flush()
-
-
-def _block(runtime: Runtime, waiter: Waiter, timeout: float | None) -> bool:
-    """As `get` blocks: reads the inbox meanwhile, and in a task lends its CPUs. False where the time is over."""
-    if runtime.objects.before_blocking is not None:
-        runtime.objects.before_blocking("wait")
-    if timeout is not None and timeout <= 0:
-        runtime.before_sleep()
-        runtime.pump.glance(monotonic(), 0.0)
-        return waiter.done
-    return runtime.objects.wait_for(waiter, None if timeout is None else monotonic() + timeout)

@@ -12,21 +12,22 @@ not held while anything is called: each call of the runtime's may run callbacks 
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
 from skate._c.refs import FAILED, ObjectRef
+from skate._c.steps import Steps
 from skate.api.actors import kill
 from skate.api.objects import get, put, wait
 from skate.api.remote import remote
 from skate.api.session import require_runtime
 from skate.exceptions import ActorDiedError, TaskError
 from skate.runtime import current
+from skate.runtime.latch import Latch
 from skate.store.serialization import dump_function, load_function
-from skate.util.waiting import Latch, when_done
+from skate.util.waiting import when_done
 
 __all__ = ["Code", "Crew", "Job", "Work"]
 
@@ -125,7 +126,7 @@ class Crew:
         self._jobs_each = jobs_each
         self._workers = _ActorClass.options(**options) if options else _ActorClass
         self._setup = put((initializer, tuple(initargs))) if initializer is not None else None
-        self._lock = threading.Lock()
+        self._lock = Steps()
         self._idle = [self._hire() for _ in range(size)]
         self._busy: dict[Job, _Hand] = {}
         self._waiting: deque[Job] = deque()
@@ -133,7 +134,7 @@ class Crew:
         self._terminated = False
         self._sent_away = False
         #: open when all is done and no more will come
-        self._over = Latch()
+        self._over = Latch(self._runtime)
         #: calls that end the workers
         self._leaving: list[ObjectRef] = []
         try:

@@ -19,11 +19,12 @@ from types import FunctionType
 from typing import Any
 
 from skate._c.clock import monotonic
+from skate._c.steps import Steps
 from skate.api.context import cluster_resources
-from skate.api.session import init, is_initialized
+from skate.api.session import init, is_initialized, require_runtime
+from skate.runtime.latch import Latch
 from skate.util.checks import check_count
 from skate.util.multiprocessing.crew import FUNCTIONS_KEPT, Code, Crew, Job, Work
-from skate.util.waiting import Latch
 
 __all__ = ["AsyncResult", "IMapIterator", "Pool"]
 
@@ -73,7 +74,7 @@ class Pool:
         size = processes or max(1, int(cluster_resources().get("CPU", 1)))
         self._crew = Crew(size, initializer, initargs or (), maxtasksperchild, options)
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = Steps()
         #: functions as they travel, the one used longest ago first
         self._codes: dict[FunctionType, Code] = {}
         #: iterators that still have input
@@ -303,8 +304,8 @@ class AsyncResult:
         self._error_callback = error_callback
         self._jobs: list[Job] = []
         self._missing = 0
-        self._lock = threading.Lock()
-        self._done = Latch()
+        self._lock = Steps()
+        self._done = Latch(require_runtime())
 
     def wait(self, timeout: float | None = None) -> None:
         """Blocks until it is done, or for `timeout` seconds."""
@@ -389,7 +390,7 @@ class IMapIterator:
         #: one thread in `next` at a time
         self._turn = threading.Lock()
         #: for the three below
-        self._lock = threading.Lock()
+        self._lock = Steps()
         #: jobs whose results were not fetched, in the order of the items
         self._jobs: OrderedDict[Job, None] = OrderedDict()
         #: those of them that are done, in the order in which they were
@@ -437,7 +438,7 @@ class IMapIterator:
                 if job is not None and job in self._done:
                     del self._jobs[job], self._done[job]
                     return job
-                latch = self._next_done = Latch()
+                latch = self._next_done = Latch(require_runtime())
             left = None if deadline is None else max(0.0, deadline - monotonic())
             if not latch.wait(left):
                 raise TimeoutError(f"the next result was not there within {timeout} s")
