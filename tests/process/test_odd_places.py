@@ -216,7 +216,7 @@ def test_an_alarm_ends_the_wait_of_a_task(start_driver) -> None:
     assert driver.wait(50) == 0, driver.output[-3000:]
 
 
-@pytest.mark.parametrize("where", ["driver", "threads", "task", "actor"])
+@pytest.mark.parametrize("where", ["driver", "threads", "task", "actor", "threaded actor"])
 def test_finalizers_that_the_collector_runs_use_the_runtime(start_driver, where: str) -> None:
     """Cycles die whenever something is allocated, in the runtime's own code, too."""
     driver = start_driver(
@@ -252,8 +252,8 @@ def test_finalizers_that_the_collector_runs_use_the_runtime(start_driver, where:
         return True
 
     class Storms:
-        def method(self):
-            return storm()
+        def method(self, rounds=100):
+            return storm(rounds)
 
     if "{where}" == "driver":
         storm()
@@ -263,8 +263,11 @@ def test_finalizers_that_the_collector_runs_use_the_runtime(start_driver, where:
         [thread.join() for thread in threads]
     elif "{where}" == "task":
         assert skate.get(skate.remote(storm).remote(), timeout=40)
-    else:
+    elif "{where}" == "actor":
         assert skate.get(skate.remote(Storms).remote().method.remote(), timeout=40)
+    else:
+        actor = skate.remote(Storms).options(max_concurrency=8).remote()
+        assert all(skate.get([actor.method.remote(5) for _ in range(20)], timeout=40))
     """
         + GO_ON
     )
@@ -272,11 +275,17 @@ def test_finalizers_that_the_collector_runs_use_the_runtime(start_driver, where:
     assert "Error" not in driver.output, driver.output[-3000:]
 
 
-@pytest.mark.parametrize("kind", ["SystemExit", "KeyboardInterrupt", "GeneratorExit", "ValueError"])
+@pytest.mark.parametrize(
+    "kind",
+    ["SystemExit", "KeyboardInterrupt", "GeneratorExit", "ValueError", "asyncio.CancelledError", "Own"],
+)
 def test_a_callback_that_raises_keeps_no_other_from_running(start_driver, kind: str) -> None:
     driver = start_driver(
         START
         + f"""
+    class Own(BaseException):
+        pass
+
     ran = []
 
     def bad(_):
@@ -433,3 +442,207 @@ def test_the_exception_of_a_ref_is_not_what_came_in_between(start_driver) -> Non
         + GO_ON
     )
     assert driver.wait(50) == 0, driver.output[-3000:]
+
+
+#: starts a thread that waits for mail, and waits for its end
+JOINS = """
+    came = []
+
+    def joins(*_):
+        thread = threading.Thread(target=lambda: came.append(skate.get(nap.remote(0.1), timeout=20)))
+        thread.start()
+        thread.join()
+"""
+
+
+@pytest.mark.parametrize("reader", ["the main thread", "nobody"])
+@pytest.mark.parametrize("place", ["handler", "callback"])
+def test_what_comes_in_between_may_wait_for_a_thread_that_waits(
+    start_driver, place: str, reader: str
+) -> None:
+    """Whoever reads the inbox lets others read while it runs something of the program's."""
+    begin = {
+        "handler": "signal.signal(signal.SIGALRM, joins); signal.setitimer(signal.ITIMER_REAL, 0.1)",
+        "callback": "future = nap.remote(0.1).future(); future.add_done_callback(joins)",
+    }[place]
+    wait = "skate.get(nap.remote(0.5))" if reader == "the main thread" else "pass"
+    driver = start_driver(
+        START
+        + JOINS
+        + f"""
+    {begin}
+    {wait}
+    deadline = time.monotonic() + 20
+    while not came:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    """
+        + GO_ON
+    )
+    assert driver.wait(50) == 0, driver.output[-3000:]
+
+
+def test_a_signal_that_only_sigwait_wants_waits_for_it(start_driver) -> None:
+    """No thread of the runtime takes it in, for which it would end the process."""
+    driver = start_driver(
+        START
+        + """
+    skate.get(one.remote())
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    for _ in range(5):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.005)
+        assert signal.sigwait({signal.SIGUSR1}) == signal.SIGUSR1
+
+    masks = []
+    future = nap.remote(0.1).future()
+    future.add_done_callback(lambda _: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    while not masks:
+        time.sleep(0.01)
+    assert signal.SIGTERM not in masks[0]  # what a callback starts can be ended
+    """
+        + GO_ON
+    )
+    assert driver.wait(50) == 0, driver.output[-3000:]
+
+
+def test_the_collector_stays_as_the_program_set_it(start_driver) -> None:
+    driver = start_driver(
+        START.replace("skate.init(num_cpus=2)", "")
+        + """
+    mine = 2**31 - 1, 4, 2_000_000_000
+    gc.disable()
+    gc.set_threshold(*mine)
+    skate.init(num_cpus=2)
+    seen = []
+    future = nap.remote(0.1).future()
+    future.add_done_callback(lambda _: seen.append((gc.get_threshold(), gc.isenabled())))
+    skate.get([one.remote(i) for i in range(100)])
+    skate.get(nap.remote(0.2))
+    while not seen:
+        time.sleep(0.01)
+    assert seen == [(mine, False)], seen
+    skate.shutdown()
+    assert gc.get_threshold() == mine and not gc.isenabled()
+    """
+    )
+    assert driver.wait(50) == 0, driver.output[-3000:]
+
+
+@pytest.mark.parametrize("kind", ["task", "actor", "threaded", "asyncio"])
+def test_no_exception_of_a_handler_ends_a_worker(start_driver, kind: str) -> None:
+    """Whatever it is derived from; one that is raised while nothing runs is logged."""
+    driver = start_driver(
+        START
+        + f"""
+    class Odd(BaseException):
+        pass
+
+    def arm():
+        def strike(*_):
+            raise Odd
+        signal.signal(signal.SIGALRM, strike)
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+        return os.getpid()
+
+    class Armed:
+        def __init__(self):
+            self.pid = arm()
+
+        def get_pid(self):
+            return self.pid
+
+    class Asyncio(Armed):
+        async def wait(self):
+            pass
+
+    if "{kind}" == "task":
+        pid = skate.get(skate.remote(arm).remote())
+        time.sleep(0.3)
+        os.kill(pid, 0)
+    else:
+        cls = skate.remote(Asyncio if "{kind}" == "asyncio" else Armed)
+        actor = cls.options(max_concurrency=4 if "{kind}" == "threaded" else None, max_restarts=0).remote()
+        answers = 0
+        for _ in range(10):
+            try:
+                answers += skate.get(actor.get_pid.remote(), timeout=20) > 0
+            except skate.exceptions.ActorDiedError:
+                raise
+            except skate.exceptions.TaskError:
+                pass  # it came while the call ran
+            time.sleep(0.02)
+        assert answers > 3
+    """
+        + GO_ON
+    )
+    assert driver.wait(50) == 0, driver.output[-3000:]
+
+
+def test_a_future_may_be_finished_by_what_interrupts_its_wait(start_driver) -> None:
+    """Its first call imports the pickler, in the middle of which a handler comes, too."""
+    driver = start_driver(
+        START
+        + """
+    signal.signal(signal.SIGALRM, lambda *_: skate.get(one.remote()))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0007)
+    for i in range(1000):
+        assert one.remote(i).future().result() == i
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    """
+        + GO_ON
+    )
+    assert driver.wait(50) == 0, driver.output[-3000:]
+
+
+def test_a_result_whose_task_was_interrupted_is_not_left_in_the_store(start_driver) -> None:
+    driver = start_driver(
+        START
+        + """
+    @skate.remote(num_returns=2, max_retries=0)
+    def two(first):
+        def strike(*_):
+            raise TimeoutError
+        signal.signal(signal.SIGALRM, strike)
+
+        class Strikes:
+            def __reduce__(self):
+                signal.raise_signal(signal.SIGALRM)
+                return int, ()
+
+        return first, Strikes()
+
+    for _ in range(3):
+        for ref in two.remote(b"x" * 300_000):
+            try:
+                skate.get(ref, timeout=20)
+            except Exception:
+                pass
+    del ref
+    deadline = time.monotonic() + 10
+    while current.runtime.store.usage()["objects"]:
+        assert time.monotonic() < deadline, current.runtime.store.objects()
+        skate.get(one.remote())
+    """
+        + GO_ON
+    )
+    assert driver.wait(50) == 0, driver.output[-3000:]
+
+
+@pytest.mark.parametrize(
+    "waits", ["pass", "threading.Thread(target=skate.get, args=(nap.remote(100),), daemon=True).start()"]
+)
+def test_the_end_of_a_program_waits_for_no_callback(start_driver, waits: str) -> None:
+    driver = start_driver(
+        START
+        + f"""
+    faulthandler.cancel_dump_traceback_later()
+    began = threading.Event()
+    future = nap.remote(0.1).future()
+    future.add_done_callback(lambda _: (began.set(), time.sleep(100)))
+    {waits}
+    began.wait()
+    """
+    )
+    assert driver.wait(30) == 0, driver.output[-3000:]
+    assert driver.output == ""
