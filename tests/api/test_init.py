@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +170,12 @@ class TestFormerSession:
         async def awaited(ref: object) -> object:
             return await ref  # type: ignore[misc]
 
-        old = skate.put(1)
+        @skate.remote
+        def generate() -> Iterator[int]:
+            yield 1
+
+        old, stream = skate.put(1), generate.remote()
+        skate.wait([stream.completed()])
         skate.shutdown()
         skate_start(num_cpus=1)
         actor = Actor.options(num_cpus=0).remote()
@@ -195,6 +200,9 @@ class TestFormerSession:
             lambda: skate.get(old),
             lambda: skate.get([skate.put(1), old]),
             lambda: skate.wait([skate.put(1), old], num_returns=2),
+            lambda: next(stream),
+            lambda: skate.wait([stream]),
+            lambda: skate.get(stream.completed()),
             lambda: old.future(),
             lambda: old.exception(),
             lambda: asyncio.run(awaited(old)),

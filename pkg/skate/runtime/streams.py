@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from skate._c.refs import FAILED, INLINE, STORED, ObjectRef
 from skate.core.streams import ABANDONED, Stream
+from skate.exceptions import FormerSessionError
 from skate.ids import ProcessId, TaskId, object_id
 from skate.store.serialization import serialize, to_bytes
 from skate.wire import messages as m
@@ -113,6 +114,10 @@ class Streams:
     def _take(self, stream: Stream) -> tuple[ObjectRef | None, bool]:
         """(ref, True): the next value, taken; (ref, False): what to wait for; (None, False): the end."""
         runtime = self._runtime
+        if runtime.closed:
+            raise FormerSessionError(
+                f"the generator of task {stream.task.hex()} is of a session that was shut down. Call it again in this one."
+            )
         runtime.begin()
         try:
             ref = self.peek(stream)
