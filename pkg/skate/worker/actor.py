@@ -63,18 +63,18 @@ class HostedActor:
         Where something was raised the process does not end by itself: the node ends it, once it has read why. So the
         end of the process cannot be heard of before its reason.
         """
+        with section:
+            self._construct(executor, runtime)
+
+    def _construct(self, executor: Executor, runtime: Runtime) -> None:
         guards: list[Guard] = []
         failure: Any = None
         try:
-            cls = self._load()
-            args, kwargs = executor.arguments(self, guards)
-            self.instance = cls(*args, **kwargs)
-            self._add_methods(executor)
+            let_in(self._make_instance, executor, guards)
         except SystemExit:
             raise
         except BaseException as exception:
             failure = executor.packed_error(exception, f"{self.shown}.__init__")
-        args, kwargs = (), {}
         executor.flush_output()
         with runtime.lock:
             error, contents = b"", None
@@ -87,6 +87,12 @@ class HostedActor:
             self._error = error
             self.say_again(runtime)
             runtime.mailbox.flush()
+
+    def _make_instance(self, executor: Executor, guards: list[Guard]) -> None:
+        cls = self._load()
+        args, kwargs = executor.arguments(self, guards)
+        self.instance = cls(*args, **kwargs)
+        self._add_methods(executor)
 
     def say_again(self, runtime: Runtime) -> None:
         """Tells the actor's node how the constructor ended, once it has. Under the lock."""
@@ -145,7 +151,10 @@ def _terminate() -> None:
 
 
 def become_actor(executor: Executor, runtime: Runtime, new: NewActor) -> bool:
-    """Makes the actor and serves it; returns when it has ended. True where the executor's own loop is to serve it."""
+    """Makes the actor and serves it; returns when it has ended. True where the executor's own loop is to serve it.
+
+    In a section.
+    """
     actor = executor.actor = HostedActor(new)
     spec = new.spec
     executor.serve(Lease(new.lease, ProcessId(new.actor), spec["depth"] + 1, new.allocation))
@@ -329,7 +338,7 @@ class EventLoop:
         main = self._loop.create_task(self._main())
         while not main.done():
             try:
-                self._loop.run_until_complete(main)
+                let_in(self._loop.run_until_complete, main)
             except SystemExit as request:
                 self._executor.end(request)
                 return
@@ -344,10 +353,10 @@ class EventLoop:
         last = self._loop.create_task(self._cancelled())
         while not last.done():
             try:
-                self._loop.run_until_complete(last)
+                let_in(self._loop.run_until_complete, last)
             except SystemExit:
                 pass  # once more, from what else was on its way: it ends already
-            except (Exception, KeyboardInterrupt):
+            except BaseException:
                 log.exception("a handler of a signal raised while the actor ended; it goes on to its end")
         self._tasks.clear()
 

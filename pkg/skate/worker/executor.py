@@ -271,7 +271,7 @@ class Executor:
                 item.apply()
             elif kind is NewActor:
                 # Twice: what was said again lay in the queue when it became one. It speaks when it is made.
-                if self.actor is None and not let_in(self._become_actor, self, runtime, item):
+                if self.actor is None and not self._become_actor(self, runtime, item):
                     return
             else:
                 if self.leaving is not None:
