@@ -23,6 +23,8 @@ from .rendezvous import Gate, eventually
 pytestmark = pytest.mark.usefixtures("cpu2")
 
 MANY = 300
+#: the last ones are remembered, up to a limit
+MEMORIES = {"references._dead", "actors._killed"}
 
 
 @skate.remote
@@ -229,13 +231,13 @@ def rows() -> dict[str, int]:
 
 
 def assert_settles_at(before: dict[str, int], spare: int = 0) -> None:
-    """Waits until no table has more entries than `before`, but for `spare`, and for a memory that has a limit."""
+    """Waits until no table has more entries than `before`, but for `spare`, and for MEMORIES."""
 
     def grown() -> dict[str, tuple[int, int]]:
         return {
             name: (before[name], now)
             for name, now in rows().items()
-            if now > before[name] + spare and name != "references._dead"
+            if now > before[name] + spare and name not in MEMORIES
         }
 
     try:
