@@ -115,8 +115,9 @@ class Streams:
         """(ref, True): the next value, taken; (ref, False): what to wait for; (None, False): the end."""
         runtime = self._runtime
         if runtime.closed:
+            task = stream.task.hex()
             raise FormerSessionError(
-                f"the generator of task {stream.task.hex()} is of a session that was shut down. Call it again in this one."
+                f"the generator of task {task} is of a session that was shut down: call it again in this one"
             )
         runtime.begin()
         try:
