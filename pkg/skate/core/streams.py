@@ -60,7 +60,7 @@ class Stream:
         """Of its PushTask."""
         return STREAM - self.limit
 
-    def accepts(self, number: int) -> bool:
+    def accepts(self, number: Any) -> bool:
         """Whether the value of that number is the next one."""
         return number == self.received and not self.ended
 

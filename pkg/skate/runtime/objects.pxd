@@ -1,5 +1,6 @@
 # What Cython is told of objects.py's classes where that is compiled: their attributes become C fields.
 
+from skate._c cimport refs
 from skate._c.refs cimport ObjectEntry, ObjectRef, Waiter
 from skate.core.references cimport References
 from skate.runtime.runtime cimport Runtime
@@ -10,4 +11,5 @@ cdef class Objects:
     cdef public References _references
     cdef public dict _callbacks, _askers, when_freed
     cpdef value(self, ObjectEntry entry, bint block=*, deadline=*, run=*)
+    cpdef settle(self, ObjectEntry entry, int state, value, contents=*)
     cpdef _load(self, ObjectEntry entry, bint block, deadline)

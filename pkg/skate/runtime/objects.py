@@ -277,7 +277,7 @@ class Objects:
     def settle(
         self,
         entry: ObjectEntry,
-        state: int,
+        state: Any,
         value: Any,
         contents: Iterable[tuple[bytes, bytes | None]] | None = None,
     ) -> None:

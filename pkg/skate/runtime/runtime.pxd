@@ -1,11 +1,16 @@
 # What Cython is told of runtime.py's classes where that is compiled: their attributes become C fields.
 
+cimport cython
+
 from skate._c cimport clock
 from skate._c.steps cimport Steps
 from skate.core.dispatch cimport Dispatcher
 from skate.core.references cimport References
 from skate.net.mailbox cimport Mailbox
 from skate.net.pump cimport Pump
+
+cdef class Step:
+    cdef public Runtime _runtime
 
 cdef class Runtime:
     cdef public bytes me, node
@@ -21,6 +26,7 @@ cdef class Runtime:
     cdef public Mailbox mailbox
     cdef public Pump pump
     cpdef double begin(self) except? -1.0
+    @cython.locals(todo=list, done=Py_ssize_t)
     cpdef act(self)
     cpdef send_soon(self, double now)
     cpdef glance(self, double now)

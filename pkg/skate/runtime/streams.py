@@ -34,7 +34,7 @@ class Streams:
     # -------------------------------------------------------------------------------------------------- messages
 
     def item(
-        self, worker: ProcessId, task_id: TaskId, index: int, state: int, value: Any, contents: Any
+        self, worker: ProcessId, task_id: TaskId, index: Any, state: Any, value: Any, contents: Any
     ) -> None:
         runtime = self._runtime
         task = self._run_by(worker, task_id)
@@ -58,7 +58,8 @@ class Streams:
 
     def _run_by(self, worker: ProcessId, task_id: TaskId) -> OwnedTask | None:
         """The generator's task, if that worker has it."""
-        task = self._runtime.submission.tasks.get(task_id)
+        tasks = self._runtime.submission.tasks
+        task = tasks.get(task_id)
         if task is None or task.stream is None or task.lease is None or task.lease.worker != worker:
             return None
         return task
@@ -66,14 +67,15 @@ class Streams:
     def _say_how_far(self, stream: Stream, worker: ProcessId) -> None:
         self._runtime.post(worker, m.StreamRead(TaskId(stream.task), *stream.progress))
 
-    def _append(self, stream: Stream, state: int, value: Any, contents: Any) -> None:
+    def _append(self, stream: Stream, state: Any, value: Any, contents: Any) -> None:
         """A value, or the error that ends the stream, has come. Under the lock."""
         runtime = self._runtime
+        objects = runtime.objects
         ref = stream.expected
         if ref is None:
             ref = ObjectRef(runtime.references.create(object_id(TaskId(stream.task), stream.received + 1)))
         stream.on_value(ref)
-        runtime.objects.settle(ref.entry, state, value, contents)
+        objects.settle(ref.entry, state, value, contents)
 
     def ended(self, stream: Stream, value: tuple[int, Any, Any], answered: bool) -> tuple[int, Any, Any]:
         """The generator is done, or has failed: gives what its own ref becomes. Under the lock.
@@ -162,7 +164,8 @@ class Streams:
 
     def _lease_of(self, stream: Stream) -> HeldLease | Life | None:
         """Where the generator runs now, if it does."""
-        task = self._runtime.submission.tasks.get(stream.task)
+        tasks = self._runtime.submission.tasks
+        task = tasks.get(stream.task)
         return None if task is None else task.lease
 
 

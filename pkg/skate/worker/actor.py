@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
-from types import CoroutineType
+from types import AsyncGeneratorType, CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from skate._c import clock, refs
@@ -418,7 +418,8 @@ class EventLoop:
             if type(result) is CoroutineType or inspect.isawaitable(result):
                 result = await result
             args, kwargs = (), {}
-            if hasattr(result, "__aiter__") and executor.is_run(pushed):
+            many = type(result) is AsyncGeneratorType or pushed.returns not in (0, 1)
+            if many and hasattr(result, "__aiter__") and executor.is_run(pushed):
                 values = await executor.pack_async(pushed, function.name, result)
             else:
                 values = executor.pack(pushed, function.name, result)

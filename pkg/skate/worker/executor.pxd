@@ -2,7 +2,7 @@
 
 cimport cython
 
-from skate._c cimport clock
+from skate._c cimport clock, plain
 from skate._c.refs cimport Waiter
 from skate.net.mailbox cimport Mailbox
 from skate.runtime.runtime cimport Runtime
@@ -31,6 +31,8 @@ cdef class Executor:
     cpdef arguments(self, pushed, list guards)
     cpdef flush_output(self)
     cpdef pack(self, Pushed pushed, str name, result)
+    cpdef kept(self, Pushed pushed, str name, Py_ssize_t index, value)
+    cpdef answer(self, Pushed pushed, list values, list guards, long long elapsed)
     cpdef post_answer(self, Pushed pushed, bytes record)
     cpdef handed_over(self, owner, list values)
     cpdef end_guards(self, list guards)

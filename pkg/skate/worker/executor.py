@@ -373,7 +373,8 @@ class Executor:
         self.flush_output()
         if self.withholds:
             return True
-        with runtime.lock:
+        runtime.lock.enter()
+        try:
             self.answer(pushed, values, guards, ended - started)
             values = None
             self._answered += 1
@@ -384,6 +385,8 @@ class Executor:
                 runtime.send_soon(now)
             else:
                 runtime.mailbox.flush()
+        finally:
+            runtime.lock.leave()
         if pushed.max_calls:
             function.calls += 1
             if function.calls >= pushed.max_calls:
@@ -405,12 +408,15 @@ class Executor:
         self.flush_output()
         if self.withholds:
             return
-        with runtime.lock:
+        runtime.lock.enter()
+        try:
             self.answer(pushed, values, guards, elapsed)
             if last():
                 runtime.mailbox.flush()
             else:
                 runtime.send_soon(clock.monotonic())
+        finally:
+            runtime.lock.leave()
 
     def function_of(self, pushed: Pushed) -> Loaded:
         """What the call calls."""
@@ -432,10 +438,14 @@ class Executor:
         self.flush_output()
         if self.withholds:
             return
-        with self._runtime.lock:
+        lock = self._runtime.lock
+        lock.enter()
+        try:
             self.answer(pushed, values, guards, elapsed)
+        finally:
+            lock.leave()
 
-    def answer(self, pushed: Pushed, values: list[Any], guards: list[Guard], elapsed: int) -> None:
+    def answer(self, pushed: Pushed, values: list[Any], guards: list[Guard], elapsed: Any) -> None:
         """Posts the answer of a call: its values, or its error as each of them. Under the lock."""
         runtime = self._runtime
         if pushed.stored:
@@ -468,6 +478,8 @@ class Executor:
 
     def end_guards(self, guards: list[Guard]) -> list[Any] | None:
         """What the call has kept of its arguments, for their owner. Under the lock."""
+        if not guards:
+            return None
         end_guard = self._runtime.references.end_guard
         return [item for guard in guards for item in end_guard(guard)] or None
 
@@ -592,7 +604,7 @@ class Executor:
             raise ValueError(f"{asked}, but it returned {len(result)} values")
         return self._streams.run(pushed, name, result)
 
-    def kept(self, pushed: Pushed, name: str, index: int, value: Any) -> tuple[int, Any, Any]:
+    def kept(self, pushed: Pushed, name: str, index: Any, value: Any) -> tuple[int, Any, Any]:
         """(state, value, refs inside) of one value, which is in the store where it is large."""
         small = plain.small(value)
         if small is not None:
@@ -614,9 +626,9 @@ class Executor:
 
     def handed_over(self, owner: ProcessId, values: list[Any]) -> list[Any]:
         """The values as a message carries them; the owner is registered with the refs inside. Under the lock."""
-        hand_over = self._runtime.references.hand_over
+        references = self._runtime.references
         return [
-            (state, stored, hand_over([ref.entry for ref in inner], owner) if inner else None)
+            (state, stored, references.hand_over([ref.entry for ref in inner], owner) if inner else None)
             for state, stored, inner in values
         ]
 

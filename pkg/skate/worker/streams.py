@@ -10,8 +10,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from skate._c import frames
 from skate._c.refs import INLINE, Waiter
 from skate.core.streams import ABANDONED, Outgoing
 from skate.ids import NodeId, ProcessId, TaskId
@@ -19,12 +20,15 @@ from skate.runtime.objects import wake
 from skate.runtime.runtime import Runtime
 from skate.store.serialization import serialize, to_bytes
 from skate.wire import messages as m
-from skate.wire.messages import encode
 
 if TYPE_CHECKING:
     from skate.worker.executor import Executor, Pushed
 
 log = logging.getLogger("skate")
+
+#: a message that is sent often, without its named tuple
+_STREAM_ITEM: Final = m.StreamItem.code  # type: ignore[attr-defined]
+_STREAM_ITEM_SCHEMA: Final = m.StreamItem.schema  # type: ignore[attr-defined]
 
 
 class Collected:
@@ -42,14 +46,15 @@ class Collected:
         #: it has yielded once more than there are refs
         self.abandoned = False
 
-    def take(self, value: Any) -> None:
-        """A value has come."""
+    def take(self, value: Any) -> bool:
+        """A value has come. Whether it is to stop."""
         number = len(self.values)
         if number < self._pushed.returns:
             self.values.append(self._executor.kept(self._pushed, self._name, number, value))
         else:
             self.abandoned = True
             log.warning("%s, but it yielded more; they are dropped", self._asked)
+        return self.abandoned
 
     def complete(self, error: BaseException | None) -> list[Any]:
         """The values, then the error (that there was nothing more) for each ref without one, but at least once.
@@ -147,8 +152,10 @@ class Streams:
             if sink.abandoned:
                 return
             for value in results:
-                take(value)
+                look = take(value)
                 value = None
+                if not look:
+                    continue
                 while sink.waits:
                     self._wait_for_reader(pushed, sink)
                 if sink.abandoned:
@@ -166,8 +173,10 @@ class Streams:
             if sink.abandoned:
                 return
             async for value in results:
-                take(value)
+                look = take(value)
                 value = None
+                if not look:
+                    continue
                 while sink.waits:
                     await self._wait_for_reader_async(pushed, sink)
                 if sink.abandoned:
@@ -190,18 +199,26 @@ class Streams:
         del self._outgoing[pushed.task]
         self._on_word.pop(pushed.task, None)
 
-    def _send(self, pushed: Pushed, name: str, stream: Outgoing, value: Any) -> None:
+    def _send(self, pushed: Pushed, name: str, stream: Outgoing, value: Any) -> bool:
+        """Whether it may have to wait for its reader now, or to stop."""
         executor, runtime = self._executor, self._runtime
         number = stream.on_yielded()
         if number is None:
-            return  # its owner has it from an earlier attempt
+            return True  # its owner has it from an earlier attempt
         kept = executor.kept(pushed, name, number + 1, value)
         value = None
-        with runtime.step:
+        now = runtime.begin()
+        try:
             ((state, stored, contents),) = executor.handed_over(pushed.owner, [kept])
             pushed.stored = None
             runtime.act()
-            executor.post_answer(pushed, encode(m.StreamItem(pushed.task, number, state, stored, contents)))
+            fields = (pushed.task, number, state, stored, contents)
+            executor.post_answer(pushed, frames.encode(_STREAM_ITEM, _STREAM_ITEM_SCHEMA, fields))
+            runtime.send_soon(now)
+        finally:
+            runtime.lock.leave()
+        runtime.glance(now)
+        return stream.abandoned or stream.limit > 0
 
     def _wait_for_reader(self, pushed: Pushed, stream: Outgoing | Collected) -> None:
         """Blocks until the reader has spoken; the worker lends its CPUs, but not for what is answered at once."""

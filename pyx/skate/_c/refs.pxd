@@ -52,3 +52,5 @@ cdef class ObjectRef:
 cdef class TaskIds:
     cdef readonly bytes process
     cdef unsigned long long count
+
+cpdef settle(ObjectEntry entry, int state, value)

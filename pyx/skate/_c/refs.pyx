@@ -344,27 +344,28 @@ def forget_if_unheld(dict entries, ObjectEntry entry):
 
 # ------------------------------------------------------------------------------------------------------- waiting
 
-def settle(ObjectEntry entry, int state, value):
+cdef inline bint _count_off(Waiter waiter, Py_ssize_t times, int state) noexcept:
+    """Counts off what stood `times` on the list; whether the waiter is done with that."""
+    if waiter.done:
+        return False
+    waiter.missing -= times
+    if state == _FAILED:
+        waiter.failed = True
+    waiter.done = waiter.missing <= 0 or (waiter.eager and waiter.failed)
+    return waiter.done
+
+
+cpdef settle(ObjectEntry entry, int state, value):
     """Gives a PENDING entry its value or error and counts it off its waiters; returns those that are done now."""
-    cdef Waiter waiter
     entry.state = state
     entry.value = value
     waiters = entry.waiters
     if waiters is None:
         return ()
     entry.waiters = None
-    done = []
-    for each, times in (waiters.items() if type(waiters) is dict else ((waiters, 1),)):
-        waiter = <Waiter>each
-        if waiter.done:
-            continue
-        waiter.missing -= <Py_ssize_t>times
-        if state == _FAILED:
-            waiter.failed = True
-        if waiter.missing <= 0 or (waiter.eager and waiter.failed):
-            waiter.done = True
-            done.append(waiter)
-    return done
+    if type(waiters) is Waiter:
+        return (waiters,) if _count_off(<Waiter>waiters, 1, state) else ()
+    return [each for each, times in waiters.items() if _count_off(<Waiter>each, times, state)]
 
 
 cdef inline void _add_waiter(ObjectEntry entry, Waiter waiter):

@@ -18,7 +18,8 @@ cdef class Steps:
     cdef object _settle                 # called under the lock, before it is released, where something was dropped
     cdef readonly object dropped        # a deque: what nobody holds any more, and the lock's holder has not dealt with
     cdef object _later                  # a deque: what is to be called once the lock is free
-    cdef object _spent                  # a list: what may hold the last reference to something of the program's
+    cdef list _spent                    # what may hold the last reference to something of the program's
+    cdef bint _owes                     # there is something in these two
     cpdef enter(self)
     cpdef leave(self)
     cpdef later(self, call)

@@ -65,8 +65,16 @@ cdef extern from *:
     #undef Py_BUILD_CORE
     #endif
 
-    /* A thread's sections; those of them that keep the collector away; whether it takes in messages. */
-    static __thread int sk_depth, sk_keeps_away, sk_reading;
+    /* A thread's sections; those of them that keep the collector away; whether it takes in messages. (Of glibc's room
+       for libraries that are loaded late, so that a look is one instruction and not a call.) */
+    static __thread struct { int depth, keeps_away, reading; } sk_mine
+    #ifdef __GLIBC__
+        __attribute__((tls_model("initial-exec")))
+    #endif
+    ;
+    #define sk_depth sk_mine.depth
+    #define sk_keeps_away sk_mine.keeps_away
+    #define sk_reading sk_mine.reading
     /* Threads that keep the collector away. */
     static int sk_keepers;
     /* The collector's generations, and what is added to their thresholds, but to those that are out of reach anyway. (A
@@ -214,6 +222,28 @@ cdef extern from *:
         return deaf;
     }
 
+    static PyObject *sk_let_in(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+        PyObject *result = NULL;
+        int before;
+        if (count == 0) {
+            PyErr_SetString(PyExc_TypeError, "let_in() takes what is to be called");
+            return NULL;
+        }
+        before = sk_open();
+        if (PyErr_CheckSignals() == 0)
+            result = PyObject_Vectorcall(args[0], args + 1, count - 1, NULL);
+        sk_close(before);
+        return result;
+    }
+
+    static PyMethodDef sk_let_in_method = {
+        "let_in", (PyCFunction)(void (*)(void))sk_let_in, METH_FASTCALL,
+        "let_in($module, call, /, *args)\\n--\\n\\n"
+        "`call(*args)`, which sleeps or runs code of the program's: handlers and the collector may run again.\\n\\n"
+        "Not under a lock. Runs first the handlers of what has come: a sleep that begins after a signal is not ended by "
+        "it."
+    };
+
     static unsigned long sk_named_main(void) { return _PyRuntime.main_thread; }
 
     static int sk_threshold(int generation) { return PyInterpreterState_Main()->gc.generations[generation].threshold; }
@@ -255,6 +285,11 @@ cdef extern from *:
     void sk_begin(unsigned long thread) noexcept
     void sk_forked() noexcept
 
+    ctypedef struct PyMethodDef:
+        pass
+    PyMethodDef sk_let_in_method
+    object PyCFunction_NewEx(PyMethodDef* method, object module, object name)
+
 cdef object log = logging.getLogger("skate")
 
 
@@ -291,17 +326,8 @@ def empty(int fd):
         pass
 
 
-def let_in(call, *args, **kwargs):
-    """`call(*args, **kwargs)`, which sleeps or runs code of the program's: handlers and the collector may run again.
-
-    Not under a lock. Runs first the handlers of what has come: a sleep that begins after a signal is not ended by it.
-    """
-    cdef int before = sk_open()
-    try:
-        PyErr_CheckSignals()
-        return call(*args, **kwargs)
-    finally:
-        sk_close(before)
+#: see sk_let_in_method (in C, as every call of a task goes through it)
+let_in = PyCFunction_NewEx(&sk_let_in_method, None, __name__)
 
 
 def interrupted():
@@ -373,15 +399,13 @@ def sections():
     return sk_depth
 
 
-class Section:
+cdef class Section:
     """A section as a context manager, for what takes no lock."""
-
-    __slots__ = ()
 
     def __enter__(self):
         sk_enter()
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, value, traceback):
         leave_section()
 
 
@@ -423,7 +447,7 @@ cdef class Steps:
         """Ends a step; then calls what was put off, and raises what that or a handler of a signal raises."""
         try:
             self._release()
-            if sk_reading == 0 and (self._later or self._spent):
+            if self._owes and sk_reading == 0:
                 self._run_later()
         finally:
             leave_section()
@@ -431,7 +455,7 @@ cdef class Steps:
     def __enter__(self):
         self.enter()
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, value, traceback):
         self.leave()
 
     def locked(self):
@@ -444,10 +468,12 @@ cdef class Steps:
     cpdef later(self, call):
         """Calls `call()` once the lock is free. It may do anything, and handlers of signals wait until it is over."""
         self._later.append(call)
+        self._owes = True
 
     cpdef drop_later(self, what):
         """Lets go of `what` once the lock is free: it may be the last reference to something with a finalizer."""
         self._spent.append(what)
+        self._owes = True
 
     cpdef note_dropped(self, what):
         """Has `settle` deal with what was dropped: now, or by whoever holds the lock. From anywhere, also in a step."""
@@ -456,7 +482,7 @@ cdef class Steps:
             sk_enter()
             try:
                 self._release()
-                if sk_reading == 0 and (self._later or self._spent):
+                if self._owes and sk_reading == 0:
                     self._run_later()
             finally:
                 leave_quietly()
@@ -487,7 +513,7 @@ cdef class Steps:
         global sk_reading
         sk_reading -= 1
         try:
-            if sk_reading == 0 and (self._later or self._spent):
+            if self._owes and sk_reading == 0:
                 self._run_later()
         finally:
             leave_section()
@@ -496,6 +522,7 @@ cdef class Steps:
         """All of them are called, whatever one raises; the first exception goes on to the caller."""
         cdef int before = sk_let_collect()
         cdef int deaf = sk_hear()
+        self._owes = False
         spent, self._spent = self._spent, []
         first = None
         try:
