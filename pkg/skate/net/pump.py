@@ -176,12 +176,12 @@ class Pump:
             self._leave()
 
     def _read_on(self, waiter: Waiter, deadline: float | None) -> None:
-        mailbox, has_put_off = self._mailbox, self._steps.has_put_off
-        while not (waiter.done or self._closed or has_put_off() or interrupted()):
+        mailbox, steps = self._mailbox, self._steps
+        while not (waiter.done or self._closed or steps.has_put_off() or interrupted()):
             if mailbox.spin():
                 continue
             timeout = self._before_sleep()
-            if waiter.done or has_put_off():
+            if waiter.done or steps.has_put_off():
                 return  # what was waited for was a timer's
             if deadline is not None:
                 left = min(deadline - clock.monotonic(), LONGEST_SLEEP)
@@ -230,6 +230,10 @@ class Pump:
             self._wake()
         self._steps.end_reading()
 
+    def _end_reading(self) -> None:
+        """(Compiled, a method of a C type has no bound object.)"""
+        self._steps.end_reading()
+
     # -------------------------------------------------------------------------------------------- the pump thread
 
     def _run(self) -> None:
@@ -268,13 +272,13 @@ class Pump:
                     self.last_read = clock.monotonic()
                 self._reader = 0
                 self._reading.release()
-                self._unless_closed(self._steps.end_reading)
+                self._unless_closed(self._end_reading)
 
     def _read_until_wanted(self) -> None:
-        has_put_off = self._steps.has_put_off
+        steps = self._steps
         while not (self._wanted or self._ousted or self._closed):
             timeout = self._before_sleep()
-            if has_put_off():
+            if steps.has_put_off():
                 return
             self._mailbox.read(timeout, idle=False)
 
