@@ -248,7 +248,12 @@ def test_finalizers_that_the_collector_runs_use_the_runtime(start_driver, where:
             Cycle()
             assert skate.get(one.remote(i)) == i
             skate.wait([one.remote(skate.put(i))])
-        assert len(died) > rounds // 2, len(died)
+        if "thread" not in "{where}":  # (where several are at it, the collector waits for the steps of them all)
+            assert len(died) > rounds // 2, len(died)
+        deadline = time.monotonic() + 20
+        while len(died) < rounds:  # another thread's collection may have them, and be at it
+            gc.collect()
+            assert time.monotonic() < deadline, len(died)
         return True
 
     class Storms:
