@@ -506,7 +506,7 @@ cdef class Steps:
 
     cpdef bint has_put_off(self):
         """Whether something is to be called, or let go of."""
-        return bool(self._later) or bool(self._spent)
+        return self._owes  # (not whether anything is left: the thread that is at it sees to the rest)
 
     cpdef end_reading(self):
         """Ends what `begin_reading` began; then as `leave`."""
