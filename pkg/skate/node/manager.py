@@ -652,9 +652,11 @@ class NodeManager:
         """The manager of another node has an actor in this worker, and it is not needed."""
         pooled = self._admission.workers.get(worker)
         lease = None if pooled is None else pooled.lease
-        if lease is None or self.cluster.roster.home(lease.request.owner) != stranger.id:
+        process = self._processes.get(worker)
+        another = lease is not None and self.cluster.roster.home(lease.request.owner) != stranger.id
+        if process is None or another:  # (where its lease has ended, with its placement group, the process has not yet)
             raise ValueError(f"worker {worker.hex()} has no actor of that node's")
-        self._kill(self._processes[worker], why)
+        self._kill(process, why)
 
     def _kill(self, process: Process, why: str) -> None:
         process.killed_because = why
