@@ -72,7 +72,10 @@ class LatchedFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """What the call returned. Blocks; raises what the call raised, TimeoutError, or CancelledError."""
-        return super().result(self._wait(timeout))
+        try:
+            return super().result(self._wait(timeout))
+        finally:
+            del self  # the traceback of what is raised leads here, and the future has what is raised: a cycle
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call raised, or None. Blocks; raises TimeoutError or CancelledError."""
