@@ -8,6 +8,6 @@ cdef class Loaded:
     cdef public object pickled, call, calls
 
 cdef class Functions:
-    cdef Steps _lock
+    cdef public Steps _lock
     cdef public dict by_id
     cdef list _unowned
