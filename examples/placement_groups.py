@@ -45,7 +45,7 @@ def main() -> None:
     remove_placement_group(group)
     try:
         skate.get(trainer.helper_runs.remote())
-    except skate.exceptions.ActorDiedError as error:
+    except (skate.exceptions.ActorDiedError, skate.exceptions.TaskPlacementGroupRemoved) as error:
         print("the actor:", str(error).splitlines()[-1])
     print("and now there is room:", too_large.wait(10))
 

@@ -654,7 +654,9 @@ class NodeManager:
         lease = None if pooled is None else pooled.lease
         process = self._processes.get(worker)
         another = lease is not None and self.cluster.roster.home(lease.request.owner) != stranger.id
-        if process is None or another:  # (where its lease has ended, with its placement group, the process has not yet)
+        if (
+            process is None or another
+        ):  # (where its lease has ended, with its placement group, the process has not yet)
             raise ValueError(f"worker {worker.hex()} has no actor of that node's")
         self._kill(process, why)
 
