@@ -153,13 +153,17 @@ def test_a_logging_handler_that_raises(tmp_path: Path, error: str) -> None:
     """Whatever skate warns of: here a request that nobody can meet."""
     child = run(
         f"""
+        import threading
+        told = threading.Event()
         class Handler(logging.Handler):
             def emit(self, record):
+                told.set()
                 raise {error}
         logging.getLogger().addHandler(Handler())
         infeasible = quiet.options(resources=dict(nothing=1)).remote(quiet.remote(0))
         skate.get(say.remote("a", "b"), timeout=20)
         works()
+        assert told.wait(20)
         assert quiet.remote(3).future().result(timeout=20) == 3
         skate.shutdown()
         """,
