@@ -174,6 +174,22 @@ class Owner:
         worker.lease = self.next_lease
         self.from_node.append(("granted", class_id, self.next_lease, worker.me))
 
+    def lose_grant(self) -> None:
+        """The node of a worker dies, with the word on its way that the owner has a lease of it."""
+        at = self.grants_under_way[0]
+        process = self.from_node[at][-1]
+        self.from_node[at] = ("node died", process)
+        del self.workers[process]
+        replacement = self.new_worker()
+        self.workers[replacement.me] = replacement
+
+    @property
+    def grants_under_way(self) -> list[int]:
+        """Where among the mail of nodes there are grants of workers that live."""
+        return [
+            at for at, sent in enumerate(self.from_node) if sent[0] == "granted" and sent[-1] in self.workers
+        ]
+
     @property
     def grantable(self) -> list[int]:
         """Classes of which the node could grant leases."""
@@ -192,6 +208,9 @@ class Owner:
                 self.dispatcher.lease_granted(queue, lease, process, self.now)
         elif kind == "reclaim":
             self.dispatcher.lease_reclaimed(*content)
+        elif kind == "node died":
+            self.exports.died(content[0])
+            self.dispatcher.node_died()
         else:
             process, running = content
             self.exports.died(process)
@@ -377,6 +396,11 @@ class DispatchModel(RuleBasedStateMachine):
     def worker_dies(self, number: int) -> None:
         self.owner.kill(self.worker(number))
 
+    @precondition(lambda self: self.owner.grants_under_way)
+    @rule()
+    def node_dies(self) -> None:
+        self.owner.lose_grant()
+
     @rule()
     def tick(self) -> None:
         self.owner.tick()
@@ -514,6 +538,18 @@ def test_tasks_end_where_no_worker_can_be_started() -> None:
     again = owner.submit(0)
     assert owner.to_node[-1] == ("wanted", owner.queue(0).class_id, 1), "whoever comes later asks again"
     assert list(owner.queue(0).tasks) == [again]
+
+
+def test_a_grant_that_died_with_its_node_is_asked_for_again() -> None:
+    """Those who asked that node may have heard from it that the lease is granted, and the owner has not."""
+    owner = Owner()
+    owner.submit(0)
+    owner.node_hears()
+    owner.grant(owner.queue(0).class_id)
+    owner.lose_grant()
+    assert not owner.grantable
+    owner.owner_hears_node()
+    assert owner.to_node[-1] == ("wanted", owner.queue(0).class_id, 1)
 
 
 DispatchModel.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=50, deadline=None)

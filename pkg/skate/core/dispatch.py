@@ -328,6 +328,14 @@ class Dispatcher(Machine):
         self._feed(lease.queue, now)
         return begun
 
+    def node_died(self) -> None:
+        """Grants of it that were on their way are lost, while those who asked it may have heard of them: says again
+        what is wanted. (A lease too many goes back.)"""
+        for queue in self.queues.values():
+            if queue.told:
+                queue.told = 0
+                self._ask(queue)
+
     def tick(self, now: float) -> None:
         """Time has passed: recalls what waits behind a task that overruns, gives back idle leases."""
         while self._late and (self._late[0][0] <= now or not self._late[0][1].in_flight):

@@ -20,7 +20,16 @@ from skate.core.exports import Exports
 from skate.core.streams import Stream
 from skate.core.tasks import Function, OwnedTask
 from skate.exceptions import PendingCallsLimitExceeded, TaskError
-from skate.ids import FIRST_INDEX, TASK_ID_BYTES, NodeId, ProcessId, TaskId, manager_of, object_id
+from skate.ids import (
+    FIRST_INDEX,
+    NODE_ID_BYTES,
+    TASK_ID_BYTES,
+    NodeId,
+    ProcessId,
+    TaskId,
+    manager_of,
+    object_id,
+)
 from skate.runtime.arguments import inlined, pack_arguments
 from skate.runtime.deaths import crash_of
 from skate.runtime.objects import pack_error
@@ -413,6 +422,8 @@ class Submission:
         for lease in [lease for lease in leases if lease.worker.startswith(gone)]:
             lost = self._dispatcher.worker_lost(lease, running, answered, now, cause)
             self._lose(lost, lease.worker, cause, now)
+        if len(gone) == NODE_ID_BYTES:
+            self._dispatcher.node_died()
 
     def _lose(self, tasks: list[OwnedTask], worker: ProcessId, cause: str, now: float) -> None:
         """Tasks that a dead worker had begun, and has not answered: they are tried again, or fail."""
