@@ -114,6 +114,11 @@ def examine(manager: Any) -> dict[str, Any]:
         "objects": manager._store.objects(),
         "pulls": list(manager._puller.machine.pulls.values()),
         "groups": list(manager._groups.directory.groups.values()),
+        "splits": [
+            split
+            for split in manager._scheduling.shares.splits.values()
+            if any(share.waiting or share.reserved for share in split.shares.values())
+        ],
         "splits of the dead": [
             split
             for (owner, _), split in manager._scheduling.shares.splits.items()
