@@ -60,6 +60,9 @@ class Runner(Protocol):
     def run(self) -> None:
         """Something has come, or is due."""
 
+    def end_fibers(self) -> None:
+        """Nothing of it goes on."""
+
 
 class World:
     """The clock and the events of one simulation."""
@@ -144,9 +147,9 @@ class World:
             process.become_current()
 
     def close(self) -> None:
-        """Ends all fibers, wherever they wait."""
+        """Ends all processes that have fibers, wherever these wait."""
         for fiber in list(self._fibers):
-            fiber.end()
+            fiber.process.end_fibers()
         self.enter(None)
         self._events.clear()
 
