@@ -110,11 +110,12 @@ class Objects:
                 if packed.refs:
                     inner = [ref.entry for ref in packed.refs]
                     self._references.on_value(entry, [(each.id, b"") for each in inner])
-                return ObjectRef(entry)
+                ref = ObjectRef(entry)
             finally:
                 runtime.lock.leave()
         finally:
             leave_section()
+        return ref
 
     def keep(self, identifier: bytes, packed: Serialized, again: bool = False) -> tuple[int, Any]:
         """Puts a packed value where its size says: (state, what the entry's `value` is then). See LocalStore.put."""
@@ -218,9 +219,10 @@ class Objects:
         with section:
             before = refs.unpickling_under(entry)
             try:
-                return run(self._load, entry, block, deadline)
+                value = run(self._load, entry, block, deadline)
             finally:
                 refs.unpickling_under(before)
+        return value
 
     def stored(self, identifier: bytes, deadline: float | None = None) -> Any:
         """A value out of the store, or back from disk. ObjectLostError where it is in neither."""
@@ -261,9 +263,10 @@ class Objects:
         with section:
             before = refs.unpickling_under(entry)
             try:
-                return let_in(self._error_of, entry)
+                error = let_in(self._error_of, entry)
             finally:
                 refs.unpickling_under(before)
+        return error
 
     def _error_of(self, entry: ObjectEntry) -> BaseException:
         """What an object that is FAILED has failed with."""

@@ -124,16 +124,16 @@ class Streams:
         runtime.begin()
         try:
             ref = self.peek(stream)
-            if ref is None or not stream.refs:
-                return ref, False
-            ref = stream.on_taken()
-            lease = self._lease_of(stream) if stream.limit else None
-            if lease is not None:
-                self._say_how_far(stream, lease.worker)
-                runtime.mailbox.flush()
-            return ref, True
+            taken = ref is not None and bool(stream.refs)
+            if taken:
+                ref = stream.on_taken()
+                lease = self._lease_of(stream) if stream.limit else None
+                if lease is not None:
+                    self._say_how_far(stream, lease.worker)
+                    runtime.mailbox.flush()
         finally:
             runtime.lock.leave()
+        return ref, taken
 
     def next_ref(self, stream: Stream) -> ObjectRef:
         """The next ref; blocks until it has come. StopIteration at the end."""
@@ -197,7 +197,8 @@ class ObjectRefGenerator:
         """A ref that is ready when `next` does not block any more: for `wait`."""
         runtime = self._runtime
         with runtime.lock:
-            return runtime.streams.peek(self._stream) or self._completed
+            ref = runtime.streams.peek(self._stream) or self._completed
+        return ref
 
     def _refuse(self, *_: Any) -> Any:
         raise NotImplementedError(

@@ -479,38 +479,44 @@ class InboxSelector(selectors.EpollSelector):
 
     def _read(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         with section:
-            return self._read_undisturbed(timeout)
+            ready = self._read_undisturbed(timeout)
+        return ready
 
     def _read_undisturbed(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         if not self._pump.take():
             self._runtime.before_sleep()
             return self._without_inbox(let_in(super().select, timeout))
-        mailbox = self._mailbox
         try:
-            if mailbox.spin() if timeout != 0 else mailbox.take_lanes():
-                timeout = 0
-            if timeout == 0 and not mailbox.waits:
-                now = clock.monotonic()
-                if now - self._looked_at < BUSY_SECONDS:
-                    return []
-                self._looked_at = now
-            due = self._runtime.before_sleep()
-            if mailbox.read(0):
-                timeout = 0
-            elif due is not None:
-                timeout = due if timeout is None else min(timeout, due)
-            try:
-                if timeout != 0 and not self._runtime.lock.has_put_off() and mailbox.fall_asleep(True):
-                    doze(self.fileno(), timeout)
-            finally:
-                mailbox.wake_up()
-            ready = super().select(0)
-            others = self._without_inbox(ready)
-            if len(others) != len(ready) or timeout != 0:
-                mailbox.serve()
-            return others
+            others = self._read_inbox(timeout)
         finally:
             self._pump.give_up()
+        return others
+
+    def _read_inbox(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        """As `_read`, by the thread that has the right to read."""
+        mailbox = self._mailbox
+        if mailbox.spin() if timeout != 0 else mailbox.take_lanes():
+            timeout = 0
+        if timeout == 0 and not mailbox.waits:
+            now = clock.monotonic()
+            if now - self._looked_at < BUSY_SECONDS:
+                return []
+            self._looked_at = now
+        due = self._runtime.before_sleep()
+        if mailbox.read(0):
+            timeout = 0
+        elif due is not None:
+            timeout = due if timeout is None else min(timeout, due)
+        try:
+            if timeout != 0 and not self._runtime.lock.has_put_off() and mailbox.fall_asleep(True):
+                doze(self.fileno(), timeout)
+        finally:
+            mailbox.wake_up()
+        ready = super().select(0)
+        others = self._without_inbox(ready)
+        if len(others) != len(ready) or timeout != 0:
+            mailbox.serve()
+        return others
 
     def _without_inbox(
         self, ready: list[tuple[selectors.SelectorKey, int]]

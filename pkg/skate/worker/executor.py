@@ -283,11 +283,11 @@ class Executor:
         runtime = self._runtime
         while True:
             with runtime.lock:
-                if self._queue:
-                    return self._queue.popleft()
-                if self._stopping:
-                    return End()
-                arrival = self._arrival = Waiter()
+                item = self._queue.popleft() if self._queue else End() if self._stopping else None
+                if item is None:
+                    arrival = self._arrival = Waiter()
+            if item is not None:
+                return item
             try:
                 runtime.pump.wait(arrival, runtime.lock, None)
             except SystemExit:
