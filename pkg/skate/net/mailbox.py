@@ -205,8 +205,13 @@ class Mailbox:
         return bool(self._waiting)
 
     def _send(self, link: Link) -> bool:
-        """Sends what waits for one peer, and wakes it; False where it has no room for all of it."""
-        if link.lane is None:
+        """Sends what waits for one peer, and wakes it; False where it has no room for all of it.
+
+        What threads still say once this is closed goes nowhere.
+        """
+        if self.closed:
+            link.waits = False
+        elif link.lane is None:
             link.waits = not self._send_by_socket(link)
         else:
             link.waits = not self._send_by_lane(link, link.lane)
@@ -514,11 +519,11 @@ class Mailbox:
     # --------------------------------------------------------------------------------------------------- closing
 
     def close(self) -> None:
-        """Sends what waits (for at most LINGER_MS) and closes all sockets. Nobody may be reading."""
+        """Sends what waits (for at most LINGER_MS) and closes all sockets. Nobody may be reading, or sending."""
         if self.closed:
             return
-        self.closed = True
         self._send_the_rest()
+        self.closed = True
         self._inbox.close()
         for link in self._links.values():
             if link.socket is not None:

@@ -404,5 +404,6 @@ class Runtime:
         self.closed = True
         refs.set_home(None, {}, b"")
         self.pump.close(self.ending)
-        self.mailbox.close()
+        with self.lock:
+            self.mailbox.close()
         self.store.close()
