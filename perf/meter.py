@@ -28,7 +28,11 @@ class Meter(Pace):
         start, before = time.perf_counter(), time.process_time()
         rate = self.repeat(call, self.run_s, a_tick)
         caller_s, elapsed_s = time.process_time() - before, time.perf_counter() - start
-        used_s = sum(procs.thread_seconds(pid) - used for pid, used in others_before.items())
+        used_s = sum(
+            used - before_s.get(thread, 0.0)
+            for pid, before_s in others_before.items()
+            for thread, used in procs.thread_seconds(pid).items()
+        )
         done = rate * elapsed_s * operations
         self.microseconds.update(caller=caller_s / done * 1e6, others=used_s / done * 1e6)
         return rate * operations

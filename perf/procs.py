@@ -61,15 +61,15 @@ def cpu_s(pid: int) -> float:
     return (int(stat[11]) + int(stat[12])) / _TICKS_A_SECOND if stat else 0.0
 
 
-def thread_seconds(pid: int) -> float:
-    """CPU time of the threads that the process has now, to the microsecond (`cpu_s` counts ticks of 10 ms)."""
-    total_ns = 0
+def thread_seconds(pid: int) -> dict[str, float]:
+    """CPU time of each thread that the process has now, to the microsecond (`cpu_s` counts ticks of 10 ms)."""
+    seconds = {}
     for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         try:
-            total_ns += int(task.read_text().split()[0])
+            seconds[task.parent.name] = int(task.read_text().split()[0]) / 1e9
         except OSError:
             continue  # the thread has ended meanwhile
-    return total_ns / 1e9
+    return seconds
 
 
 def die_with_parent(signal_number: int) -> None:
