@@ -6,6 +6,7 @@ And places where tests and their tasks meet.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from skate.net.exchange import VARIABLE as LANES  # isort: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # a shell ran this in the background: drivers inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "transport: its messages go by every path; runs with lanes, and without"
     )
