@@ -161,6 +161,25 @@ def full(contender: Contender, pace: Pace) -> tuple[float, float]:
 
 
 @measure(
+    Row("get, the second pass over twice what a store holds", "GB/s", limit="store.file_read", key="pass_again"),
+    needs={"objects"},
+    group="full",
+    num_cpus=0,
+    most_rounds=3,
+)
+def again(contender: Contender, pace: Pace) -> float:
+    contender.start(1, store_bytes=SMALL_STORE)
+    array = array_of(PIECE)
+    handles = [contender.put(array) for _ in range(BEYOND // PIECE)]
+    for _ in range(2):
+        start = perf_counter()
+        for handle in handles:
+            if contender.get(handle).nbytes != PIECE:
+                raise ValueError("it did not come back whole")
+    return BEYOND / GB / (perf_counter() - start)
+
+
+@measure(
     Row("limit: write a plain file", "GB/s", key="file_write"),
     Row("limit: read it again", "GB/s", key="file_read"),
     needs={"machine"},

@@ -44,6 +44,7 @@ class ArenaMachine(RuleBasedStateMachine):
         self.arenas.append(Arena.attach(self.fd))
         self.serial = 0
         self.sealed: dict[bytes, Contents] = {}
+        self.copied: list[Contents] = []  # sealed, and said to have a copy elsewhere
         self.making: dict[bytes, tuple[int, Writable, Contents]] = {}
         self.lost: list[tuple[Writable, int]] = []  # deleted while being made
         self.pins: list[tuple[bytes, Pinned, Contents]] = []  # id, pin, contents
@@ -87,15 +88,17 @@ class ArenaMachine(RuleBasedStateMachine):
             self.making[object_id] = (who, writable, data)
 
     @precondition(lambda self: self.making)
-    @rule(data=st.data())
-    def seal(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), copied=st.booleans())
+    def seal(self, data: st.DataObject, copied: bool) -> None:
         object_id = data.draw(st.sampled_from(sorted(self.making)))
         who, writable, contents_ = self.making.pop(object_id)
         if not self.lost:  # the other process may still have a deleted one of this id to seal, in vain
             with pytest.raises(NotMaking):
                 self.arenas[1 - who].seal(object_id)
-        self.arenas[who].seal(object_id)
+        writable.seal(copied=copied)
         self.sealed[object_id] = contents_
+        if copied:
+            self.copied.append(contents_)
         self.order.append(object_id)
         del writable
 
@@ -131,15 +134,19 @@ class ArenaMachine(RuleBasedStateMachine):
     def evict(self, data: st.DataObject) -> None:
         object_id, pin, contents_ = self.pins[data.draw(st.integers(0, len(self.pins) - 1))]
         alone = sum(1 for _, _, other in self.pins if other is contents_) == 1
-        assert pin.evict() == (alone and self.sealed.get(object_id) is contents_)
-        if alone and self.sealed.get(object_id) is contents_:
+        there = self.sealed.get(object_id) is contents_
+        assert pin.evict() == (alone if there else None)
+        if alone and there:
             del self.sealed[object_id]
+        elif there:
+            self.copied.append(contents_)
         assert bytes(memoryview(pin)) == contents_
 
     @rule(who=st.integers(0, 1), object_id=ids)
     def delete(self, who: int, object_id: bytes) -> None:
         known = object_id in self.sealed or object_id in self.making
-        assert self.arenas[who].delete(object_id) == known
+        copied = any(each is self.sealed.get(object_id) for each in self.copied)
+        assert self.arenas[who].delete(object_id) == (known and not copied)
         self.sealed.pop(object_id, None)
         if object_id in self.making:
             _, writable, contents_ = self.making.pop(object_id)

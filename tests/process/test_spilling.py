@@ -69,6 +69,52 @@ def test_comes_back(skate_start: Callable[..., Any]) -> None:
     nothing_left(folder)
 
 
+def test_each_object_is_written_once(skate_start: Callable[..., Any]) -> None:
+    """Objects never change, so a copy on disk is good for as long as its object is wanted: however often they are read, by
+    whom, and in what order, nothing is written again; and what is freed while the store has it goes from the disk, too.
+    """
+    folder = spill_folder(skate_start(num_cpus=1, object_store_memory=STORE))
+    refs = [skate.put(numbers(4 * MB, n)) for n in range(20)]
+
+    @skate.remote
+    def first(refs: list[Any]) -> list[int]:
+        return [int(skate.get(ref)[0]) for ref in refs]
+
+    assert first_of(refs) == list(range(20))
+    eventually(lambda: spilled()["objects"] + used() // (4 * MB) == 20)  # what was in use is out of the store by now
+    assert first_of(refs) == list(range(20))
+    before = spilled()["spilled_bytes_ever"]
+    assert before <= 20 * (4 * MB + 1000)
+    for _ in range(3):
+        assert first_of(refs) == list(range(20))
+        assert first_of(refs[::-1]) == list(range(20))[::-1]
+    assert skate.get(first.remote(refs)) == list(range(20))
+    assert spilled()["spilled_bytes_ever"] <= 20 * (4 * MB + 1000)
+    assert spilled()["restored_bytes_ever"] > 5 * before
+    for _ in range(20):
+        refs.pop()
+    nothing_left(folder)
+
+
+def first_of(refs: list[Any]) -> list[int]:
+    return [int(skate.get(ref)[0]) for ref in refs]
+
+
+def test_copies_of_what_the_store_has_give_way(skate_start: Callable[..., Any]) -> None:
+    """A limit on the disk is no harder because files stay: where it leaves no room, those go that only repeat the store."""
+    folder = spill_folder(skate_start(object_store_memory=STORE, object_spilling_limit=30 * MB))
+    old = [skate.put(numbers(4 * MB, n)) for n in range(7)]
+    filler = [skate.put(numbers(4 * MB, n)) for n in range(7)]
+    eventually(lambda: spilled()["objects"] >= 7)
+    del filler
+    held = skate.get(old)
+    new = [skate.put(numbers(1 * MB, n)) for n in range(12)]
+    assert first_of(old) == [int(array[0]) for array in held] == list(range(7))
+    assert first_of(new) == list(range(12))
+    del old, held, new
+    nothing_left(folder)
+
+
 def test_many_objects_share_a_file(skate_start: Callable[..., Any]) -> None:
     folder = spill_folder(skate_start(object_store_memory=STORE))
     refs = [skate.put(numbers(200_000, n)) for n in range(600)]

@@ -217,19 +217,34 @@ def test_evict(arena: Arena) -> None:
     store(arena, 1, b"old")
     ours, theirs = arena.get(oid(1)), arena.get(oid(1))
     assert ours.creator == os.getpid()
-    assert not ours.evict()
+    assert ours.evict() is False
     assert arena.contains(oid(1))
     del theirs
-    assert ours.evict()
+    assert ours.evict() is True
     assert not arena.contains(oid(1))
     assert not arena.delete(oid(1))
     assert bytes(ours) == b"old"
-    assert not ours.evict()
+    assert ours.evict() is None
     store(arena, 1, b"new")
-    assert not ours.evict()
+    assert ours.evict() is None
     assert bytes(arena.get(oid(1))) == b"new"
     del ours
     assert arena.stats()["objects"] == 1
+
+
+def test_delete_tells_of_a_copy(arena: Arena) -> None:
+    """Of an object that was sealed as one that has a copy, or was to be evicted while others read it; not of the next one."""
+    arena.allocate(oid(1), 1).seal(copied=True)
+    assert arena.contains(oid(1))
+    assert not arena.delete(oid(1))
+    assert not arena.contains(oid(1))
+    store(arena, 1, b"x")
+    pins = [arena.get(oid(1)), arena.get(oid(1))]
+    assert pins[0].evict() is False
+    assert not arena.delete(oid(1))
+    del pins
+    store(arena, 1, b"y")
+    assert arena.delete(oid(1))
 
 
 def test_id_of_a_doomed_object_is_free(arena: Arena) -> None:

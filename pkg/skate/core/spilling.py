@@ -1,24 +1,30 @@
 """What a full store writes to disk, where to, when it comes back, and when a file goes.
 
 Pure. State: the objects that are on disk or on their way, the files they lie in, who waits for room. Events:
-room_requested, restore_requested, forget_requested, write_ended, read_ended, process_left, owners_left. They note what
-happened; `decide` then acts, on a View of store and disk where `wants_view` asks for one. Effects are what it returns.
+room_requested, restore_requested, forget_requested, write_ended, read_ended, evicted, process_left, owners_left. They
+note what happened; `decide` then acts, on a View of store and disk where `wants_view` asks for one. Effects are what it
+returns.
 
-An object's life here, from the choice as a victim to the end of its copy:
+An object's life here, from the choice as a victim until its owner frees it:
 
-    WRITING --evicted--> ON_DISK --asked for--> READING --back in the store--> (unknown)
-       `--not evicted--> (unknown)     ^--no room---'
+    WRITING --evicted--> ON_DISK --asked for--> READING --back in the store--> KEPT --evicted--> ON_DISK ...
+       |                    ^--no room------------'                             ^
+       `--somebody reads it, so it stays in the store---------------------------'
 
 Rules:
 
-* The oldest unpinned objects go first, a batch a job, into the last file until that is full. One job writes at a time.
-* A copy counts once its object is out of the store: an object is in the store or here, but for the time of one job.
-  So whoever finds nothing in the store asks here, and what is unknown here and not in the store is gone.
+* Objects are immutable, so each is written once: its copy is KEPT while it is in the store again, and leaving the
+  store once more costs nothing.
+* The oldest unpinned objects go first: those that have a copy at once, and where none of the oldest has one, a batch a
+  job is written, into the last file until that is full. One job writes at a time.
+* Whoever finds nothing in the store asks here; what is unknown here and not in the store is gone. The store notes which
+  objects have a copy (see Arena.delete), so an owner that frees one says so here.
 * Who asks again after being told that there is room insists: more is spilled, whatever the store's figures say. (They
   cannot know that the memory behind the store has run out, or that others were faster.)
 * A request for room fails when for ROOM_SECONDS nothing could be spilled, or after MOST_ATTEMPTS.
 * A restore never fails for want of room: where none can be made the reader is told the file, and reads it itself.
-* A file goes when nothing in it is wanted. `max_bytes` and the disk's free share limit the files' sizes together.
+* A file goes when nothing in it is wanted. `max_bytes` and the disk's free share limit the files' sizes together. Where
+  they leave no room for what must be written, files go of which the store has everything.
 
 Invariants (`check`): a file's `live` are the objects that name it; none is empty unless it is being written; files are
 as long as they are counted; who waits for an object waits once; at most one file is being written.
@@ -46,6 +52,8 @@ RESTORE_ATTEMPTS: Final = 3
 #: bytes after which a file is full; and what one job writes, where no single object is larger
 FILE_BYTES: Final = 128 << 20
 BATCH_BYTES: Final = 32 << 20
+#: what of a batch is evicted at least where that costs nothing, so that not each small object needs a look at the store
+EVICT_SHARE: Final = 8
 #: objects of one job
 BATCH_OBJECTS: Final = 4096
 #: where objects begin in a file, so that they can be read there as they are read in the store
@@ -58,9 +66,11 @@ FREE_SHARE: Final = 0.05
 WRITING: Final = "WRITING"
 ON_DISK: Final = "ON_DISK"
 READING: Final = "READING"
+KEPT: Final = "KEPT"
 
 #: outcomes of a read
 RESTORED: Final = "restored"
+REMADE: Final = "remade"
 FULL: Final = "full"
 DELETED: Final = "deleted"
 
@@ -127,6 +137,12 @@ class ReadObject(NamedTuple):
     span: Span
 
 
+class Evict(NamedTuple):
+    """Effect: take these objects out of the store, which have a copy; `evicted` follows before the next decision."""
+
+    objects: tuple[ObjectId, ...]
+
+
 class DeleteFile(NamedTuple):
     """Effect: remove the file. No read of it is left."""
 
@@ -145,7 +161,7 @@ class WarnNearlyFull(NamedTuple):
     why: str
 
 
-Effect = Answer | LookFor | WriteObjects | ReadObject | DeleteFile | DeleteObject | WarnNearlyFull
+Effect = Answer | LookFor | WriteObjects | ReadObject | Evict | DeleteFile | DeleteObject | WarnNearlyFull
 
 
 class SpillFile:
@@ -163,7 +179,7 @@ class SpillFile:
 
 
 class SpilledObject:
-    """An object on disk, or on its way there or back."""
+    """An object that has a copy on disk, or is to get one."""
 
     __slots__ = ("creator", "file", "makers", "span", "state", "waiters", "wanted")
 
@@ -244,7 +260,7 @@ class Spilling:
     def restore_requested(self, process: ProcessId, token: int, object_id: ObjectId, attempt: int) -> None:
         """A process did not find an object in the store, `attempt` times after it was told that it is there."""
         known = self.objects.get(object_id)
-        if known is None or not known.wanted:
+        if known is None or not known.wanted or known.state == KEPT:
             self._effects.append(LookFor(process, token, object_id))
         elif attempt >= RESTORE_ATTEMPTS and known.state == ON_DISK and not known.waiters:
             self._tell_file(known, process, token)
@@ -254,12 +270,12 @@ class Spilling:
                 self._read(known)
 
     def forget_requested(self, object_id: bytes) -> None:
-        """The owner frees an object that it did not find in the store."""
+        """The owner frees an object that it did not find in the store, or that has a copy."""
         known = self.objects.get(object_id)
         if known is None:
             return
         known.wanted = False
-        if known.state == ON_DISK:
+        if known.state in (ON_DISK, KEPT):
             self._drop_unwanted(known)
 
     def remake_requested(self, process: ProcessId, token: int, object_id: bytes) -> None:
@@ -273,10 +289,12 @@ class Spilling:
             known.makers.append((process, token))
             self.forget_requested(object_id)
 
-    def write_ended(self, evicted: Mapping[bytes, int], size: int, trouble: str) -> None:
-        """The job is over: what was written and is out of the store, with its creators' pids; how long the file is.
+    def write_ended(
+        self, written: Mapping[bytes, int], kept: Container[bytes], size: int, trouble: str
+    ) -> None:
+        """The job is over: what was written, with its creators' pids; which of it is in the store still; the file's length.
 
-        What is not in `evicted` is in the store, or was freed. `trouble`: why the disk refused the rest, or empty.
+        What is not in `written` is in the store, or was freed. `trouble`: why the disk refused the rest, or empty.
         """
         job = self._job
         assert job is not None
@@ -287,22 +305,23 @@ class Spilling:
         file.size = size
         for span in job.spans:
             known = self.objects[span.object]
-            creator = evicted.get(span.object)
+            creator = written.get(span.object)
             if creator is None:
                 self._drop(known, THERE)
                 continue
-            known.state = ON_DISK
             known.creator = creator
             self.counts["spilled"] += 1
             self.counts["spilled_bytes"] += span.size
+            if span.object in kept:
+                self._keep(known)
+                continue
+            known.state = ON_DISK
             if not known.wanted:
                 self._drop_unwanted(known)
             elif known.waiters:
                 self._read(known)
-        if evicted:
-            for need in self._needs:
-                need.insists = False
-                need.stuck_since = None
+        if any(span.object in written and span.object not in kept for span in job.spans):
+            self._room_was_made()
         self._trouble = trouble
         self._retry_at = None
         if trouble:
@@ -310,18 +329,19 @@ class Spilling:
         self._delete_if_empty(file)
 
     def read_ended(self, object_id: bytes, outcome: str) -> None:
-        """A read is over: RESTORED; FULL, there was no room; DELETED, it was freed meanwhile; else why it failed."""
+        """A read is over: RESTORED; FULL, there was no room; DELETED, it was freed meanwhile; REMADE, a new attempt of
+        its task has made, or is making, it again; else why it failed.
+        """
         known = self.objects[object_id]
         known.state = ON_DISK
         if outcome == RESTORED:
             self.counts["restored"] += 1
             self.counts["restored_bytes"] += known.span.size
-            if known.wanted:
-                self._drop(known, THERE)
-            else:
-                if not known.makers:
-                    self._effects.append(DeleteObject(known.span.object))
-                self._drop_unwanted(known)
+            if not known.wanted and not known.makers:
+                self._effects.append(DeleteObject(known.span.object))
+            self._keep(known)
+        elif outcome == REMADE:
+            self._drop(known, THERE)
         elif outcome == DELETED or not known.wanted:
             self._drop_unwanted(known)
         elif outcome == FULL:
@@ -329,6 +349,13 @@ class Spilling:
                 self._needs.append(Need(None, 0, known.span.size, 1, object_id))
         else:
             self._answer_waiters(known, (FAILED, outcome))
+
+    def evicted(self, objects: Sequence[bytes]) -> None:
+        """Of the objects of an Evict, those that are out of the store; somebody reads the others."""
+        for object_id in objects:
+            self.objects[object_id].state = ON_DISK
+        if objects:
+            self._room_was_made()
 
     def process_left(self, process: ProcessId) -> None:
         """Its questions need no answer any more."""
@@ -362,7 +389,7 @@ class Spilling:
             self._retry_at = now + TROUBLE_SECONDS
         if view is not None:
             self._grant(view.largest_free, lambda need: not need.insists)
-            if self._needs:
+            if self._needs and not self._evict(view):
                 why = self._start_job(now, view)
                 if why is not None:
                     self._stuck(now, view, why)
@@ -394,6 +421,21 @@ class Spilling:
         if known is not None and known.state == ON_DISK and known.waiters:
             self._read(known)
 
+    def _evict(self, view: View) -> bool:
+        """Has the oldest go that have a copy; whether there are any among the oldest."""
+        wanted = max(self.batch_bytes // EVICT_SHARE, sum(need.nbytes for need in self._needs))
+        going: list[ObjectId] = []
+        for victim, size in view.victims:
+            known = self.objects.get(victim)
+            if known is not None and known.state == KEPT:
+                going.append(known.span.object)
+                wanted -= size
+                if wanted <= 0:
+                    break
+        if going:
+            self._effects.append(Evict(tuple(going)))
+        return bool(going)
+
     def _start_job(self, now: float, view: View) -> tuple[str, str] | None:
         """Writes what is oldest. Where nothing can be written: (FULL or DISK, why)."""
         fresh = [(ObjectId(victim), size) for victim, size in view.victims if victim not in self.objects]
@@ -403,14 +445,44 @@ class Spilling:
             return DISK, self._trouble
         if view.trouble:
             return DISK, view.trouble
-        allowed = max(0, view.disk_free - int(view.disk_total * FREE_SHARE))
+        allowed, why = self._allowed(view, 0)
+        if self._write_some(fresh, allowed):
+            return None
+        freed = self._drop_files_in_store(fresh[0][1])
+        if freed and self._write_some(fresh, self._allowed(view, freed)[0]):
+            return None
+        return DISK, why
+
+    def _allowed(self, view: View, freed: int) -> tuple[int, str]:
+        """How many bytes may be written, and what limits them. `freed`: bytes of files that went since the view."""
+        allowed = max(0, view.disk_free + freed - int(view.disk_total * FREE_SHARE))
         keep = f"{view.disk} must keep {FREE_SHARE:.0%} of its {view.disk_total:,} bytes free"
         why = f"{keep}, and has {view.disk_free:,}"
         if self.max_bytes is not None and self.max_bytes - self.file_total < allowed:
             allowed = self.max_bytes - self.file_total
             why = f"spilled objects take {self.file_total:,} bytes, and may take {self.max_bytes:,}"
+        return allowed, why
+
+    def _drop_files_in_store(self, nbytes: int) -> int:
+        """Gives up the oldest files of which the store has all that is wanted, until `nbytes` are free; how many are."""
+        freed = 0
+        for file in list(self.files.values()):
+            if freed >= max(nbytes, self.batch_bytes):
+                break
+            if self._repeats_store(file):
+                freed += file.size
+                for object_id in list(file.live):
+                    self._drop(self.objects[object_id], THERE)
+        return freed
+
+    def _repeats_store(self, file: SpillFile) -> bool:
+        """Whether the store has all that is wanted of the file."""
+        return all(self.objects[object_id].state == KEPT for object_id in file.live)
+
+    def _write_some(self, fresh: Sequence[tuple[ObjectId, int]], allowed: int) -> bool:
+        """Begins to write the oldest of `fresh`, a batch; False where that may be no byte of them."""
         file = self._current
-        if file is None or file.size >= self.file_bytes:
+        if file is None or file.size >= self.file_bytes or self._repeats_store(file):  # that one may have to go
             file = SpillFile(self._numbers + 1)
         spans: list[Span] = []
         end = file.size
@@ -422,10 +494,9 @@ class Spilling:
                 continue  # a smaller one may fit
             spans.append(Span(victim, offset, size))
             end = offset + size
-        if not spans:
-            return DISK, why
-        self._write(file, spans, end)
-        return None
+        if spans:
+            self._write(file, spans, end)
+        return bool(spans)
 
     def _write(self, file: SpillFile, spans: list[Span], end: int) -> None:
         if file.number not in self.files:
@@ -466,6 +537,20 @@ class Spilling:
         self._needs = waiting
         self._next_look = now + LOOK_SECONDS
 
+    def _room_was_made(self) -> None:
+        """Something has left the store: nobody insists, or is stuck, any more."""
+        for need in self._needs:
+            need.insists = False
+            need.stuck_since = None
+
+    def _keep(self, known: SpilledObject) -> None:
+        """It is in the store, and its copy stays, if it is wanted."""
+        if known.wanted:
+            known.state = KEPT
+            self._answer_waiters(known, (THERE,))
+        else:
+            self._drop_unwanted(known)
+
     def _read(self, known: SpilledObject) -> None:
         known.state = READING
         self._effects.append(ReadObject(known.file.number, known.span))
@@ -503,14 +588,18 @@ class Spilling:
     # --------------------------------------------------------------------------------------------------- reports
 
     def stats(self) -> dict[str, int]:
-        """Numbers about what is on disk."""
-        live = [known.span.size for known in self.objects.values() if known.state != WRITING]
+        """Numbers about what is on disk alone."""
+        live = [known.span.size for known in self.on_disk()]
         return {
             "objects": len(live),
             "bytes": sum(live),
             "files": len(self.files),
             "file_bytes": self.file_total,
         } | {f"{name}_ever": number for name, number in self.counts.items()}
+
+    def on_disk(self) -> list[SpilledObject]:
+        """What is wanted, or on its way back, and not in the store."""
+        return [known for known in self.objects.values() if known.state in (ON_DISK, READING)]
 
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold."""
@@ -525,8 +614,10 @@ class Spilling:
                 raise AssertionError(f"{known}, but the job is {self._job}")
             if len(set(known.waiters)) != len(known.waiters):
                 raise AssertionError(f"somebody waits twice for {known}")
-            if not known.wanted and known.state == ON_DISK:
+            if not known.wanted and known.state in (ON_DISK, KEPT):
                 raise AssertionError(f"{known} is kept, but nobody wants it")
+            if known.state == KEPT and (known.waiters or known.makers):
+                raise AssertionError(f"{known} is in the store, but somebody waits for it")
             if (
                 known.waiters
                 and known.state == ON_DISK

@@ -16,10 +16,10 @@ from skate.core.spilling import (
     BATCH_BYTES,
     GONE,
     THERE,
-    WRITING,
     Answer,
     DeleteObject,
     Effect,
+    Evict,
     LookFor,
     ReadObject,
     Spilling,
@@ -103,7 +103,7 @@ class Spiller:
     def _ended(self) -> None:
         for ended in self._threads.results():
             if type(ended) is WriteEnded:
-                self.machine.write_ended(ended.evicted, ended.size, ended.trouble)
+                self.machine.write_ended(ended.written, ended.kept, ended.size, ended.trouble)
             else:
                 self.machine.read_ended(ended.object, ended.outcome)  # type: ignore[union-attr]
 
@@ -117,12 +117,7 @@ class Spiller:
             bytes_wanted = self.machine.wants_view(now)
             view = None if bytes_wanted is None else self._look(bytes_wanted)
             for effect in self.machine.decide(now, view):
-                ended = self._threads.read_now(effect) if isinstance(effect, ReadObject) else None
-                if ended is None:
-                    self._carry_out(effect)
-                else:
-                    self.machine.read_ended(ended.object, ended.outcome)
-                    news = True
+                news |= self._carry_out(effect)
             own, self._own = self._own, []
             for token, answer in own:
                 assert self._room_answered is not None
@@ -154,7 +149,14 @@ class Spiller:
             trouble=trouble,
         )
 
-    def _carry_out(self, effect: Effect) -> None:
+    def _carry_out(self, effect: Effect) -> bool:
+        """Whether something has happened already that the machine now has to decide on."""
+        if isinstance(effect, ReadObject) and (ended := self._threads.read_now(effect)) is not None:
+            self.machine.read_ended(ended.object, ended.outcome)
+            return True
+        if isinstance(effect, Evict):
+            self.machine.evicted([each for each in effect.objects if self._store.evict(each)])
+            return True
         if isinstance(effect, Answer):
             self._answer(effect.process, effect.token, effect.value)
         elif isinstance(effect, LookFor):
@@ -176,6 +178,7 @@ class Spiller:
             )
         else:
             self._threads.submit(effect)
+        return False
 
     def _answer(self, to: ProcessId, token: int, value: tuple[Any, ...]) -> None:
         assert self._mailbox is not None
@@ -187,11 +190,11 @@ class Spiller:
     # --------------------------------------------------------------------------------------------------- reports
 
     def listing(self) -> list[tuple[bytes, int, int]]:
-        """(object id, size in bytes, creator's pid) of what is on disk and wanted."""
+        """(object id, size in bytes, creator's pid) of what is on disk alone, and wanted."""
         return [
-            (object_id, known.span.size, known.creator)
-            for object_id, known in self.machine.objects.items()
-            if known.state != WRITING and known.wanted
+            (known.span.object, known.span.size, known.creator)
+            for known in self.machine.on_disk()
+            if known.wanted
         ]
 
     def close(self) -> None:

@@ -131,9 +131,13 @@ class LocalStore:
         return self._arena.contains(object_id)
 
     def delete(self, object_id: bytes) -> bool:
-        """Frees the object's block, now or with the last view of it. False where it is not in the arena: a copy may be
-        on disk."""
+        """Frees the object's block, now or with the last view of it. False where a copy may be on disk."""
         return self._arena.delete(object_id)
+
+    def evict(self, object_id: bytes) -> bool:
+        """Takes an object that has a copy on disk out of the arena, if nobody has it pinned. Whether it is out now."""
+        pinned = self._arena.get(object_id)
+        return pinned is not None and bool(pinned.evict())
 
     def usage(self) -> dict[str, int]:
         """Counts and sizes in bytes; see Arena.stats."""

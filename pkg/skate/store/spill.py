@@ -5,7 +5,8 @@ manager, which goes on serving meanwhile; what is to be written and read is deci
 fetched when `fd` is readable. Removing a large file takes tens of milliseconds, so nobody waits behind that.
 
 An object leaves the store in four steps: pin it, write it, evict it if ours is the only pin, unpin it. Whoever looks
-for it in between finds it in the store; from the eviction on it is on disk. Whoever reads a file by himself
+for it in between finds it in the store; from the eviction on it is on disk. Where others pin it, it stays, and is noted
+as one that has a copy; so is what is brought back. Whoever reads a file by himself
 (`read_file`) may find it gone: then the object is back in the store, or freed.
 """
 
@@ -22,7 +23,7 @@ from queue import SimpleQueue
 from skate._c.arena import Arena, ArenaFull, NotMaking, ObjectExists
 from skate._c.threads import check_threads
 from skate.config import SPILL_FOLDER
-from skate.core.spilling import DELETED, FULL, RESTORED, DeleteFile, ReadObject, WriteObjects
+from skate.core.spilling import DELETED, FULL, REMADE, RESTORED, DeleteFile, ReadObject, WriteObjects
 from skate.ids import ObjectId, owner_of
 
 log = logging.getLogger("skate.store")
@@ -40,8 +41,9 @@ Job = WriteObjects | ReadObject | DeleteFile
 class WriteEnded:
     """A WriteObjects is over; see core.spilling.Spilling.write_ended."""
 
-    def __init__(self, evicted: dict[bytes, int], size: int, trouble: str) -> None:
-        self.evicted = evicted
+    def __init__(self, written: dict[bytes, int], kept: set[bytes], size: int, trouble: str) -> None:
+        self.written = written
+        self.kept = kept
         self.size = size
         self.trouble = trouble
 
@@ -191,20 +193,24 @@ class SpillThreads:
     # --------------------------------------------------------------------------------------------------- writing
 
     def _write_all(self, job: WriteObjects) -> WriteEnded:
-        evicted: dict[bytes, int] = {}
+        written: dict[bytes, int] = {}
+        kept: set[bytes] = set()
         size = job.spans[0].offset
         new = 0 if size else os.O_CREAT  # what is before that must be there
         try:
             fd = os.open(path_of(self._folder, job.file), os.O_WRONLY | new | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            return WriteEnded(evicted, size, self._trouble(error))
+            return WriteEnded(written, kept, size, self._trouble(error))
         trouble = ""
         try:
             for span in job.spans:
-                creator = self._write(fd, span.object, span.offset, span.size)
-                if creator is not None:
-                    evicted[span.object] = creator
-                    size = span.offset + span.size
+                done = self._write(fd, span.object, span.offset, span.size)
+                if done is None:
+                    continue
+                written[span.object], out = done
+                size = span.offset + span.size
+                if not out:
+                    kept.add(span.object)
         except InterruptedError:
             trouble = "the node ends"
         except OSError as error:
@@ -217,7 +223,7 @@ class SpillThreads:
         except OSError as error:
             trouble = trouble or self._trouble(error)
         os.close(fd)
-        return WriteEnded(evicted, size, trouble)
+        return WriteEnded(written, kept, size, trouble)
 
     def _trouble(self, error: OSError) -> str:
         text = (
@@ -226,8 +232,8 @@ class SpillThreads:
         log.error("%s", text)
         return text
 
-    def _write(self, fd: int, object_id: bytes, offset: int, size: int) -> int | None:
-        """Writes one object and evicts it; its creator. None where it stays, or was freed."""
+    def _write(self, fd: int, object_id: bytes, offset: int, size: int) -> tuple[int, bool] | None:
+        """Writes one object and evicts it: its creator, and whether it is out of the store. None where it was freed."""
         pinned = self._arena.get(object_id)
         if pinned is None or pinned.nbytes != size:  # freed since it was chosen, and perhaps made anew
             return None
@@ -238,8 +244,8 @@ class SpillThreads:
                     raise InterruptedError
                 with data[at : at + CHUNK_BYTES] as chunk:
                     at += os.pwrite(fd, chunk, offset + at)
-        creator = pinned.creator
-        return creator if pinned.evict() else None
+        creator, out = pinned.creator, pinned.evict()
+        return None if out is None else (creator, out)
 
     # --------------------------------------------------------------------------------------------------- reading
 
@@ -255,14 +261,14 @@ class SpillThreads:
                     _read(fd, room, offset, self._go_on, flags)
             finally:
                 os.close(fd)
-            place.seal()
+            place.seal(copied=True)
         except FileNotFoundError:
             log.error("%s is gone, and object %s with it", path, object_id.hex())
             return f"its spilled copy is gone: somebody has removed {os.path.realpath(path)}"
         except ArenaFull:
             return FULL
-        except ObjectExists:  # a new attempt of its task has made it again
-            return RESTORED
+        except ObjectExists:
+            return REMADE
         except NotMaking:
             return DELETED
         except Exception as error:

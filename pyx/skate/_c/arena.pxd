@@ -79,6 +79,7 @@ cdef struct Block:          # a piece of data: free, or one object
     uint64_t pin_first      # list through block_next
     uint64_t creator        # pid, for listings
     uint64_t age
+    uint64_t copied         # a copy of the object is known outside of the arena, or was: see Pinned.evict
     uint64_t id[ID_WORDS]
     uint64_t owner_length
     uint64_t owner[OWNER_WORDS]
@@ -113,6 +114,7 @@ cdef struct Request:        # arguments and results of one call under the mutex
     uint64_t slot, pid, start
     uint64_t block
     uint64_t want_data, want_blocks, want_pins  # reserve so much, then call again
+    bint copied             # seal: a copy is known; delete: whether one was
     bint fixed              # no more memory can be reserved for the tables
     uint64_t limit          # ... and for data not beyond this
     uint64_t largest_free

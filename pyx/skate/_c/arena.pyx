@@ -116,6 +116,7 @@ cdef enum:
     DONE = 0
     ABSENT = 1
     GONE = 2            # sealed or released, but the object had been deleted meanwhile
+    IN_USE = 3          # not deleted, since others have it pinned
     EXISTS = -1
     FULL = -2
     TABLE_FULL = -3
@@ -675,8 +676,9 @@ cdef class Arena:
         return self.run(op_contains, &r) == DONE
 
     def delete(self, bytes object_id not None):
-        """Remove the object: its id is free at once, its memory with the last pin. False if there is none.
+        """Remove the object: its id is free at once, its memory with the last pin.
 
+        False if there may be a copy elsewhere: it is not in the arena, or was sealed or evicted as one that has a copy.
         An unsealed object is removed as well; its maker's seal then raises NotMaking.
         """
         cdef Request r
@@ -685,7 +687,7 @@ cdef class Arena:
         cdef int rc = self.run(op_delete, &r)
         if rc < 0:
             self.fail(rc)
-        return rc == DONE
+        return rc == DONE and not r.copied
 
     def warm(self, uint64_t nbytes):
         """Reserve and touch memory beyond the mark, so that the next `nbytes` of fresh blocks cost no first touch.
@@ -812,10 +814,11 @@ cdef class Pinned:
         PyBuffer_FillInfo(buffer, self, self.data, self.length, 1, flags)
 
     def evict(self):
-        """Delete this very object if this is its only pin; False, and no change, where others pin it or it is deleted.
+        """Delete this very object, of which there is a copy elsewhere, if this is its only pin.
 
-        Its id is free at once, its memory with this pin. For whoever has just written a copy of it elsewhere: having
-        read it, this process has its pages mapped.
+        True: its id is free at once, its memory goes with this pin. False: others pin it, so it stays, and `delete`
+        will say that there is a copy. None: it was deleted already. For a process that has read or written all of the
+        object, and so has its pages mapped.
         """
         cdef Request r
         if self.block == 0 or self.pid != getpid():
@@ -826,7 +829,7 @@ cdef class Pinned:
         cdef int rc = self.arena.run(op_evict, &r)
         if rc < 0:
             self.arena.fail(rc)
-        return rc == DONE
+        return None if rc == ABSENT else rc == DONE
 
     @property
     def creator(self):
@@ -889,10 +892,10 @@ cdef class Writable:
         drop_handle(self.arena)
         return 0
 
-    def seal(self):
+    def seal(self, *, bint copied=False):
         """From now the object cannot change, and get finds it; the maker's pin is gone.
 
-        BufferError while a writable view lives; NotMaking if it was deleted meanwhile, or sealed or aborted before.
+        `copied`: there is a copy of it elsewhere, of which `delete` then tells. BufferError while a writable view lives; NotMaking if it was deleted meanwhile, or sealed or aborted before.
         """
         cdef Request r
         cdef int rc
@@ -905,6 +908,7 @@ cdef class Writable:
         memset(&r, 0, sizeof(r))
         r.block = self.block
         r.slot = self.slot
+        r.copied = copied
         rc = self.arena.run(op_seal, &r)
         if rc < 0:
             self.arena.fail(rc)

@@ -444,6 +444,7 @@ cdef int op_allocate(View* v, Request* r) noexcept nogil:
     put(v, &block.pins, 0)
     put(v, &block.pin_first, 0)
     put(v, &block.creator, v.slots[r.slot].pid)
+    put(v, &block.copied, 0)
     add(v, &h.clock, 1)
     put(v, &block.age, h.clock)
     for i in range(ID_WORDS):
@@ -487,6 +488,8 @@ cdef int op_seal(View* v, Request* r) noexcept nogil:
     cdef bint gone = v.blocks[r.block].state == DOOMED
     if not gone:
         put(v, &v.blocks[r.block].state, SEALED)
+        if r.copied:
+            put(v, &v.blocks[r.block].copied, 1)
     unpin(v, r.block, r.slot, 1)
     return GONE if gone else DONE
 
@@ -517,15 +520,19 @@ cdef int op_delete(View* v, Request* r) noexcept nogil:
     cdef uint64_t b = lookup(v, r.id)
     if not b:
         return ABSENT
+    r.copied = v.blocks[b].copied != 0
     doom(v, b)
     return DONE
 
 
 cdef int op_evict(View* v, Request* r) noexcept nogil:
-    """Delete block r.block, of which the caller has a pin, unless it was deleted already or others have pins too."""
+    """Delete block r.block, of which the caller has a pin and a copy; where others have pins too, note the copy."""
     cdef Block* block = &v.blocks[r.block]
-    if block.state != SEALED or block.pins != 1:
+    if block.state != SEALED:
         return ABSENT
+    if block.pins != 1:
+        put(v, &block.copied, 1)
+        return IN_USE
     doom(v, r.block)
     return DONE
 
