@@ -191,6 +191,26 @@ class TestGpus:
         assert sorted(ids) == ["uuid1", "uuid2"]
         assert visible == ",".join(ids)
 
+    def test_what_a_process_saw_first_it_sees_for_ever(self, skate_start) -> None:
+        """Libraries look for GPUs once. So a worker serves tasks and actors without GPUs, or those with the same."""
+        skate_start(num_cpus=1, num_gpus=2)
+        seen = skate.remote(max_calls=0)(lambda: (os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]))
+        counts = [0, 1, 0, 0.5, 2, 0, 1, 0.5, 2]
+        by_worker: dict[int, set[str]] = {}
+        for num_gpus in counts:
+            pid, visible = skate.get(seen.options(num_gpus=num_gpus).remote())
+            assert bool(visible) == bool(num_gpus)
+            by_worker.setdefault(pid, set()).add(visible)
+
+        @skate.remote(num_gpus=1)
+        class Actor:
+            def seen(self) -> tuple[int, str]:
+                return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
+
+        pid, visible = skate.get(Actor.remote().seen.remote())
+        by_worker.setdefault(pid, set()).add(visible)
+        assert all(len(visible) == 1 for visible in by_worker.values()), by_worker
+
 
 class TestThreads:
     def test_follow_num_cpus(self, skate_start, monkeypatch) -> None:

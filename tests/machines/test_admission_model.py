@@ -21,6 +21,7 @@ from skate.core.leases import (
     FetchArguments,
     Grant,
     KillWorker,
+    Kind,
     NodeLease,
     Reclaim,
     ResumeWorker,
@@ -68,6 +69,7 @@ DEMANDS = [
     *IN_GROUPS,
 ]
 PLAIN = ("job", ())
+PLAIN_KIND = Kind(*PLAIN)
 #: classes from here on are of tasks with large arguments
 BRIEF = 1000
 FETCH_BYTES = 100
@@ -134,7 +136,7 @@ class Node:
         return effects
 
     def do_StartWorker(self, effect: StartWorker) -> None:
-        self.starting.append(effect.environment)
+        self.starting.append(effect.kind)
 
     def do_Grant(self, effect: Grant) -> None:
         lease = effect.lease
@@ -144,7 +146,8 @@ class Node:
         assert lease.worker.id in self.workers, "granted a worker that is gone"
         assert key not in self.lacking or lease.id in self.early, "granted before its arguments are here"
         assert lease.worker.id not in self.retiring
-        assert self.workers[lease.worker.id] == lease.request.environment
+        devices = tuple(device for device, _ in lease.allocation.devices)
+        assert self.workers[lease.worker.id] == Kind(*lease.request.environment, devices), "it sees others"
         assert lease.worker.id not in {other.worker.id for other in self.granted.values() if other.worker}
         self.wanted[key] = max(0, self.wanted[key] - 1)  # 0: it had changed its mind while the worker started
         self.granted[lease.id] = lease
@@ -307,18 +310,18 @@ class Node:
         if key in self.warned:
             self.warned.remove(key)
 
-    def ready(self, environment: Any) -> ProcessId:
-        self.starting.remove(environment)
+    def ready(self, kind: Kind) -> ProcessId:
+        self.starting.remove(kind)
         self.serial += 1
         worker = process_id(NodeId(b"node"), self.serial)
-        self.workers[worker] = environment
-        self.admission.worker_ready(worker, environment, self.now)
+        self.workers[worker] = kind
+        self.admission.worker_ready(worker, kind, self.now)
         return worker
 
-    def start_fails(self, environment: Any) -> None:
+    def start_fails(self, kind: Kind) -> None:
         self.forget_those_over()
-        self.starting.remove(environment)
-        self.admission.worker_start_failed(environment)
+        self.starting.remove(kind)
+        self.admission.worker_start_failed(kind)
         for key in [key for key in self.wanted if key not in self.admission.requests]:
             self.failing.append(key)
             self.forget(key)
@@ -393,8 +396,8 @@ class Node:
             self.decide()
             for key in list(self.fetching):
                 self.fetched(key)
-            for environment in list(self.starting):
-                self.ready(environment)
+            for kind in list(self.starting):
+                self.ready(kind)
             self.decide()
             for lease_id in self.blocked - self.resuming:
                 self.resuming.add(lease_id)
@@ -614,8 +617,8 @@ class AdmissionModel(RuleBasedStateMachine):
         assert node.admission.resources.available_dict() == node.admission.resources.total_dict()
         for job in JOBS:
             node.job_leaves(job)
-        for environment in list(node.starting):
-            node.ready(environment)
+        for kind in list(node.starting):
+            node.ready(kind)
         node.decide()
         assert node.workers.keys() == node.retiring
         for job in JOBS:
@@ -634,8 +637,8 @@ def node_with_workers(number: int) -> Node:
     node = Node(start_at_once=number)
     for effect in node.admission.prestart(number, PLAIN):
         node.do_StartWorker(effect)
-    for environment in list(node.starting):
-        node.ready(environment)
+    for kind in list(node.starting):
+        node.ready(kind)
     return node
 
 
@@ -770,6 +773,8 @@ def test_a_blocked_worker_lends_its_cpus_and_not_its_gpus() -> None:
     node = node_with_workers(3)
     node.request(FIRST, 1, {"CPU": 2 * ONE, "GPU": ONE}, 1)
     node.decide()
+    node.ready(*node.starting)
+    node.decide()
     (lease,) = node.granted
     node.request(SECOND, 1, {"GPU": ONE // 2}, 1)
     node.request(THIRD, 1, CPU, 2, depth=1)
@@ -810,8 +815,8 @@ def test_a_worker_that_goes_on_has_what_just_got_its_worker_reclaimed() -> None:
     node.admission.worker_blocked(lease)
     node.request(SECOND, 1, {"CPU": 2 * ONE}, 1)
     node.decide()
-    (environment,) = node.starting
-    node.ready(environment)
+    (kind,) = node.starting
+    node.ready(kind)
     node.resuming.add(lease)
     node.admission.worker_unblocked(lease)
     effects = node.decide()
@@ -885,8 +890,8 @@ def test_workers_that_never_start_end_in_an_error() -> None:
     failed = []
     for _ in range(START_ATTEMPTS * 3):
         failed += [effect.request.owner for effect in node.decide() if isinstance(effect, FailRequest)]
-        if PLAIN in node.starting:
-            node.start_fails(PLAIN)
+        if PLAIN_KIND in node.starting:
+            node.start_fails(PLAIN_KIND)
         elif node.starting:
             node.ready(node.starting[0])
     assert failed == [FIRST], (
@@ -902,9 +907,9 @@ def test_a_worker_that_starts_makes_the_failures_before_it_forgotten() -> None:
     for _ in range(5):
         for _ in range(START_ATTEMPTS - 1):
             node.decide()
-            node.start_fails(PLAIN)
+            node.start_fails(PLAIN_KIND)
         node.decide()
-        node.ready(PLAIN)
+        node.ready(PLAIN_KIND)
     assert not node.failed
 
 
@@ -945,7 +950,7 @@ def test_workers_of_a_job_that_left_serve_who_waits_and_end_then() -> None:
     node.give_back(lease)
     node.decide()
     assert not node.workers
-    node.ready(ENVIRONMENTS[1])
+    node.ready(Kind(*ENVIRONMENTS[1]))
     node.decide()
     (lease,) = node.granted
     node.give_back(lease)
@@ -1136,3 +1141,22 @@ def test_nothing_is_kept_for_what_a_group_or_an_actor_is_in_the_way_of() -> None
             node.decide()
             (lease,) = [each for each in node.granted.values() if each.request.owner == SECOND]
             node.give_back(lease.id)
+
+
+def test_a_worker_serves_what_sees_the_same_gpus() -> None:
+    """What a library has found when it was imported stays true: no GPU, or these."""
+    node = node_with_workers(1)
+    (plain,) = node.workers
+    for units, devices in (({"GPU": ONE}, ("GPU-0",)), (CPU, ()), ({"GPU": ONE // 2}, ("GPU-0",)), (CPU, ())):
+        node.request(FIRST, 1, units, 1)
+        node.decide()
+        for kind in list(node.starting):
+            node.ready(kind)
+        node.decide()
+        ((number, lease),) = node.granted.items()
+        assert lease.worker is not None
+        assert (lease.worker.id == plain) == (not devices)
+        assert lease.worker.kind.devices == devices
+        node.give_back(number)
+        node.leaves(FIRST)
+    assert len(node.workers) == 2

@@ -23,12 +23,13 @@ Rules:
 * What a placement group claims waits in the line as a request does: leases are reclaimed for it, resources are kept.
   Once there is room whoever places groups prepares its bundles; that may be another node, so the room is kept until it
   has, or drops the claim.
+* A lease is served by a worker of its kind alone (see Kind). What has served without GPUs sees none for ever.
 * Workers are started only for leases whose resources are reserved, so there are never more than the resources allow
   plus those that are blocked. Idle ones beyond `keep_idle` are asked to leave; those of a job whose driver is gone end
   as soon as they are idle.
 
 Invariants (`check`): what the live allocations hold is what the leases say; a worker has one lease at most; a lease has
-a worker, or waits for one in `_waiting`; what lacks arguments wants a lease.
+a worker of its kind, or waits for one in `_waiting`; what lacks arguments wants a lease.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from skate.core.leases import (
     FailRequest,
     Grant,
     KillWorker,
+    Kind,
     Lacks,
     LeaseRequest,
     NodeLease,
@@ -101,11 +103,11 @@ class Admission:
         #: leases that may be reclaimed, those of tasks
         self._of_tasks: dict[int, NodeLease] = {}
         self._blocked: dict[int, NodeLease] = {}
-        self._idle: dict[Environment, list[PoolWorker]] = {}
-        self._waiting: dict[Environment, deque[NodeLease]] = {}
-        self._starting: dict[Environment, int] = {}
-        #: environment -> workers that died before they were ready, since one was
-        self._failures: dict[Environment, int] = {}
+        self._idle: dict[Kind, list[PoolWorker]] = {}
+        self._waiting: dict[Kind, deque[NodeLease]] = {}
+        self._starting: dict[Kind, int] = {}
+        #: kind -> workers that died before they were ready, since one was
+        self._failures: dict[Kind, int] = {}
         self._resuming: deque[NodeLease] = deque()
         #: jobs whose drivers are gone, and which still have processes or actors
         self._left_jobs: set[Hashable] = set()
@@ -211,28 +213,28 @@ class Admission:
             worker.lease = None
             self._set_idle(worker, now)
 
-    def worker_ready(self, worker_id: ProcessId, environment: Environment, now: float) -> None:
+    def worker_ready(self, worker_id: ProcessId, kind: Kind, now: float) -> None:
         self._news = True
         if worker_id in self.workers:
             return  # it said so before
-        self._started(environment)
-        self._failures.pop(environment, None)
-        worker = self.workers[worker_id] = PoolWorker(worker_id, environment, now)
+        self._started(kind)
+        self._failures.pop(kind, None)
+        worker = self.workers[worker_id] = PoolWorker(worker_id, kind, now)
         self._set_idle(worker, now)
 
-    def worker_start_failed(self, environment: Environment) -> None:
+    def worker_start_failed(self, kind: Kind) -> None:
         """A worker died before it was ready; `decide` starts another where one is still needed, a few times."""
         self._news = True
-        self._started(environment)
-        failures = self._failures[environment] = self._failures.get(environment, 0) + 1
+        self._started(kind)
+        failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         if failures < START_ATTEMPTS:
             return
-        del self._failures[environment]
-        for lease in list(self._waiting.get(environment, ())):
+        del self._failures[kind]
+        for lease in list(self._waiting.get(kind, ())):
             self._table.want(lease.request, lease.request.wanted + 1)
             self._end(lease)
         for request in list(self._table.open.values()):
-            if request.environment == environment:
+            if request.needs(kind):
                 self._drop(request)
                 self._effects.append(FailRequest(request))
 
@@ -243,7 +245,7 @@ class Admission:
             return
         if worker.lease is not None:
             self._end(worker.lease)
-        elif worker in self._idle.get(worker.environment, ()):
+        elif worker in self._idle.get(worker.kind, ()):
             self._take_idle(worker)
 
     def worker_blocked(self, lease_id: int) -> None:
@@ -379,8 +381,9 @@ class Admission:
 
     def prestart(self, number: int, environment: Environment) -> list[Effect]:
         """Starts `number` workers before anyone asks."""
-        self._starting[environment] = self._starting.get(environment, 0) + number
-        return [StartWorker(environment)] * number
+        kind = Kind(*environment)
+        self._starting[kind] = self._starting.get(kind, 0) + number
+        return [StartWorker(kind)] * number
 
     def job_left(self, job: Hashable) -> None:
         """The driver of a job is gone: from now on its workers end as soon as nobody has a use for them.
@@ -393,15 +396,15 @@ class Admission:
     def job_forgotten(self, job: Hashable) -> None:
         """A job that has left has no process any more, and nobody will ask for one."""
         self._left_jobs.discard(job)
-        tables: tuple[dict[Environment, Any], ...] = (
+        tables: tuple[dict[Kind, Any], ...] = (
             self._idle,
             self._waiting,
             self._starting,
             self._failures,
         )
         for table in tables:
-            for environment in [environment for environment in table if environment[0] == job]:
-                del table[environment]
+            for kind in [kind for kind in table if kind.job == job]:
+                del table[kind]
 
     def serves(self, job: Hashable) -> bool:
         """Whether anything is asked for by a program, or its owners have leases."""
@@ -562,7 +565,7 @@ class Admission:
     def _line_up(self, lease: NodeLease) -> None:
         """The lease waits for a worker: a task's before all actors'."""
         self._table.count(lease.request, reserved=1)
-        waiting = self._waiting.setdefault(lease.request.environment, deque())
+        waiting = self._waiting.setdefault(lease.kind, deque())
         if lease.request.for_actor or not waiting or not waiting[-1].request.for_actor:
             waiting.append(lease)
         else:
@@ -634,8 +637,8 @@ class Admission:
                 self._effects.append(Reclaim(lease))
 
     def _match_workers(self) -> None:
-        for environment, waiting in list(self._waiting.items()):
-            idle = self._idle.get(environment)
+        for kind, waiting in list(self._waiting.items()):
+            idle = self._idle.get(kind)
             while waiting and idle:
                 lease = waiting.popleft()
                 self._table.count(lease.request, reserved=-1, held=1)
@@ -644,17 +647,17 @@ class Admission:
                 lease.worker = worker
                 self._effects.append(Grant(lease))
             if not waiting:
-                del self._waiting[environment]
+                del self._waiting[kind]
             if idle is not None and not idle:
-                del self._idle[environment]
+                del self._idle[kind]
 
     def _start_workers(self) -> None:
         starting = sum(self._starting.values())
-        for environment, waiting in self._waiting.items():
-            need = len(waiting) - self._starting.get(environment, 0)
+        for kind, waiting in self._waiting.items():
+            need = len(waiting) - self._starting.get(kind, 0)
             while need > 0 and starting < self.start_at_once:
-                self._effects.append(StartWorker(environment))
-                self._starting[environment] = self._starting.get(environment, 0) + 1
+                self._effects.append(StartWorker(kind))
+                self._starting[kind] = self._starting.get(kind, 0) + 1
                 starting += 1
                 need -= 1
 
@@ -662,26 +665,26 @@ class Admission:
         """Ends idle workers of jobs whose drivers are gone."""
         if not self._left_jobs:
             return
-        for environment in [environment for environment in self._idle if environment[0] in self._left_jobs]:
-            for worker in self._idle.pop(environment):
+        for kind in [kind for kind in self._idle if kind.job in self._left_jobs]:
+            for worker in self._idle.pop(kind):
                 del self.workers[worker.id]
                 self._effects.append(KillWorker(worker.id, "its driver is gone"))
 
-    def _started(self, environment: Environment) -> None:
+    def _started(self, kind: Kind) -> None:
         """One of the workers that were starting is ready, or has failed."""
-        left = self._starting.pop(environment, 0) - 1
+        left = self._starting.pop(kind, 0) - 1
         if left > 0:
-            self._starting[environment] = left
+            self._starting[kind] = left
 
     def _set_idle(self, worker: PoolWorker, now: float) -> None:
         worker.idle_since = now
-        self._idle.setdefault(worker.environment, []).append(worker)
+        self._idle.setdefault(worker.kind, []).append(worker)
 
     def _take_idle(self, worker: PoolWorker) -> None:
-        idle = self._idle[worker.environment]
+        idle = self._idle[worker.kind]
         idle.remove(worker)
         if not idle:
-            del self._idle[worker.environment]
+            del self._idle[worker.kind]
 
     def _end(self, lease: NodeLease) -> None:
         del self.leases[lease.id]
@@ -693,7 +696,7 @@ class Admission:
         self.resources.release(lease.allocation)
         if lease.worker is None:
             self._table.count(lease.request, reserved=-1)
-            self._waiting[lease.request.environment].remove(lease)
+            self._waiting[lease.kind].remove(lease)
         else:
             self._table.count(lease.request, held=-1)
         self._forget_if_over(lease.request)
@@ -724,6 +727,8 @@ class Admission:
                 raise AssertionError(f"{lease} has {lease.worker}, and waits: {lease in waiting}")
             if lease.worker is not None and lease.worker.lease is not lease:
                 raise AssertionError(f"{lease} has a worker that serves {lease.worker.lease}")
+            if lease.worker is not None and lease.worker.kind != lease.kind:
+                raise AssertionError(f"{lease} needs {lease.kind}, and has {lease.worker.kind}")
         idle = [worker for workers in self._idle.values() for worker in workers]
         for worker in self.workers.values():
             places = (worker.lease is not None) + (worker in idle) + worker.retiring

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from skate.core.resources import Allocation, ResourceSet
 from skate.ids import ObjectId, ProcessId
 
-#: (job, variables): what tells workers apart, and of a worker which program it is of
+#: (job, variables): what an owner says of the workers that it needs: the program that they are of, and what is set
 Environment = tuple[Hashable, Hashable]
 
 #: (object id, bytes) of objects that are not here
@@ -21,10 +21,22 @@ Lacks = tuple[tuple[ObjectId, int], ...]
 PATIENCE_SECONDS: Final = 0.2
 
 
-class StartWorker(NamedTuple):
-    """Effect: fork a worker for this environment; `worker_ready` or `worker_start_failed` follows."""
+class Kind(NamedTuple):
+    """What tells workers apart: a lease is served by a worker of its kind, and by no other.
 
-    environment: Environment
+    The GPUs are part of it, since what a library has found of them when it was imported stays true in that process.
+    """
+
+    job: Hashable
+    variables: Hashable
+    #: ids of the GPUs that it sees
+    devices: tuple[str, ...] = ()
+
+
+class StartWorker(NamedTuple):
+    """Effect: fork a worker of this kind; `worker_ready` or `worker_start_failed` follows."""
+
+    kind: Kind
 
 
 class Grant(NamedTuple):
@@ -178,6 +190,10 @@ class LeaseRequest:
         #: grants to requests behind it since it was served last
         self.passed = 0
 
+    def needs(self, kind: Kind) -> bool:
+        """Whether a worker of that kind could serve it."""
+        return self.environment == kind[:2] and bool(self.demand.asks_of("GPU")) == bool(kind.devices)
+
     def is_patient(self, now: float) -> bool:
         """It has not waited for long: what is nested deeper goes first."""
         return not self.waits_since or now < self.waits_since + PATIENCE_SECONDS
@@ -186,12 +202,14 @@ class LeaseRequest:
 class NodeLease:
     """Resources and a worker, given to an owner."""
 
-    __slots__ = ("allocation", "blocked", "id", "reclaimed", "request", "worker")
+    __slots__ = ("allocation", "blocked", "id", "kind", "reclaimed", "request", "worker")
 
     def __init__(self, lease_id: int, request: LeaseRequest, allocation: Allocation) -> None:
         self.id = lease_id
         self.request = request
         self.allocation = allocation
+        #: of the worker that can serve it
+        self.kind = Kind(*request.environment, tuple(allocation.device_ids))
         #: None until one has started
         self.worker: PoolWorker | None = None
         self.reclaimed = False
@@ -205,11 +223,11 @@ class NodeLease:
 class PoolWorker:
     """A worker process as the node sees it."""
 
-    __slots__ = ("environment", "id", "idle_since", "lease", "retiring")
+    __slots__ = ("id", "idle_since", "kind", "lease", "retiring")
 
-    def __init__(self, worker_id: ProcessId, environment: Environment, now: float) -> None:
+    def __init__(self, worker_id: ProcessId, kind: Kind, now: float) -> None:
         self.id = worker_id
-        self.environment = environment
+        self.kind = kind
         self.lease: NodeLease | None = None
         self.idle_since = now
         self.retiring = False

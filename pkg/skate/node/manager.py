@@ -31,6 +31,7 @@ from skate.core.leases import (
     FetchArguments,
     Grant,
     KillWorker,
+    Kind,
     Reclaim,
     ResumeWorker,
     RetireWorker,
@@ -453,7 +454,7 @@ class NodeManager:
         process.registered = True
         self._post(process.id, m.Registered(self._session))
         if process.kind == "worker":
-            self._admission.worker_ready(process.id, process.environment, monotonic())
+            self._admission.worker_ready(process.id, process.worker_kind, monotonic())
 
     def _request_leases(
         self,
@@ -529,7 +530,7 @@ class NodeManager:
 
     def _carry_out(self, effect: Effect) -> None:
         if type(effect) is StartWorker:
-            self._start_worker(effect.environment)
+            self._start_worker(effect.kind)
         elif type(effect) is Grant:
             lease = effect.lease
             assert lease.worker is not None
@@ -572,9 +573,9 @@ class NodeManager:
             # An actor's request is told to the process that made the actor: its id begins the actor's.
             self._post(owner_of(request.owner), m.Infeasible(request.class_id, text))
 
-    def _start_worker(self, environment: Any) -> None:
-        worker = self._new_process("worker", self._jobs[environment[0]])
-        worker.environment = environment
+    def _start_worker(self, kind: Kind) -> None:
+        worker = self._new_process("worker", self._jobs[str(kind.job)])
+        worker.worker_kind = kind
         try:
             self._fork(worker)
         except OSError as error:  # no descriptors, no memory, a full disk
@@ -585,7 +586,7 @@ class NodeManager:
 
     def _fork(self, worker: Process) -> None:
         """Has the zygote fork the worker, which writes to two pipes and to its testament. OSError leaves nothing."""
-        _, variables = worker.environment
+        variables: Any = worker.worker_kind.variables
         # Each that has started and not yet connected takes some: where none are left then, ZeroMQ ends this process.
         starting = sum(not each.registered for each in self._processes.values())
         check_descriptors(SPARE_DESCRIPTORS + starting * WORKER_DESCRIPTORS)
@@ -618,7 +619,7 @@ class NodeManager:
         """A worker has ended before it was ready, or never began: admission tries again, or gives up."""
         log.error("a worker never became ready: %s", cause)
         self._last_failure = cause
-        self._admission.worker_start_failed(worker.environment)
+        self._admission.worker_start_failed(worker.worker_kind)
         self._undecided = True
 
     def _report(self, worker: Process, status: int | None, stderr_tail: str) -> str:

@@ -57,7 +57,8 @@ class Process:
         self.registered = False
         self.readers: list[LineReader] = []
         self.testament: mmap.mmap | None = None
-        self.environment: Any = None
+        #: of a worker, its Kind: which leases it can serve
+        self.worker_kind: Any = None
         self.pidfd = -1
         self.job = job
         #: why this process was ended on purpose
