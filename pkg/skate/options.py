@@ -14,13 +14,14 @@ resources the options ask for is worked out in `skate.core.resources`.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Final, Literal, TypeVar, get_args
 
-from skate._c.resources import UNITS_PER_ONE, from_units, to_units
+from skate._c.resources import from_units, to_units
 
 #: A node with an accelerator has the resource of this prefix and the accelerator's name.
 ACCELERATOR_PREFIX: Final = "accelerator_type:"
@@ -66,16 +67,6 @@ def check_custom_name(resource: str) -> None:
         )
 
 
-def check_gpu_units(units: int) -> int:
-    """`units` again. Raises ValueError for more than one GPU and a fraction: a fraction is of one device."""
-    if units > UNITS_PER_ONE and units % UNITS_PER_ONE:
-        raise ValueError(
-            f"num_gpus over 1 must be a whole number, got {from_units(units)}: "
-            "a fraction is a share of one GPU"
-        )
-    return units
-
-
 # ---------------------------------------------------------------------------------------------------- rules
 # A rule takes the option's name and the user's value, and gives the value to keep, or raises.
 
@@ -98,14 +89,6 @@ def _quantity(name: str, value: Any) -> float | None:
     if units == 0 and value != 0:
         raise _wrong_value(name, "0 or at least 0.0001, the smallest amount that is counted", value)
     return value if isinstance(value, (int, float)) else from_units(units)
-
-
-def _gpus(name: str, value: Any) -> float | None:
-    quantity = _quantity(name, value)
-    if quantity is None:
-        return None
-    check_gpu_units(to_units(quantity, name))
-    return quantity
 
 
 def _custom_resources(name: str, value: Any) -> dict[str, float] | None:
@@ -310,6 +293,55 @@ def _concurrency_groups(name: str, value: Any) -> dict[str, int] | None:
     return dict(value)
 
 
+#: bytes that the kernel takes of one "NAME=value", with the byte that ends it
+_VARIABLE_BYTES: Final = 1 << 17
+#: bytes of all variables of one worker, as JSON
+_VARIABLES_BYTES: Final = 1 << 16
+
+
+def check_runtime_env(name: str, value: Any) -> dict[str, Any] | None:
+    """A copy. TypeError where its env_vars are no dict of str to str, ValueError where no process can have them."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _wrong_type(name, "a dict or None", value)
+    variables = value.get("env_vars")
+    if variables is None:
+        return dict(value)
+    said = f"env_vars in {name}"
+    if not isinstance(variables, Mapping):
+        raise _wrong_type(said, "a dict of str -> str", variables)
+    for variable, text in variables.items():
+        if not isinstance(variable, str):
+            raise _wrong_type(f"a name in {said}", "a str", variable)
+        if not isinstance(text, str):
+            raise _wrong_type(f"{variable!r} in {said}", "a str", text)
+        if not variable or "=" in variable or "\0" in variable:
+            raise _wrong_value(f"a name in {said}", "a str that is not empty, without '=' and NUL", variable)
+        if "\0" in text:
+            raise _wrong_value(f"{variable!r} in {said}", "a str without NUL", text)
+        try:
+            size = len(f"{variable}={text}".encode()) + 1
+        except UnicodeEncodeError:
+            raise _wrong_value(f"{variable!r} in {said}", "text that UTF-8 can encode", text) from None
+        if size > _VARIABLE_BYTES:
+            raise ValueError(
+                f"{variable!r} in {said} has {size} bytes, and the system takes {_VARIABLE_BYTES} at most. Put what is "
+                "longer into a file, or an argument"
+            )
+    return value | {"env_vars": dict(variables)}
+
+
+def check_variables_together(variables: Mapping[str, str]) -> None:
+    """ValueError for more env_vars, those that are inherited among them, than a request for a worker can carry."""
+    size = len(json.dumps(variables))
+    if size > _VARIABLES_BYTES:
+        raise ValueError(
+            f"the env_vars here, with those that are inherited, have {size} bytes, and {_VARIABLES_BYTES} at most are "
+            "sent to workers. Leave out what the nodes have in their environment anyway"
+        )
+
+
 def _option(default: Any, rule: Rule, place: Place = "everywhere") -> Any:
     return field(default=default, metadata={"rule": rule, "place": place})
 
@@ -337,13 +369,13 @@ class _SharedOptions(_Options):
     """Options of tasks and of actors. Amounts are floats as given: CPUs and GPUs, bytes of memory."""
 
     num_cpus: float | None = _option(None, _quantity)
-    num_gpus: float | None = _option(None, _gpus)
+    num_gpus: float | None = _option(None, _quantity)
     memory: float | None = _option(None, _quantity)
     resources: dict[str, float] | None = _option(None, _custom_resources)
     accelerator_type: str | None = _option(None, _name)
     object_store_memory: int | None = _option(None, _count(0))
     name: str | None = _option(None, _STR)
-    runtime_env: dict[str, Any] | None = _option(None, _DICT)
+    runtime_env: dict[str, Any] | None = _option(None, check_runtime_env)
     scheduling_strategy: Any = _option(None, _strategy)
     label_selector: dict[str, str] | None = _option(None, check_label_selector)
     fallback_strategy: tuple[dict[str, Any], ...] | None = _option(None, _fallback_strategy)

@@ -179,10 +179,18 @@ class TestGpus:
         (half,), (whole,), (other_half,) = skate.get(together, timeout=60)
         assert half == other_half != whole
 
-    def test_more_than_one_must_be_whole(self, skate_start) -> None:
-        skate_start(num_cpus=1, num_gpus=2)
-        with pytest.raises(ValueError, match=r"1\.5"):
-            devices.options(num_gpus=1.5).remote()
+    @pytest.mark.parametrize(
+        "options",
+        [{"num_gpus": 1.5}, *({"resources": {name: 2.5}} for name in ("TPU", "neuron_cores", "HPU"))],
+    )
+    def test_more_than_one_must_be_whole(self, skate_start, options) -> None:
+        """Of all that comes as devices. It is refused at the call, not where the function or class is defined."""
+        task, actor = devices.options(**options), skate.remote(type("A", (), {})).options(**options)
+        skate_start(num_cpus=1, num_gpus=2, resources={"TPU": 4, "mine": 4})
+        for asked in (task, actor):
+            with pytest.raises(ValueError, match=r"over 1 must be a whole number, got (1|2)\.5"):
+                asked.remote()
+        assert skate.get(devices.options(num_gpus=0, resources={"TPU": 0.5, "mine": 2.5}).remote())[0] == []
 
     def test_those_the_driver_may_see(self, skate_start, monkeypatch) -> None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "uuid1,uuid2")

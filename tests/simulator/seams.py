@@ -21,13 +21,13 @@ import skate.node.cluster
 import skate.node.manager
 import skate.node.scheduling
 import skate.node.spiller
+import skate.node.zygotes
 import skate.worker.executor
 import skate.worker.lease
 from greenlet import GreenletExit
 from skate._c import clock, frames
 from skate.core.roster import rows_from
 from skate.wire.cluster import unpack_letter
-from skate.worker.lease import USER_OMP
 
 from simulator.world import Alarms, World, set_running
 
@@ -120,7 +120,7 @@ def _files_of_nobody() -> SimpleNamespace:
         close=lambda fd: None,
         unlink=_no_file,
         getpid=lambda: 1,
-        environ={USER_OMP: "1"},  # so nobody tells BLAS how many threads it may have
+        environ={},
     )
 
 
@@ -132,7 +132,7 @@ def replaced(world: World, sockets: type) -> Iterator[Alarms]:
         (skate.api.session, "init", _no_session),
         (skate.node.manager, "os", files),
         (skate.node.manager, "Door", NoDoor),
-        (skate.node.manager, "send", lambda zygote, message, fds=(): zygote.send(message)),
+        (skate.node.zygotes, "send", lambda zygote, message, fds=(): zygote.send(message)),
         (skate.node.manager, "_oom_kills", lambda: 0),
         (skate.node.cluster, "ClusterSockets", sockets),
         (skate.node.cluster, "frames", _frames_decoded_once()),

@@ -64,6 +64,7 @@ ACCEPTED: list[tuple[Validate, str, Any, Any]] = [
     (validate_task_options, "num_cpus", 0, 0),
     (validate_task_options, "num_gpus", 0.25, 0.25),
     (validate_task_options, "num_gpus", 4.0, 4.0),
+    (validate_task_options, "num_gpus", 1.5, 1.5),  # that more than one are whole is checked at the call
     (validate_task_options, "memory", 500 * 1024 * 1024, 500 * 1024 * 1024),
     (validate_task_options, "resources", {"x": 1}, {"x": 1}),
     (validate_task_options, "resources", None, None),
@@ -126,7 +127,6 @@ REFUSED: list[tuple[Validate, str, Any, type[Exception], str]] = [
     (validate_task_options, "num_cpus", [1], TypeError, "num_cpus"),
     (validate_task_options, "num_cpus", float("nan"), ValueError, "finite number, got nan"),
     (validate_task_options, "num_cpus", 0.00005, ValueError, "at least 0.0001.* got 5e-05"),
-    (validate_task_options, "num_gpus", 1.5, ValueError, "num_gpus over 1 must be a whole number, got 1.5"),
     (validate_task_options, "resources", {"CPU": 1}, ValueError, "use the option num_cpus"),
     (validate_task_options, "resources", {"x": "a"}, TypeError, r"resources\['x'\] must be a number"),
     (validate_task_options, "resources", {"x": None}, TypeError, r"resources\['x'\] must be a number"),

@@ -37,7 +37,7 @@ def asked_to_fork(channel: tuple[socket.socket, socket.socket], pipes: int) -> d
     forks = Zygote(theirs, {})
     before = descriptors()
     files = [os.pipe() for _ in range(pipes)]
-    send(ours, {"fork": "00" * 8, "job": {}, "environment": {}}, tuple(write for _, write in files))
+    send(ours, {"fork": "00" * 8, "job": {}}, tuple(write for _, write in files))
     for ends in files:
         for end in ends:
             os.close(end)

@@ -11,7 +11,7 @@ from typing import Any
 
 from skate.api.actor_handle import ANY_ARGUMENTS, ActorHandle, ActorType, Method
 from skate.api.remote_function import Exported, plain_arity, warn_not_yet
-from skate.api.scheduling import schedule_of
+from skate.api.scheduling import schedule_of, variables_of
 from skate.api.session import require_runtime
 from skate.core.resources import actor_requests
 from skate.exceptions import ActorAlreadyExistsError
@@ -106,14 +106,13 @@ class ActorClass:
         namespace = options.namespace or facts.namespace
         requests = actor_requests(options)
         schedule = schedule_of(runtime, options, requests.placement, self._cls.__name__, held=requests.held)
-        variables = (options.runtime_env or {}).get("env_vars")
         spec = {
             "class_name": kind.class_name,
             "name": options.name or "",
             "demand": schedule.demand.units(),
             "where": schedule.where,
             "lends": requests.held != requests.placement,
-            "environment": sorted(variables.items()) if variables else None,
+            "environment": variables_of(options),
             "max_restarts": options.max_restarts,
             "max_concurrency": options.max_concurrency,
             "groups": options.concurrency_groups,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -79,8 +80,14 @@ class RuntimeContext:
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         return {"GPU": [str(device) for device in get_gpu_ids()]}
 
+    @property
+    def runtime_env(self) -> dict[str, Any]:
+        """What tasks and actors inherit that are started here: {"env_vars": {...}}, or nothing."""
+        variables = dict(_facts().variables)
+        return {"env_vars": variables} if variables else {}
+
     def get_runtime_env_string(self) -> str:
-        return "{}"
+        return json.dumps(self.runtime_env)
 
     @property
     def gcs_address(self) -> str:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from skate._c.refs import ObjectRef
-from skate.api.scheduling import schedule_of
+from skate.api.scheduling import schedule_of, variables_of
 from skate.api.session import require_runtime
 from skate.core.dispatch import Queue
 from skate.core.resources import task_request
@@ -100,12 +100,11 @@ class RemoteFunction:
     def _enter(self, runtime: Runtime) -> None:
         """The first call in this session, or in another placement group: pickles the function, finds its class."""
         self._known = self._exported.known_to(runtime)
-        variables = (self._options.runtime_env or {}).get("env_vars")
         captured = runtime.captured
         schedule = schedule_of(runtime, self._options, task_request(self._options), self._function.__name__)
         with runtime.lock:
             self._queue = runtime.dispatcher.queue_of(
-                schedule.demand, tuple(sorted(variables.items())) if variables else None, schedule.where
+                schedule.demand, variables_of(self._options), schedule.where
             )
         self._runtime, self._captured = runtime, captured
 

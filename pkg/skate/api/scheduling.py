@@ -1,4 +1,4 @@
-"""Where a task or actor is to run: from its options, and from the placement group that its maker runs in. No state."""
+"""Where, and with which variables, a task or actor is to run: by its options, and those of its maker. No state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from skate.core.labels import DOES_NOT_EXIST, EXISTS, IN, NOT_IN, Expressions, parse_selector
 from skate.core.policies import LABELS, NODE, SPREAD, Where
 from skate.core.resources import ResourceSet
-from skate.options import ActorOptions, TaskOptions
+from skate.options import ActorOptions, TaskOptions, check_variables_together
+from skate.runtime import current
 from skate.runtime.runtime import Runtime
 
 _OPERATORS = {"In": IN, "NotIn": NOT_IN, "Exists": EXISTS, "DoesNotExist": DOES_NOT_EXIST}
@@ -61,6 +62,20 @@ def schedule_of(
     _check_bundle(subject, index, bundles or [], request if held is None else held, request)
     where = Where(selectors=selectors, captures=captures)
     return Schedule(request.in_group(group_hex, index), None if where == Where() else tuple(where))
+
+
+def variables_of(options: TaskOptions | ActorOptions) -> tuple[tuple[str, str], ...] | None:
+    """(name, value) of the env_vars of a task or actor with these options that is started here; None: there are none.
+
+    They are those of whoever starts it, with its own merged over them. ValueError for too many.
+    """
+    assert current.facts is not None
+    own = (options.runtime_env or {}).get("env_vars")
+    if not own:
+        return current.facts.variables or None
+    merged = dict(current.facts.variables) | own
+    check_variables_together(merged)
+    return tuple(merged.items())
 
 
 def _check_bundle(

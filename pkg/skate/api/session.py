@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from skate._c.steps import let_in, section
+from skate.options import check_runtime_env, check_variables_together
 from skate.runtime import current
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ _IGNORED = {
     "include_dashboard": "there is no dashboard yet",
     "dashboard_host": "there is no dashboard yet",
     "dashboard_port": "there is no dashboard yet",
-    "runtime_env": "set it for each function with .options(runtime_env={'env_vars': ...})",
     "logging_config": "workers log as the driver's logging_level says",
     "log_to_driver_event_level": "there are no events yet",
+    "runtime_env": "only its env_vars are set",
     "storage": "there is no storage",
     "_temp_dir": "set SKATE_TMPDIR in the environment",
     "_plasma_directory": "the store finds its place itself",
@@ -82,6 +83,7 @@ def init(
     object_spilling_limit: int | None = None,
     labels: Mapping[str, str] | None = None,
     namespace: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
     ignore_reinit_error: bool = False,
     log_to_driver: bool = True,
     logging_level: int | str = logging.INFO,
@@ -98,6 +100,7 @@ def init(
     A full store spills objects to files in object_spilling_directory (else SKATE_SPILL_DIR, else the session's folder),
     object_spilling_limit bytes at most, and never the last 5% of the disk.
     labels: of the node, for those who choose among nodes by labels.
+    runtime_env: {"env_vars": {name: value}}: variables of all tasks and actors of this program; their own come on top.
     log_to_driver: whether what tasks print appears here.
 
     Other arguments of Ray's `init` are accepted, with a warning that says what to do instead. Raises RuntimeError for
@@ -109,7 +112,11 @@ def init(
         raise TypeError(f"namespace must be a str or None, got {namespace!r}")
     if namespace == "":
         raise ValueError("namespace must not be empty; leave it out for a namespace of its own")
-    _note_ignored(ignored)
+    environment = check_runtime_env("runtime_env", runtime_env) or {}
+    variables = environment.get("env_vars") or {}
+    check_variables_together(variables)
+    unused = sorted(environment.keys() - {"env_vars"})
+    _note_ignored(ignored | ({"runtime_env": unused} if unused else {}))
     with _turn():
         if _ends_in or sys.is_finalizing():
             raise RuntimeError("skate cannot be started any more: the program is over, and Python is ending")
@@ -149,6 +156,7 @@ def init(
             "cwd": nodes.working_directory(),
             "main_file": getattr(sys.modules.get("__main__"), "__file__", None),
             "logging_level": _level(logging_level),
+            "variables": list(variables.items()),
         }
         atexit.register(_end_with_process)
         _session = Session(job, bool(log_to_driver), node)

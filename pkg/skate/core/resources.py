@@ -32,11 +32,12 @@ from skate.options import (
     ActorOptions,
     TaskOptions,
     check_custom_name,
-    check_gpu_units,
 )
 
 #: Asked of a node's `accelerator_type:X` resource by whoever wants that accelerator, as in Ray.
 ACCELERATOR_UNITS = 10
+#: Come as devices, as Ray has it: more than one of them are whole ones.
+UNIT_RESOURCES = frozenset({"GPU", "TPU", "NPU", "HPU", "RBLN", "neuron_cores"})
 #: Every device will do.
 ANY_DEVICE: Callable[[Hashable], bool] = lambda _: True  # noqa: E731
 #: Compiled requests kept by a node, before it starts afresh.
@@ -83,15 +84,21 @@ class ResourceSet:
     ) -> ResourceSet:
         """The request that options ask for; None means not given, and `num_cpus` is `default_cpus` then.
 
-        `memory` is in bytes and loses its fraction, as in Ray. Raises ValueError for an amount that is
-        negative or not finite, for `num_gpus` over 1 that is not whole, and for a predefined resource among
+        `memory` is in bytes and loses its fraction, as in Ray. Raises ValueError for an amount that is negative or not
+        finite, for more than one of what comes as devices and a fraction, and for a predefined resource among
         `resources`; TypeError for what is no number.
         """
         units = {name: to_units(amount, name) for name, amount in (resources or {}).items()}
         for name in units:
             check_custom_name(name)
         units["CPU"] = to_units(default_cpus if num_cpus is None else num_cpus, "num_cpus")
-        units["GPU"] = check_gpu_units(to_units(0 if num_gpus is None else num_gpus, "num_gpus"))
+        units["GPU"] = to_units(0 if num_gpus is None else num_gpus, "num_gpus")
+        for name in UNIT_RESOURCES & units.keys():
+            if units[name] > UNITS_PER_ONE and units[name] % UNITS_PER_ONE:
+                raise ValueError(
+                    f"{'num_gpus' if name == 'GPU' else name} over 1 must be a whole number, got "
+                    f"{from_units(units[name])}: a fraction is a share of one {name}"
+                )
         memory_units = to_units(0 if memory is None else memory, "memory")
         units["memory"] = memory_units - memory_units % UNITS_PER_ONE
         if accelerator_type is not None:

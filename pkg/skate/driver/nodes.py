@@ -13,16 +13,11 @@ from skate.net.cluster_key import KEY_VARIABLE
 from skate.node.door import DOOR
 from skate.node.errors import CannotJoin, CannotStart
 from skate.node.inherited import open_standard_descriptors
+from skate.node.interpreter import THREAD_VARIABLES, boot
 from skate.node.zygote import NO_WORKER, WORKER_VARIABLE, receive, send
 
 #: seconds that a node manager may take to start, and to let a driver in
 START_SECONDS = 60.0
-#: variables that make a BLAS start with one thread, so that the zygote stays single-threaded
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
-
-
-#: the first module that is not built in comes from the program's own path
-_BOOT = "import sys; sys.path[:] = sys.argv[2:]; from skate.node.main import main; main(int(sys.argv[1]))"
 #: of the end of what a node manager has written that did not start
 ERROR_BYTES = 2000
 
@@ -148,7 +143,7 @@ def _spawn(executable: str, channel: int, errors: int) -> subprocess.Popen[bytes
     environment.pop(KEY_VARIABLE, None)  # workers inherit this; the node has it in its configuration
     try:
         return subprocess.Popen(
-            [executable, *_interpreter_flags(), "-c", _BOOT, str(channel), *module_path()],
+            [executable, *boot("skate.node.main", module_path(), channel)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -161,13 +156,6 @@ def _spawn(executable: str, channel: int, errors: int) -> subprocess.Popen[bytes
             f"no process could be started for the node manager ({executable}, which is this program's sys.executable, "
             f"or stands for it): {error}. Is there memory for it, and may this user have another process?"
         ) from error
-
-
-def _interpreter_flags() -> list[str]:
-    """Those with which this interpreter was started: what of the environment it heeds, where it finds modules. Without
-    -W, which is for the program's own warnings."""
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing
-    return [flag for flag in flags if not flag.startswith("-W")]
 
 
 def find_python() -> str:

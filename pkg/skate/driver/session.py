@@ -98,7 +98,9 @@ class Session:
             runtime.mailbox.flush()
         runtime.start()
         # Last: from here on other threads may use it.
-        current.set_runtime(runtime, current.Facts(node=node, job=job["id"], namespace=job["namespace"]))
+        variables = tuple((name, value) for name, value in job["variables"])
+        facts = current.Facts(node=node, job=job["id"], namespace=job["namespace"], variables=variables)
+        current.set_runtime(runtime, facts)
 
     def end(self, process_ends: bool = False) -> None:
         """Ends the node and all workers, if the node is this driver's; what they printed is shown first.

@@ -89,10 +89,6 @@ def _way_out(error: Exception) -> str:
 def _serve(
     config: dict[str, Any], before: dict[str, Any], starter: socket.socket, terminal: list[int]
 ) -> None:
-    import cloudpickle  # noqa: F401  (for the zygote's children)
-    import numpy  # noqa: F401
-    import zmq  # noqa: F401
-
     import skate.worker.main
     from skate._c.resources import to_units
     from skate.config import NODE_ID_LABEL
@@ -141,6 +137,7 @@ def _serve(
             "lock_fd": session.lock_fd,
             "lanes": lanes,
             "inherited": before,
+            "variables": {},
         }
         skate.worker.main.prepare()
         adopt_orphans()  # those of the zygote, should it be killed

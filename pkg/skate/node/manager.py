@@ -1,6 +1,6 @@
 """The node manager: grants leases, starts and buries workers, passes on what they print.
 
-State: the processes it knows and the jobs they belong to, the admission machine, the zygote's channel. What decides is
+State: the processes it knows and the jobs they belong to, the admission machine, the zygotes. What decides is
 core.admission (and core.actors); this module reads sockets, pipes and pidfds, and does what they say. One thread.
 
 A driver comes through the door (node.door), brings its job, and gets its process id. A node that `init` started lets in
@@ -67,7 +67,8 @@ from skate.node.spiller import Spiller
 from skate.node.state import NodeState
 from skate.node.strangers import Stranger, Strangers
 from skate.node.verdicts import granted_allocation, group_removed, none_can
-from skate.node.zygote import end_children, receive, receive_now, send
+from skate.node.zygote import end_children
+from skate.node.zygotes import Zygotes
 from skate.store.local import LocalStore
 from skate.wire import checks, testament
 from skate.wire import messages as m
@@ -78,8 +79,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("skate.node")
 
-#: messages of the zygote taken in before others get a turn
-ZYGOTE_MESSAGES = 64
 #: seconds that a driver which has left has to read that it may go
 LEAVE_SECONDS = 0.5
 #: descriptors that a worker takes here, its pipes, its connection and that to it; and that are kept for others
@@ -118,7 +117,6 @@ class NodeManager:
         self._spiller = spiller
         self._puller = puller
         self._admission = admission
-        self._zygote = zygote
         self._session = session
         #: workers forked for a driver before it asks
         self._prestart = prestart
@@ -221,7 +219,9 @@ class NodeManager:
         )
         self._groups.hooks = GroupHooks(lives, self.cluster.is_member, self._scheduling)
         self._state = NodeState(admission, store, spiller, labels, self._workers, self.cluster.rows, self)
-        self._mailbox.watch(zygote.fileno(), self._zygote_speaks)
+        self._zygotes = Zygotes(
+            zygote, self._mailbox.watch, self._mailbox.unwatch, self._zygote_said, self._lost_with_zygote
+        )
         self._door = Door(folder, self._mailbox, self._answer_visitor, self._robbed)
         if starter is not None:
             self._mailbox.watch(os.pidfd_open(starter), lambda: self._end("who started it is gone"))
@@ -361,7 +361,9 @@ class NodeManager:
         driver.pidfd = pidfd
         self._jobs[job.id] = job
         self._mailbox.watch(pidfd, lambda: self._driver_left(driver, "its driver is gone"))
-        for effect in self._admission.prestart(self._prestart, (job.id, ())):
+        for effect in self._admission.prestart(
+            self._prestart, environment_of(job.id, job.facts["variables"])
+        ):
             self._carry_out(effect)
         return self._session | {"driver": driver.id.hex()}
 
@@ -418,6 +420,7 @@ class NodeManager:
                 log.info("nothing is left of job %s", job.id)
                 del self._jobs[job.id]
                 self._admission.job_forgotten(job.id)
+                self._zygotes.job_forgotten(job.id)
 
     # ------------------------------------------------------------------------------------------------- messages
 
@@ -586,7 +589,6 @@ class NodeManager:
 
     def _fork(self, worker: Process) -> None:
         """Has the zygote fork the worker, which writes to two pipes and to its testament. OSError leaves nothing."""
-        variables: Any = worker.worker_kind.variables
         # Each that has started and not yet connected takes some: where none are left then, ZeroMQ ends this process.
         starting = sum(not each.registered for each in self._processes.values())
         check_descriptors(SPARE_DESCRIPTORS + starting * WORKER_DESCRIPTORS)
@@ -608,11 +610,7 @@ class NodeManager:
                 undo.callback(self._close, worker, reader)
                 worker.readers.append(reader)
                 self._read_on([(worker, reader)])
-            send(
-                self._zygote,
-                {"fork": worker.id.hex(), "job": worker.job.facts, "environment": dict(variables)},
-                tuple(ends),
-            )
+            self._zygotes.fork(worker, (ends[0], ends[1]))
             undo.pop_all()
 
     def _start_failed(self, worker: Process, cause: str) -> None:
@@ -664,7 +662,7 @@ class NodeManager:
     def _kill(self, process: Process, why: str) -> None:
         process.killed_because = why
         if process.pid:
-            send(self._zygote, {"kill": process.pid})
+            self._zygotes.kill(process)
 
     # ----------------------------------------------------------------------------------------------------- logs
 
@@ -723,22 +721,8 @@ class NodeManager:
 
     # --------------------------------------------------------------------------------------------------- deaths
 
-    def _zygote_speaks(self) -> None:
-        """Takes what it has said: of deaths that come together, everybody hears in one frame."""
-        for _ in range(ZYGOTE_MESSAGES):
-            try:
-                message = receive_now(self._zygote)
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                message = None
-            self._zygote_said(message)
-            if message is None:
-                return
-
     def _zygote_said(self, message: dict[str, Any] | None) -> None:
         if message is None:
-            self._mailbox.unwatch(self._zygote.fileno())
             self._end(f"its zygote (pid {self._session['zygote_pid']}) died, and all workers with it")
         elif "forked" in message:
             process = self._processes[ProcessId(bytes.fromhex(message["forked"]))]
@@ -751,6 +735,10 @@ class NodeManager:
         elif "unforked" in message:
             worker = self._processes[ProcessId(bytes.fromhex(message["unforked"]))]
             self._bury(worker, None, f"no process could be forked: {message['why']}")
+
+    def _lost_with_zygote(self, worker: Process, why: str) -> None:
+        self._by_pid.pop(worker.pid, None)
+        self._bury(worker, None, why)
 
     def _robbed(self, path: str) -> None:
         self._end(f"somebody, perhaps a cleaner of temporary folders, has removed {path}")
@@ -782,6 +770,7 @@ class NodeManager:
             except FileNotFoundError:
                 pass  # it died before it opened its inbox
         cause = self._report(worker, status, stderr_tail)
+        self._zygotes.buried(worker)
         if worker.registered:
             self._admission.worker_died(worker.id)
         else:
@@ -870,14 +859,7 @@ class NodeManager:
 
     def _end_workers(self) -> None:
         """Ends all workers, and sends drivers that still live what was printed last."""
-        try:
-            send(self._zygote, {"end": 1})
-            while True:
-                message, _ = receive(self._zygote)
-                if message is None or "ended" in message:
-                    break
-        except ConnectionError:
-            pass  # it is gone already
+        self._zygotes.end()
         end_children()  # what a killed zygote has left us
         for process in list(self._processes.values()):
             for reader in process.readers:

@@ -10,12 +10,16 @@ since it is a subreaper.
 
 It talks to the node manager over a socket pair that keeps message borders:
 
-    node -> zygote   {"fork": process id, "job": {...}, "environment": {...}} with the write ends of two pipes;
-                     {"kill": pid}; {"end": 1}
+    node -> zygote   {"fork": process id, "job": {...}} with the write ends of two pipes; {"kill": pid}; {"end": 1};
+                     {"zygote": {...}} with a file for what it writes, and its end of a channel of its own
     zygote -> node   {"forked": process id, "pid": pid}; {"exited": pid, "status": n}; {"ended": 1};
                      {"unforked": process id, "why": text}
 
 The end of that stream is the death notice, in both directions.
+
+Workers with environment variables of their own (env_vars) are forked by a zygote of their own: a new interpreter, begun
+with these, since much is read when Python, the C library or numpy begins, and never again. It is a child of the first
+zygote, dies with it, and ends when the node manager closes its channel. What the session leaves is the first one's.
 """
 
 from __future__ import annotations
@@ -35,11 +39,13 @@ import traceback
 from typing import Any, NoReturn
 
 from skate.config import SPILL_FOLDER
+from skate.node import inherited
 from skate.node.errors import of_limit
+from skate.node.interpreter import THREAD_VARIABLES, boot, expanded
 
 #: bytes of the longest message
 MESSAGE_BYTES = 1 << 17
-#: what a worker writes to: its standard output and error
+#: descriptors that come with a message: what a worker writes to, its standard output and error
 PIPES = 2
 #: names the worker that a process descends from
 WORKER_VARIABLE = "SKATE_WORKER_ID"
@@ -84,6 +90,7 @@ class Zygote:
     """Forks, reaps and buries."""
 
     def __init__(self, channel: socket.socket, config: dict[str, Any]) -> None:
+        """`config`: see node.main's `worker_config`. Without "lock_fd" it is not the node's first."""
         self._channel = channel
         self._config = config
         self._workers: dict[int, str] = {}  # pid -> process id
@@ -109,7 +116,7 @@ class Zygote:
         end_children()
         if self._node_lives:
             send(self._channel, {"ended": 1})
-        else:
+        elif "lock_fd" in self._config:
             from skate.node import sessions  # (which knows this module)
 
             remove_session(self._config["folder"], self._config["segment"])
@@ -149,6 +156,45 @@ class Zygote:
             send(self._channel, answer)
         elif "kill" in message and message["kill"] in self._workers:
             os.kill(message["kill"], signal.SIGKILL)
+        elif "zygote" in message:
+            self._begin_another(message["zygote"], fds)
+
+    def _begin_another(self, about: dict[str, Any], fds: list[int]) -> None:
+        """Begins a zygote for workers with other variables. That it could not its channel's end says, and the file."""
+        try:
+            if len(fds) < PIPES:
+                raise OSError(errno.EMFILE, "its channel has not come")
+            if os.fork() == 0:
+                self._become_another(about, *fds)
+        except OSError as error:
+            if fds:
+                os.write(fds[0], of_limit(error).encode())
+        for fd in fds:
+            os.close(fd)
+
+    def _become_another(self, about: dict[str, Any], written: int, channel: int) -> NoReturn:
+        try:
+            parent = os.getppid()
+            signal.set_wakeup_fd(-1)
+            die_with_parent(parent)
+            for at in (1, 2):
+                os.dup2(written, at)
+            environ = dict(os.environ)
+            threads = about["thread_variables"]
+            seen = {name: value for name, value in (environ | threads).items() if value is not None}
+            variables = expanded(about["variables"], seen)
+            config = {name: value for name, value in self._config.items() if name != "lock_fd"}
+            birth = os.memfd_create("skate-zygote", 0)
+            os.write(birth, json.dumps(config | {"variables": variables}).encode())
+            os.lseek(birth, 0, os.SEEK_SET)
+            os.set_inheritable(channel, True)
+            environ |= variables | dict.fromkeys(THREAD_VARIABLES, "1") | {WORKER_VARIABLE: NO_WORKER}
+            arguments = boot("skate.node.zygote", sys.path, channel, birth)
+            os.execve(sys.executable, [sys.executable, *arguments], environ)
+        except BaseException:
+            os.write(written, traceback.format_exc().encode())
+        finally:
+            os._exit(1)
 
     def _become_worker(self, message: dict[str, Any], fds: list[int]) -> NoReturn:
         status = 1
@@ -163,10 +209,9 @@ class Zygote:
                 os.dup2(fd, at)
                 os.close(fd)
             self._channel.close()
-            for fd in (self._wake_read, self._wake_write, self._config["lock_fd"]):
+            for fd in (self._wake_read, self._wake_write, *self._locks()):
                 os.close(fd)
             _mark_descendants(message["fork"])
-            os.environ.update(message["environment"] or {})
             sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
             sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
             sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
@@ -183,6 +228,10 @@ class Zygote:
                 sys.stderr.flush()
             finally:
                 os._exit(status)
+
+    def _locks(self) -> list[int]:
+        """What says that the session lives: the node manager, and its first zygote, hold it."""
+        return [self._config["lock_fd"]] if "lock_fd" in self._config else []
 
     def _reap(self) -> None:
         """Buries who has ended. Each death may leave us orphans, so each round looks for those of dead workers."""
@@ -297,6 +346,20 @@ def remove_session(folder: str | None, segment: str | None) -> None:
         if os.path.islink(spilled):
             shutil.rmtree(os.readlink(spilled), ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(channel: int, birth: int) -> NoReturn:
+    """Runs a zygote that is not the node's first; `birth` is a file with its configuration. The process is new."""
+    inherited.settle()
+    with open(birth, encoding="utf-8") as file:
+        config = json.load(file)
+    os.set_inheritable(channel, False)
+    import skate.worker.main
+
+    skate.worker.main.prepare()
+    gc.collect()
+    gc.freeze()
+    Zygote(socket.socket(fileno=channel), config).run()
 
 
 def fork_zygote(config: dict[str, Any], close_fds: list[int]) -> tuple[int, socket.socket]:

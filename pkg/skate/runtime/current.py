@@ -18,6 +18,8 @@ class Facts(NamedTuple):
     job: str
     namespace: str
     executor: Executor | None = None  #: None in a driver
+    #: (name, value) of the env_vars that tasks and actors inherit which are started here
+    variables: tuple[tuple[str, str], ...] = ()
 
 
 runtime: Runtime | None = None

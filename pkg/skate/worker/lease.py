@@ -1,23 +1,17 @@
 """What a worker may use while it serves an owner, and how the libraries in it hear of that.
 
-State: the environment variables CUDA_VISIBLE_DEVICES and OMP_NUM_THREADS, and the number of BLAS threads of a numpy
-that the zygote had loaded already. What the user has set before is left alone.
+State: the environment variable CUDA_VISIBLE_DEVICES. How many threads libraries have is in worker.threads.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import os
-from collections.abc import Callable
 from typing import Any
 
 from skate._c.resources import UNITS_PER_ONE, from_units
 from skate.ids import ProcessId
-
-#: the variable was set by the user, in the driver's environment: skate does not touch it
-USER_OMP = "SKATE_USER_OMP_NUM_THREADS"
-_SETTERS = ("openblas_set_num_threads", "MKL_Set_Num_Threads", "bli_thread_set_num_threads")
+from skate.runtime import current
+from skate.worker import threads
 
 
 class Lease:
@@ -49,41 +43,11 @@ class Lease:
         return {name: from_units(units) for name, units in self.resources.items()}
 
     def apply(self) -> None:
-        """Makes the process keep to the lease, as far as environment and BLAS can."""
+        """Makes the process keep to the lease, as far as environment and libraries can."""
         visible = ",".join(self.device_ids)
+        assert current.facts is not None
+        if not visible:  # the user may say what it sees all the same
+            visible = dict(current.facts.variables).get("CUDA_VISIBLE_DEVICES", "")
         if os.environ.get("CUDA_VISIBLE_DEVICES") != visible:
             os.environ["CUDA_VISIBLE_DEVICES"] = visible
-        if USER_OMP in os.environ:
-            return
-        threads = max(1, self.resources.get("CPU", 0) // UNITS_PER_ONE)
-        if os.environ.get("OMP_NUM_THREADS") != str(threads):
-            os.environ["OMP_NUM_THREADS"] = str(threads)
-            set_blas_threads(threads)
-
-
-def set_blas_threads(threads: int) -> None:
-    """Tells the BLAS libraries that are loaded already; those loaded later read OMP_NUM_THREADS."""
-    for setter in blas_setters():
-        setter(threads)
-
-
-@functools.cache
-def blas_setters() -> tuple[Callable[[int], Any], ...]:
-    """The functions that set the number of threads, of each BLAS in this process. numpy's own is loaded before.
-
-    Looked for once: the zygote does, and its children need not.
-    """
-    with open("/proc/self/maps") as maps:
-        paths = {line.split(maxsplit=5)[5].strip() for line in maps if ".so" in line}
-    found = []
-    for path in paths:
-        name = os.path.basename(path).lower()
-        if not any(word in name for word in ("openblas", "mkl_rt", "blis")):
-            continue
-        library = ctypes.CDLL(path)
-        for setter in _SETTERS:
-            for symbol in (setter, f"scipy_{setter}", f"scipy_{setter}64_", f"{setter}64_"):
-                if hasattr(library, symbol):
-                    found.append(getattr(library, symbol))
-                    break
-    return tuple(found)
+        threads.limit(max(1, self.resources.get("CPU", 0) // UNITS_PER_ONE))

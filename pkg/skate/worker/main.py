@@ -14,20 +14,25 @@ from skate.ids import NodeId, ProcessId, process_id
 from skate.net.exchange import Place
 from skate.node.errors import of_limit
 from skate.node.inherited import restore
+from skate.node.interpreter import THREAD_VARIABLES
 from skate.runtime import current, forks  # noqa: F401  (a fork forgets the runtime)
 from skate.runtime.runtime import Runtime
 from skate.store.local import LocalStore
 from skate.wire import messages as m
 from skate.wire import testament
+from skate.worker import threads
 from skate.worker.actor import become_actor
 from skate.worker.executor import Executor
-from skate.worker.lease import USER_OMP, blas_setters, set_blas_threads
 from skate.worker.output import TaskOutput
 
 
 def prepare() -> None:
     """What is the same in all workers, done once in the process that forks them."""
-    blas_setters()
+    import cloudpickle  # noqa: F401
+    import numpy  # noqa: F401
+    import zmq  # noqa: F401
+
+    threads.find()
 
 
 def run_worker(identity: bytes, config: dict[str, Any]) -> int:
@@ -35,8 +40,9 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
     me = ProcessId(identity)
     job = config["job"]
     restore(config["inherited"])
-    _see_what_the_driver_sees(job)
-    _restore_threads(job["thread_variables"])
+    own = config["variables"]
+    _see_what_the_driver_sees(job, own)
+    _restore_threads(job["thread_variables"] | {name: own[name] for name in THREAD_VARIABLES if name in own})
     _be_random()
     logging.basicConfig(level=job["logging_level"], format="%(levelname)s %(name)s: %(message)s", force=True)
     with open(os.path.join(config["folder"], f"{me.hex()}.now"), "rb+") as file:
@@ -51,9 +57,8 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
         print(f"this worker cannot speak to its node: {of_limit(error)}", file=sys.stderr)
         return 1
     executor = Executor(runtime, testament.Testament(memory), TaskOutput(), become_actor)
-    current.set_runtime(
-        runtime, current.Facts(node=node, job=job["id"], namespace=job["namespace"], executor=executor)
-    )
+    variables = tuple((name, value) for name, value in job["variables"])
+    current.set_runtime(runtime, current.Facts(node, job["id"], job["namespace"], executor, variables))
     with runtime.lock:
         runtime.post(manager, m.Register("worker", os.getpid(), None))
         runtime.mailbox.flush()
@@ -70,8 +75,8 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
     return 0
 
 
-def _see_what_the_driver_sees(job: dict[str, Any]) -> None:
-    """The driver's sys.path and working directory, so that its modules are found."""
+def _see_what_the_driver_sees(job: dict[str, Any], variables: dict[str, str]) -> None:
+    """The driver's sys.path and working directory, so that its modules are found; after PYTHONPATH of the env_vars."""
     sys.path[:] = job["sys_path"]
     sys.argv = [""]
     try:
@@ -79,6 +84,8 @@ def _see_what_the_driver_sees(job: dict[str, Any]) -> None:
             os.chdir(job["cwd"])
     except OSError as error:
         print(f"the driver's working directory cannot be entered: {error}", file=sys.stderr)
+    if variables.get("PYTHONPATH"):
+        sys.path[:0] = [os.path.abspath(entry) for entry in variables["PYTHONPATH"].split(os.pathsep)]
     main = sys.modules["__main__"]
     if job["main_file"]:
         main.__file__ = job["main_file"]
@@ -91,9 +98,7 @@ def _restore_threads(variables: dict[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        os.environ[USER_OMP] = "1"
-        set_blas_threads(int(os.environ["OMP_NUM_THREADS"]))
+    threads.begin()
 
 
 def _be_random() -> None:
