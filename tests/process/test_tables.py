@@ -25,6 +25,7 @@ OF_WORKERS = {
     "NodeMailbox._watched",
     "NodeManager._by_pid",
     "NodeManager._processes",
+    "Zygotes._others",
 }
 
 
