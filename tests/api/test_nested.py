@@ -1,9 +1,11 @@
 """Tasks that start tasks and wait for them, mostly on one CPU: who waits gives way."""
 
 import time
+from typing import Any
 
 import pytest
 import skate
+from skate.runtime import current
 
 from .rendezvous import Gate, most_at_once
 
@@ -159,6 +161,36 @@ def test_a_gpu_is_not_given_back() -> None:
         return skate.get(free_gpus.remote())
 
     assert skate.get(outer.remote()) == 0
+
+
+@skate.remote
+def gives_way(refs: list[skate.ObjectRef], *_: object) -> bool:
+    """Whether `get` of these lends the CPU."""
+    assert current.runtime is not None
+    objects, lent = current.runtime.objects, []
+    lend = objects.blocking
+
+    def blocking() -> Any:
+        lent.append(True)
+        return lend()
+
+    objects.blocking = blocking
+    try:
+        skate.get(refs)
+    finally:
+        objects.blocking = lend
+    return bool(lent)
+
+
+def test_who_has_the_value_already_does_not_give_way() -> None:
+    """It came as an argument, small or large; or it is in the store of the node."""
+    small, large = identity.remote("small"), identity.remote(bytes(300_000))
+    for ref in (small, large):
+        assert not skate.get(gives_way.remote([ref], ref))
+        assert not skate.get(gives_way.remote([ref, ref], ref, 1, [ref]))
+    assert not skate.get(gives_way.remote([large]))
+    assert not skate.get(gives_way.remote([skate.put(bytes(300_000)), large]))
+    assert skate.get(gives_way.remote([identity.remote(1), large], small))
 
 
 def test_a_put_in_a_task_outlives_it() -> None:

@@ -175,9 +175,9 @@ class Objects:
                     raise runtime.why_broken()
             finally:
                 runtime.lock.leave()
-            done = False
+            done = waiter.done
             try:
-                done = self.block(waiter, timeout)
+                done = done or self.block(waiter, timeout)
             finally:
                 missing = number - (len(wanted) - len(pending))
                 if not done or waiter.failed or len(pending) > missing:
@@ -377,14 +377,26 @@ class Objects:
 
     # ------------------------------------------------------------------------------------- owners and borrowers
 
+    def came_with(self, known: Iterable[tuple[bytes, int, Any]]) -> None:
+        """(object, state, value) of what a task was given as arguments: refs to these need not be asked for."""
+        entries = self._references.entries
+        if any(identifier in entries for identifier, _, _ in known):
+            with self._runtime.lock:
+                for identifier, state, value in known:
+                    entry = entries.get(identifier)
+                    if entry is not None and entry.state == PENDING and state != FAILED and not entry.owned:
+                        self.settle(entry, state, value)
+
     def ask_owners(self, pending: Sequence[ObjectEntry]) -> None:
-        """Asks the owners of borrowed objects to tell their values, each once."""
+        """Asks the owners of borrowed objects to tell their values, each once. Those in the store here are there."""
         for entry in pending:
             if not entry.owned and not entry.asked:
                 entry.asked = True
                 owner = owner_of(entry.id)
                 if self._references.has_died(owner) or not self._runtime.mailbox.has_inbox(owner):
                     self.settle(entry, FAILED, pack_error(OwnerDiedError(entry.id, owner)))
+                elif (block := self._runtime.store.pinned(entry.id)) is not None:
+                    self.settle(entry, STORED, len(block))
                 else:
                     self._runtime.post(owner, m.AskObject(ObjectId(entry.id)))
 

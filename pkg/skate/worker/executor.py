@@ -539,9 +539,12 @@ class Executor:
                 dependencies = [self._dependency(pushed.owner, item, guards) for item in pushed.dependencies]
             refs.unpickling_under(guard)
             try:
-                return unpack_arguments(pushed.args, dependencies)
+                arguments = unpack_arguments(pushed.args, dependencies)
             finally:
                 refs.unpickling_under(None)
+            if pushed.dependencies:
+                self._runtime.objects.came_with(pushed.dependencies)
+            return arguments
         finally:
             dependencies.clear()
 
