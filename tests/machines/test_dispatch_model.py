@@ -40,6 +40,9 @@ OWNER = process_id(NodeId(b"node"), 1)
 #: seconds that calls of the model's functions take: far below, around and far above what a pipeline holds
 SECONDS = (0.00001, BUDGET / 3, BUDGET, 1.0)
 WORKERS = 3
+#: of tasks, by what they ask for; the last are to be spread
+KINDS = 3
+SPREAD = KINDS - 1
 OPTIONS: Any = SimpleNamespace(max_retries=-1, name=None)
 
 
@@ -81,7 +84,7 @@ class Owner:
         self.dispatcher = Dispatcher()
         self.exports = Exports(most=2)
         #: what remote functions that were called keep; None: there is none for these resources any more
-        self.held: list[Queue | None] = [None, None]
+        self.held: list[Queue | None] = [None] * KINDS
         #: number of each class there was -> what the node knows of our wishes
         self.wanted: dict[int, int] = {}
         self.functions = [Function(bytes([n]) * 16, f"f{n}", b"") for n in range(len(SECONDS))]
@@ -137,7 +140,8 @@ class Owner:
     def queue(self, kind: int) -> Queue:
         """The queue of a kind of tasks, as a remote function that is called gets it."""
         held = self.held[kind]
-        queue = self.dispatcher.queue_of(ResourceSet({"CPU": 10_000 * (kind + 1)}))
+        where = ("SPREAD",) if kind == SPREAD else None
+        queue = self.dispatcher.queue_of(ResourceSet({"CPU": 10_000 * (kind + 1)}), None, where)
         assert held is None or queue is held
         self.held[kind] = queue
         return queue
@@ -316,7 +320,7 @@ class DispatchModel(RuleBasedStateMachine):
 
     @rule(
         function=st.integers(0, len(SECONDS) - 1),
-        kind=st.integers(0, 1),
+        kind=st.integers(0, KINDS - 1),
         count=st.sampled_from([1, 1, 1, 3, 20]),
         arguments=st.sampled_from([(), (), (b"one",), (b"one", b"two")]),
     )
@@ -324,7 +328,7 @@ class DispatchModel(RuleBasedStateMachine):
         for _ in range(count):
             self.owner.submit(function, kind, arguments)
 
-    @rule(kind=st.integers(0, 1))
+    @rule(kind=st.integers(0, KINDS - 1))
     def forget_functions(self, kind: int) -> None:
         """Nobody has a remote function any more that asks for these resources."""
         self.owner.held[kind] = None
@@ -441,7 +445,7 @@ class DispatchModel(RuleBasedStateMachine):
         while owner.to_node:
             owner.node_hears()
         assert not any(owner.wanted.values()), "nothing waits, and the node goes on granting"
-        owner.held = [None, None]
+        owner.held = [None] * KINDS
         assert not owner.dispatcher.queues, "nobody uses them"
         assert all(worker.lease is None for worker in owner.workers.values())
 
@@ -554,3 +558,17 @@ def test_a_grant_that_died_with_its_node_is_asked_for_again() -> None:
 
 DispatchModel.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=50, deadline=None)
 TestDispatchModel = DispatchModel.TestCase
+
+
+def test_a_lease_for_tasks_that_are_spread_goes_back_as_soon_as_none_waits() -> None:
+    """The next one is to run on another node. While some wait, it serves them."""
+    owner = Owner()
+    for _ in range(2):
+        owner.submit(3, SPREAD)
+    lease = owner.dispatcher.lease_granted(owner.queue(SPREAD), 1, ProcessId(b"unknown."), owner.now)
+    for _ in range(2):
+        assert lease.id in owner.dispatcher.leases
+        (task,) = lease.in_flight.values()
+        owner.dispatcher.task_done(lease, task, 1.0, owner.now)
+        owner.dispatcher.check()
+    assert not owner.dispatcher.leases

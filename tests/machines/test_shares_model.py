@@ -89,13 +89,13 @@ class Cluster(RuleBasedStateMachine):
         self.shares.wanted(owner, class_id, DEMANDS[kind], WHERES[where], wanted, None)
         self.decide(chance)
 
-    @rule(kind=st.integers(0, len(DEMANDS) - 1), chance=st.floats(0, 0.99))
-    def actor_wants(self, kind: int, chance: float) -> None:
+    @rule(kind=st.integers(0, len(DEMANDS) - 1), chance=st.floats(0, 0.99), roams=st.booleans())
+    def actor_wants(self, kind: int, chance: float, roams: bool) -> None:
         """It wants one worker, for the first time or when it starts again."""
         actor = ProcessId(OWNERS[kind % 2] + bytes([kind] * 8))
         if not self.wants.get((actor, 0)):
             self.wants[actor, 0] = 1
-            self.shares.wanted(actor, 0, DEMANDS[kind], None, 1, None, for_actor=True)
+            self.shares.wanted(actor, 0, DEMANDS[kind], None, 1, None, for_actor=True, roams=roams)
             self.decide(chance)
 
     def coming(self, owner: ProcessId, class_id: int) -> int:
@@ -389,3 +389,20 @@ def test_an_old_answer_is_not_heard() -> None:
     assert split_of(shares, views) == {OTHER: 5}
     shares.stands(OTHER, OWNERS[0], 1, 1, 0, 1)
     assert shares.splits[OWNERS[0], 1].waiting() == 5
+
+
+def test_actors_that_hold_nothing_wait_on_all_nodes_alike() -> None:
+    """They come faster than the nodes tell what they have free, and each holds a CPU for a moment alone."""
+    shares = Shares(ME, NodeChooser())
+    views = NodeTable()
+    for node in (ME, OTHER, THIRD):
+        views.put(NodeView(node, {"CPU": ONE}, {"CPU": 0}))
+    for number in range(6):
+        actor = ProcessId(OWNERS[0] + bytes([number] * 8))
+        shares.wanted(actor, 0, ResourceSet({"CPU": ONE}), None, 1, None, for_actor=True, roams=True)
+    chances = iter([0.1, 0.5, 0.9, 0.2, 0.6, 0.8])
+    asked = shares.decide(views, lambda: next(chances), lambda split: (0, 0))
+    assert sorted(ask.node for ask in asked if isinstance(ask, Ask) and ask.wanted) == sorted(
+        [ME, OTHER, THIRD] * 2
+    )
+    shares.check()

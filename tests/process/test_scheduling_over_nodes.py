@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter as Counts
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +260,22 @@ def test_an_actor_restarts_on_another_node(cluster: Cluster, second: ClusterNode
     second.kill_node_manager()
     assert skate.get(counter.where.remote(), timeout=30)[0] == third.node_id
     assert node == second.node_id
+
+
+def test_spread_spreads_what_comes_one_at_a_time(second: ClusterNode) -> None:
+    spread = where.options(scheduling_strategy="SPREAD", num_cpus=0.5)
+    nodes = [skate.get(spread.remote()) for _ in range(6)]
+    assert all(one != next_one for one, next_one in pairwise(nodes))
+
+
+def test_default_actors_go_to_any_node(cluster: Cluster) -> None:
+    """They need a CPU for a moment, and hold none. So all would fit on this node."""
+    for _ in range(2):
+        add(cluster, num_cpus=1)
+    actors = [Counter.remote() for _ in range(30)]
+    counts = Counts(node for node, _ in skate.get([actor.where.remote() for actor in actors], timeout=60))
+    assert len(counts) == 3
+    assert min(counts.values()) >= 3
 
 
 def test_actors_without_resources_go_to_any_node(cluster: Cluster, second: ClusterNode) -> None:

@@ -65,7 +65,7 @@ class Slow:
         local: NodeId | None,
         chance: float,
         local_bytes: Mapping[NodeId, int],
-        for_actor: bool,
+        roams: bool,
     ) -> Answer:
         views = sorted((view for view in views if view.alive), key=lambda view: view.id)
         fits = [view for view in views if self.has(view.available, demand)]
@@ -95,8 +95,9 @@ class Slow:
                     return None, False, True
                 elsewhere = self.default(views, fits, feasible, demand, local, chance)
                 return elsewhere if elsewhere[1] else (named[0].id, False, False)
-        elif for_actor and not demand:
-            return (views[int(chance * len(views))].id if views else None), bool(views), False
+        elif roams:
+            some = fits or feasible
+            return (some[int(chance * len(some))].id if some else None), bool(fits), False
         else:
             near = [view for view in fits if local_bytes.get(view.id)]
             if near:
@@ -194,7 +195,7 @@ class Choices(RuleBasedStateMachine):
         local=locals_,
         chance=st.floats(0, 1, exclude_max=True),
         local_bytes=st.dictionaries(st.sampled_from(IDS), st.integers(0, 3), max_size=3),
-        for_actor=st.booleans(),
+        roams=st.booleans(),
     )
     def is_chosen(self, demand: ResourceSet, where: Where, knobs: Knobs, **options: Any) -> None:
         quick, slow = self.choosers.setdefault(knobs, (NodeChooser(knobs), Slow(knobs)))
@@ -207,7 +208,7 @@ class Choices(RuleBasedStateMachine):
     @rule(data=st.data(), demand=demands, where=wheres)
     def may_run(self, data: Any, demand: ResourceSet, where: Where) -> None:
         view = self.table[data.draw(st.sampled_from(sorted(self.table)))]
-        options = {"local": None, "chance": 0.0, "local_bytes": {}, "for_actor": False}
+        options = {"local": None, "chance": 0.0, "local_bytes": {}, "roams": False}
         beside = [view]
         if where.kind == NODE and not where.spill:  # the node that was named is waited for, if it is there
             beside += [

@@ -248,16 +248,23 @@ def test_locality_goes_by_bytes(
         assert choice == NodeChooser().choose(NodeTable(nodes), demand)
 
 
-def test_actors_that_ask_for_nothing_go_anywhere() -> None:
+def test_actors_that_hold_nothing_go_anywhere() -> None:
     nodes = [node(number, 4, 0) for number in range(4)]
     nodes[3].alive = False
     nothing = ResourceSet()
     chosen = {
-        NodeChooser().choose(NodeTable(nodes), nothing, local=IDS[0], chance=n / 30, for_actor=True).node
+        NodeChooser().choose(NodeTable(nodes), nothing, local=IDS[0], chance=n / 30, roams=True).node
         for n in range(30)
     }
     assert chosen == set(IDS[:3])
     assert NodeChooser().choose(NodeTable(nodes), nothing, local=IDS[1], chance=0.9).node == IDS[1]
+    waits = [
+        NodeChooser().choose(
+            NodeTable(nodes), ResourceSet({"CPU": 10_000}), local=IDS[0], chance=n / 30, roams=True
+        )
+        for n in range(30)
+    ]
+    assert {(choice.node, choice.available) for choice in waits} == {(name, False) for name in IDS[:3]}
 
 
 @pytest.mark.parametrize(

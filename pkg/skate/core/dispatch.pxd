@@ -12,7 +12,7 @@ cdef class Queue:
     cdef public tuple arguments
     cdef public list leases
     cdef public Py_ssize_t told
-    cdef public bint warned
+    cdef public bint warned, spreads
 
 cdef class HeldLease:
     cdef public object id, worker

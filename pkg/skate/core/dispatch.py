@@ -10,7 +10,8 @@ Rules:
   takes longer, or that was never measured, travels alone.
 * No task waits behind a long one: when the first task of a pipeline overruns, the rest is recalled.
 * The owner asks for more leases than it has only for what does not fit into the pipelines of those.
-* A lease without work is kept for `LINGER` seconds, and given back at once when others wait for it.
+* A lease without work is kept for `LINGER` seconds, and given back at once when others wait for it; and where tasks are
+  to be spread over nodes: the next one is to run on another.
 * Tasks with the same large arguments have a queue of their own, so that their leases can be asked for where these are,
   and granted once these have been brought there. Its idle leases go back before others are asked for, which may be
   wanted where they are.
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakValueDictionary
 
 from skate.core.machine import Machine
+from skate.core.policies import SPREAD
 from skate.core.resources import ResourceSet
 from skate.core.tasks import DONE, PUSHED, QUEUED, OwnedTask
 from skate.ids import ProcessId
@@ -101,6 +103,7 @@ class Queue:
         "leases",
         "parent",
         "seconds",
+        "spreads",
         "tasks",
         "told",
         "warned",
@@ -123,8 +126,10 @@ class Queue:
         self.parent = parent
         self.demand = demand
         self.environment = environment
-        #: on which nodes its tasks may run; None: on any (core.policies.Where, opaque here)
+        #: on which nodes its tasks may run; None: on any (core.policies.Where)
         self.where = where
+        #: the next task is to run on another node
+        self.spreads = where is not None and where[0] == SPREAD
         self.tasks: deque[OwnedTask] = deque()
         self.leases: list[HeldLease] = []
         #: what the node was last told that we want
@@ -246,6 +251,8 @@ class Dispatcher(Machine):
         lease.stalled = False
         if queue.tasks or queue.told:
             self._feed(queue, now)
+        elif queue.spreads and not lease.in_flight and lease.id in self.leases:
+            self._give_back(lease)
 
     def tasks_returned(self, lease: HeldLease, tasks: Iterable[OwnedTask], now: float) -> None:
         """The worker gives back tasks that it has not begun, because it was asked to or because it is blocked."""
@@ -397,7 +404,7 @@ class Dispatcher(Machine):
             batch.append(task)
         if not tasks:
             for lease in list(queue.leases):
-                if lease.reclaimed and not lease.in_flight:
+                if (lease.reclaimed or queue.spreads) and not lease.in_flight:
                     self._give_back(lease)
         self._ask(queue)
 
@@ -481,6 +488,8 @@ class Dispatcher(Machine):
             for lease in queue.leases:
                 if self.leases.get(lease.id) is not lease:
                     raise AssertionError(f"{lease} is not in the table")
+                if queue.spreads and not lease.in_flight:
+                    raise AssertionError(f"{lease} is idle, and the next task is to run elsewhere")
                 if lease.reclaimed and not lease.in_flight:
                     raise AssertionError(f"{lease} is idle, and others wait for it")
                 if queue.tasks and not lease.in_flight:

@@ -10,7 +10,8 @@ A node is *feasible* if it could run the request were it idle, *available* if it
   request comes from is taken if none has a lower score; else one of the k lowest by chance, k being the greater of a
   share of all nodes and a fixed number. Requests without GPUs take nodes with GPUs only when no other is available.
 * DEFAULT with large arguments: the available node that has most bytes of them, whatever its score.
-* An actor that asks for nothing goes to any node, by chance.
+* An actor that holds nothing once it lives goes to any node, by chance, also where it is to wait: what it holds no part
+  of tells nothing of where the others are.
 * SPREAD: the next available node in turn, else the next feasible one.
 * NODE: that node, if it lives and is feasible. Else, if `soft`, as DEFAULT; if not, the request can never run.
 * LABELS: any node that meets `hard`; first those that meet `preferred` and are available, then the available ones.
@@ -107,17 +108,17 @@ class NodeChooser:
         local: NodeId | None = None,
         chance: float = 0.0,
         local_bytes: Mapping[NodeId, int] | None = None,
-        for_actor: bool = False,
+        roams: bool = False,
     ) -> Choice:
         """The node for one request. `local` is where it comes from, 0 <= `chance` < 1.
 
-        `local_bytes`: of a task's large arguments, node -> bytes that it has.
+        `local_bytes`: of a task's large arguments, node -> bytes that it has. `roams`: of an actor that holds nothing.
         """
         if not where.selectors:
-            return self._choose(nodes, demand, where, (), local, chance, local_bytes, for_actor)
+            return self._choose(nodes, demand, where, (), local, chance, local_bytes, roams)
         choices = []
         for selector in where.selectors:
-            choice = self._choose(nodes, demand, where, selector, local, chance, local_bytes, for_actor)
+            choice = self._choose(nodes, demand, where, selector, local, chance, local_bytes, roams)
             if choice.available:
                 return choice
             choices.append(choice)
@@ -132,7 +133,7 @@ class NodeChooser:
         local: NodeId | None,
         chance: float,
         local_bytes: Mapping[NodeId, int] | None,
-        for_actor: bool,
+        roams: bool,
     ) -> Choice:
         if where.kind == SPREAD:
             return self._spread(nodes.order(Kind(demand, selector)))
@@ -140,8 +141,9 @@ class NodeChooser:
             return self._affinity(nodes, demand, where, selector, local, chance)
         if where.kind == LABELS:
             return _by_labels(nodes, demand, where, selector, chance)
-        if for_actor and not demand:
-            return _any_of(nodes.order(Kind(demand, selector)).fits, chance, True)
+        if roams:
+            order = nodes.order(Kind(demand, selector))
+            return _any_of(order.fits or order.feasible, chance, bool(order.fits))
         if local_bytes:
             near = [view for view in map(nodes.find, local_bytes) if view and local_bytes[view.id]]
             near = [view for view in near if view.fits(demand) and matches(view.labels, selector)]

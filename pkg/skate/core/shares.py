@@ -11,7 +11,7 @@ Rules:
   its part of what the node was known to have free.
 * What a node that was asked before has room for stays there. What has room nowhere stays where it is, if it can run
   there at all; what is new waits on this node if it can run here, else on a node that it can run on. It is looked at
-  again when the nodes have changed.
+  again when the nodes have changed. An actor that holds nothing once it lives (`roams`) waits on any node.
 * What can run nowhere waits on this node, whose admission warns of it, until a node joins.
 * A node says how what it was asked for stands: how many leases wait for resources, how many have theirs and wait for a
   worker, and whether any have workers. Those that have resources stay. What it says of an older request is not heard.
@@ -94,6 +94,7 @@ class Split:
         "lost",
         "near",
         "owner",
+        "roams",
         "shares",
         "taken",
         "wanted",
@@ -108,6 +109,8 @@ class Split:
         self.demand = demand
         self.where = where
         self.for_actor = for_actor
+        #: it is an actor that holds nothing once it lives
+        self.roams = False
         #: node -> bytes that it has of its tasks' large arguments; None: they have none
         self.near: Mapping[NodeId, int] | None = None
         #: what else the nodes need to know; opaque here
@@ -154,13 +157,15 @@ class Shares:
         details: Any,
         *,
         for_actor: bool = False,
+        roams: bool = False,
         near: Mapping[NodeId, int] | None = None,
     ) -> None:
         """How many leases of the class the owner could use, beyond those that it knows of. Replaces what it said.
 
-        `near`: see Split.
+        `near`, `roams`: see Split.
         """
         split = self._split_of(owner, class_id, demand, where, for_actor=for_actor)
+        split.roams = roams
         split.details = details
         split.leaves = None
         split.near = near
@@ -426,7 +431,11 @@ class Shares:
             fits = [node for node in split.near or () if self._may_run(split, node, views)]
             if split.near and fits:
                 waits = max(fits, key=split.near.__getitem__)
-            elif choice is not None and choice.node is not None and not self._may_run(split, self._me, views):
+            elif (
+                choice is not None
+                and choice.node is not None
+                and (split.roams or not self._may_run(split, self._me, views))
+            ):
                 waits = choice.node
             target[waits] = target.get(waits, 0) + left
         return ""
@@ -439,7 +448,7 @@ class Shares:
             local=self._me,
             chance=chance,
             local_bytes=split.near,
-            for_actor=split.for_actor,
+            roams=split.roams,
         )
 
     def _may_run(self, split: Split, node: NodeId, views: NodeTable) -> bool:

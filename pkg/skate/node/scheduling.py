@@ -143,7 +143,10 @@ class NodeScheduling:
         for_actor: bool = False,
         near: dict[NodeId, int] | None = None,
     ) -> None:
-        self.shares.wanted(owner, class_id, demand, where, wanted, details, for_actor=for_actor, near=near)
+        roams = for_actor and not demand.plain().keys() - ({"CPU"} if details.lends else set())
+        self.shares.wanted(
+            owner, class_id, demand, where, wanted, details, for_actor=for_actor, roams=roams, near=near
+        )
 
     def housed(self, actor: ProcessId, demand: ResourceSet, where: Where, node: NodeId) -> None:
         """An actor of this node's directory has had a worker on that node since before this node was there."""
