@@ -111,3 +111,41 @@ def test_a_detached_actor_in_a_group_ends_with_the_group() -> None:
         "except skate.exceptions.ActorDiedError as error: print('placement group was removed' in str(error))"
     )
     assert text == "True"
+
+
+MAKES = """
+import skate, sys, time
+from skate.util.placement_group import placement_group
+skate.init(namespace=sys.argv[1] or None)
+group = placement_group([{"CPU": 1}], name=sys.argv[2])
+assert group.wait(10)
+print("made", group.id.hex())
+time.sleep(60)
+"""
+FINDS = """
+import skate, sys
+from skate.util.placement_group import get_placement_group
+skate.init(namespace=sys.argv[1] or None)
+for name in sys.argv[2:]:
+    try:
+        print(name, get_placement_group(name).id.hex())
+    except ValueError:
+        print(name, "nothing")
+"""
+
+
+def test_a_name_of_a_program_without_a_namespace_is_the_whole_cluster_s(start_driver) -> None:
+    """Another program finds the group, whether it has a namespace or none; but not one that was named in a namespace.
+
+    The programs that have made them still run.
+    """
+    (everybodys,) = start_driver(MAKES, "", "everybodys").line("made")
+    (theirs,) = start_driver(MAKES, "theirs", "theirs").line("made")
+    (hidden,) = start_driver(MAKES, "theirs", "everybodys").line("made")
+    for namespace, found in (
+        ("", [everybodys, "nothing"]),
+        ("mine", [everybodys, "nothing"]),
+        ("theirs", [hidden, theirs]),
+    ):
+        finds = start_driver(FINDS, namespace, "everybodys", "theirs")
+        assert [*finds.line("everybodys"), *finds.line("theirs")] == found

@@ -327,7 +327,7 @@ class Node:
         pid = self.cluster.next_pid()
         job = {
             "id": f"job{pid}", "namespace": namespace, "sys_path": [], "cwd": "/", "main_file": None,
-            "thread_variables": {}, "logging_level": 20, "variables": [],
+            "thread_variables": {}, "logging_level": 20, "variables": [], "group_namespace": "",
         }  # fmt: skip
         facts = self.manager.let_in(pid, job)
         self.world.after(0.001, self._start_driver, bytes.fromhex(facts["driver"]), pid, job, program)

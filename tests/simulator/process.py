@@ -243,9 +243,7 @@ class Worker(OwnerProcess):
     def main(self) -> None:
         assert self.runtime is not None
         executor = Executor(self.runtime, testament.Testament(self._memory), NoOutput(), become_actor)  # type: ignore[arg-type]
-        self._facts = current.Facts(
-            node=self.node.id, job=self.job["id"], namespace=self.job["namespace"], executor=executor
-        )
+        self._facts = current.facts_of(self.job, self.node.id, executor)
         self.executor = executor
         self.world.enter(self)
         executor.run()
@@ -275,7 +273,7 @@ class Driver(OwnerProcess):
     def main(self) -> None:
         runtime = self.runtime
         assert runtime is not None
-        self._facts = current.Facts(node=self.node.id, job=self.job["id"], namespace=self.job["namespace"])
+        self._facts = current.facts_of(self.job, self.node.id)
         self.world.enter(self)
         runtime.handle(m.Log, lambda *_: None)
         runtime.handle(m.StoreWarning, lambda *_: None)

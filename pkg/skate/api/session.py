@@ -153,6 +153,7 @@ def init(
         job = {
             "id": secrets.token_hex(4),
             "namespace": namespace or secrets.token_hex(16),
+            "group_namespace": namespace or "",
             "cwd": nodes.working_directory(),
             "main_file": getattr(sys.modules.get("__main__"), "__file__", None),
             "logging_level": _level(logging_level),

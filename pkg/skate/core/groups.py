@@ -362,7 +362,8 @@ class GroupDirectory:
         return group_id not in self.groups and (not owner_lives or self._is_old(group_id))
 
     def named(self, name: str, namespace: str) -> Group | None:
-        return self.names.get((namespace, name))
+        """The group of that name in the namespace, else among those of programs that have none."""
+        return self.names.get((namespace, name)) or self.names.get(("", name))
 
     def find(self, group_id: bytes) -> Group | None:
         """The group, also if it was removed lately."""

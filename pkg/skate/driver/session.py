@@ -98,9 +98,7 @@ class Session:
             runtime.mailbox.flush()
         runtime.start()
         # Last: from here on other threads may use it.
-        variables = tuple((name, value) for name, value in job["variables"])
-        facts = current.Facts(node=node, job=job["id"], namespace=job["namespace"], variables=variables)
-        current.set_runtime(runtime, facts)
+        current.set_runtime(runtime, current.facts_of(job, node))
 
     def end(self, process_ends: bool = False) -> None:
         """Ends the node and all workers, if the node is this driver's; what they printed is shown first.

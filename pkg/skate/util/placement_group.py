@@ -139,8 +139,9 @@ def placement_group(
 
     strategy: "PACK" (the default) puts the bundles on as few nodes as it can, "SPREAD" on as many; "STRICT_PACK" on one
     node and "STRICT_SPREAD" each on another, or not at all.
-    name: for get_placement_group, in this program's namespace. lifetime: None, it ends with the program (or detached
-    actor) that makes it; "detached", it does not. bundle_label_selector: for each bundle, which labels its node has.
+    name: for get_placement_group, in the namespace that init() was given; without one, in the whole cluster.
+    lifetime: None, it ends with the program (or detached actor) that makes it; "detached", it does not.
+    bundle_label_selector: for each bundle, which labels its node has.
     Raises ValueError for what is none of these, SkateSystemError for a name that is taken.
     """
     runtime = require_runtime()
@@ -160,7 +161,7 @@ def placement_group(
         "bundles": [bundle.units() for bundle in sets],
         "strategy": strategy,
         "name": name,
-        "namespace": current.facts.namespace,
+        "namespace": current.facts.group_namespace,
         "detached": lifetime == "detached",
         "selectors": _checked_selectors(bundle_label_selector, len(sets)),
         "target": _checked_target(_soft_target_node_id, strategy),
@@ -245,18 +246,21 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
 
 
 def get_placement_group(placement_group_name: str) -> PlacementGroup:
-    """A handle of the group that has this name in this program's namespace. ValueError where there is none. Blocks."""
+    """A handle of the group that has this name. ValueError where there is none. Blocks.
+
+    In the namespace that this program's init() was given, else among the names of programs that gave none.
+    """
     if not placement_group_name or not isinstance(placement_group_name, str):
         raise ValueError(
             f"get_placement_group() takes a name, a str that is not empty; got {placement_group_name!r}"
         )
     runtime = require_runtime()
     assert current.facts is not None
-    found = runtime.groups.find(placement_group_name, current.facts.namespace)
+    found = runtime.groups.find(placement_group_name, current.facts.group_namespace)
     if found is None:
         raise ValueError(
             f"Failed to look up placement group with name: {placement_group_name}. No group has it in namespace "
-            f"{current.facts.namespace!r}."
+            f"{current.facts.group_namespace!r}, and none of a program without a namespace."
         )
     group, bundles = found
     return PlacementGroup(PlacementGroupID(group), [dict(bundle) for bundle in bundles])

@@ -57,8 +57,7 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
         print(f"this worker cannot speak to its node: {of_limit(error)}", file=sys.stderr)
         return 1
     executor = Executor(runtime, testament.Testament(memory), TaskOutput(), become_actor)
-    variables = tuple((name, value) for name, value in job["variables"])
-    current.set_runtime(runtime, current.Facts(node, job["id"], job["namespace"], executor, variables))
+    current.set_runtime(runtime, current.facts_of(job, node, executor))
     with runtime.lock:
         runtime.post(manager, m.Register("worker", os.getpid(), None))
         runtime.mailbox.flush()
