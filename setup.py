@@ -18,6 +18,7 @@ FAULTS = os.environ.get("SKATE_FAULTS") == "1"
 
 #: module under skate._c -> libraries it links
 EXTENSIONS = {
+    "alarm": [],
     "arena": ["rt", "pthread"],
     "clock": [],
     "resources": [],

@@ -3,6 +3,7 @@
 cimport cython
 
 from skate._c cimport clock
+from skate._c.alarm cimport Alarm
 from skate._c.lanes cimport Inbox, Lane
 
 cdef class Link:
@@ -21,6 +22,7 @@ cdef class Mailbox:
     cdef public list _waiting
     cdef public int _doorbell, _bell
     cdef public Inbox _lanes
+    cdef public Alarm alarm
     cdef public double _socket_looked_at
     cdef public bint closed
     @cython.locals(link=Link, lane=Lane)

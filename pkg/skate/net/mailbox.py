@@ -31,6 +31,7 @@ from typing import Any
 import zmq
 
 from skate._c import clock, frames
+from skate._c.alarm import Alarm
 from skate._c.lanes import LONGEST_RECORD, STALLED, STARVED, Exchange, Inbox, Lane
 from skate._c.steps import doze, empty
 from skate.ids import NODE_ID_BYTES, PROCESS_ID_BYTES, ProcessId, manager_of
@@ -136,6 +137,8 @@ class Mailbox:
         #: what came by the socket from peers with lanes, before its mark was read
         self._early: dict[ProcessId, deque[tuple[ProcessId, Records]]] = {}
         self._socket_looked_at = 0.0
+        #: what is to wake another thread of this process if nobody reads for a while; None: nothing is
+        self.alarm: Alarm | None = None
         self.closed = False
 
     def _open_lanes(self, place: exchange.Place) -> None:
@@ -394,6 +397,9 @@ class Mailbox:
 
     def fall_asleep(self, idle: bool) -> bool:
         """Before sleeping on `fileno`, by `doze`; False: do not, something came. `wake_up` follows in either case."""
+        alarm = self.alarm
+        if alarm is not None and alarm.is_set:
+            alarm.clear()
         return self._lanes is None or self._lanes.fall_asleep(idle)
 
     def wake_up(self) -> None:

@@ -1,6 +1,7 @@
 # What Cython is told of pump.py's classes where that is compiled: their attributes become C fields.
 
 from skate._c cimport clock
+from skate._c.alarm cimport Alarm
 from skate._c.refs cimport Waiter
 from skate._c.steps cimport Steps
 from skate.net.mailbox cimport Mailbox
@@ -8,8 +9,9 @@ from skate.net.mailbox cimport Mailbox
 cdef class Pump:
     cdef public Mailbox _mailbox
     cdef public Steps _steps
-    cdef public object _before_sleep, _reading, _awake, _thread
-    cdef public bint _pump_reads, _ousted, _resting, _closed, _ending
+    cdef public object _before_sleep, _reading, _thread
+    cdef public Alarm _alarm
+    cdef public bint _pump_reads, _ousted, _closed, _ending
     cdef public Py_ssize_t _wanted
     cdef public unsigned long _reader
     cdef public double last_read

@@ -5,14 +5,14 @@ itself, so a loop of `get(f.remote())` wakes no other thread. When no thread of 
 seconds, the pump thread takes over, so a program that computes for a minute still answers its peers. It gives the right
 up as soon as somebody wants it.
 
-The pump thread is in one of three places:
+The pump thread is in one of two places:
 
     reading    it holds the right and sleeps in the inbox's epoll
-    watching   somebody has read lately: it looks every PATIENCE seconds whether that is still so
-    resting    somebody has been reading for a while: it sleeps until that thread leaves
+    resting    it sleeps on an alarm, and when that goes off looks whether somebody reads, or has lately
 
-No wake-up is lost: whoever stops reading while the pump rests wakes it (`_leave`), and while it watches it looks again
-by itself.
+No wake-up is lost: whoever stops reading sets the alarm, PATIENCE seconds from then, unless it is set (`_leave`). And
+no thread is woken for nothing: who is about to sleep in the inbox clears it (Mailbox.fall_asleep). So a process that
+is woken for one call runs one thread for it, not two.
 
 Whoever has the right to read is in a section (skate._c.steps), and runs nothing of the program's: neither handlers of
 signals nor finalizers, nor callbacks of what has come. For these it gives the right up, and asks for it anew
@@ -21,12 +21,12 @@ afterwards. So they may do anything, and wait for whatever they like, another th
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable
 
 from skate._c import clock
+from skate._c.alarm import Alarm
 from skate._c.refs import Waiter
 from skate._c.steps import (
     Steps,
@@ -43,8 +43,6 @@ log = logging.getLogger("skate.net")
 
 #: seconds without a reader after which the pump takes over
 PATIENCE = 0.001
-#: looks at a thread that reads and reads, before the pump goes to rest
-LOOKS = 5
 #: seconds that the end of the process waits for a callback that runs in the pump thread
 CALLBACK_SECONDS = 0.5
 #: seconds that are slept at a time by whoever waits longer: the system takes no number however large
@@ -71,10 +69,8 @@ class Pump:
         self._pump_reads = False
         self._wanted = 0  # program threads that wait for the pump to give up the right
         self._ousted = False
-        self._resting = False
-        #: released to wake the pump
-        self._awake = threading.Lock()
-        self._awake.acquire()
+        #: what the pump rests on
+        self._alarm = mailbox.alarm = Alarm()
         self._closed = False
         #: the process ends: threads that wait are to end without a word
         self._ending = False
@@ -226,8 +222,8 @@ class Pump:
         self.last_read = clock.monotonic()
         self._reader = 0
         self._reading.release()
-        if self._resting:
-            self._wake()
+        if not self._alarm.is_set:
+            self._alarm.set(PATIENCE)
         self._steps.end_reading()
 
     def _end_reading(self) -> None:
@@ -245,22 +241,15 @@ class Pump:
             leave_section()
 
     def _read_by_turns(self) -> None:
-        looks = 0
         while not self._closed:
             if (
                 self._wanted
                 or clock.monotonic() - self.last_read < PATIENCE
                 or not self._reading.acquire(False)
             ):
-                looks = looks + 1 if self._reading.locked() else 0
-                if looks > LOOKS:
-                    self._rest()
-                    looks = 0
-                else:
-                    let_in(self._awake.acquire, True, PATIENCE)
-                    self._unless_closed(self._before_sleep)
+                self._unless_closed(self._before_sleep)
+                self._rest()
                 continue
-            looks = 0
             self._pump_reads = True
             self._begin_reading()
             try:
@@ -291,17 +280,11 @@ class Pump:
                 log.exception("the pump thread failed; it goes on")
 
     def _rest(self) -> None:
-        self._awake.acquire(False)  # an old wake-up does not count
-        self._resting = True
-        if self._reading.locked() and not self._closed:
-            let_in(self._awake.acquire)  # whoever reads wakes us when it leaves
-        self._resting = False
-
-    def _wake(self) -> None:
-        """Has the pump look. From any thread."""
-        if self._awake.locked():
-            with contextlib.suppress(RuntimeError):  # another thread was faster
-                self._awake.release()
+        """Sleeps until it is time to look again. While somebody reads it is that thread that says when (`_leave`)."""
+        if not self._reading.locked():
+            self._alarm.set(PATIENCE)
+        if not self._closed:
+            self._alarm.sleep()
 
     # --------------------------------------------------------------------------------------------------- closing
 
@@ -312,7 +295,7 @@ class Pump:
         """
         self._ending = ending
         self._closed = True
-        self._wake()
+        self._alarm.set(0)
         self._mailbox.poke()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(CALLBACK_SECONDS if ending else None)
