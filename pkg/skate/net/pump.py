@@ -299,4 +299,6 @@ class Pump:
         self._mailbox.poke()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(CALLBACK_SECONDS if ending else None)
+        if not self._thread.is_alive():
+            self._alarm.close()
         self._reading.acquire()  # never released: nobody reads a closed mailbox

@@ -5,4 +5,5 @@ cdef class Alarm:
     cdef readonly bint is_set           # it will go off
     cpdef set(self, double seconds)
     cpdef clear(self)
+    cpdef close(self)
     cdef _settle(self, double seconds)

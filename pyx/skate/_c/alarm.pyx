@@ -28,8 +28,13 @@ cdef class Alarm:
             raise OSError(errno, f"no timer can be had: {os.strerror(errno)}")
 
     def __dealloc__(self):
+        self.close()
+
+    cpdef close(self):
+        """It is of no use any more, and nobody sleeps on it."""
         if self._timer >= 0:
             c_close(self._timer)
+            self._timer = -1
 
     cpdef set(self, double seconds):
         """It goes off so many seconds from now. From any thread; what it was set to before does not count."""
@@ -56,5 +61,5 @@ cdef class Alarm:
         value.it_interval.tv_sec = value.it_interval.tv_nsec = 0
         value.it_value.tv_sec = <long>seconds
         value.it_value.tv_nsec = <long>((seconds - value.it_value.tv_sec) * 1e9)
-        if timerfd_settime(self._timer, 0, &value, NULL) < 0:
+        if self._timer >= 0 and timerfd_settime(self._timer, 0, &value, NULL) < 0:
             raise OSError(errno, f"the alarm cannot be set: {os.strerror(errno)}")
