@@ -28,10 +28,11 @@ from skate.wire.messages import SCHEMAS, encode
 NODE = NodeId(b"node")
 ME, PEER, OTHER = (process_id(NODE, number) for number in (1, 2, 3))
 CODE = m.StoreReply.code  # type: ignore[attr-defined]
-#: the head of a slot's rings, and the rings' data, in the exchange
-RING_BYTES = 1 << 17
-SLOT_BYTES = 1 << 23
-DIRECTORY_BYTES = 4096
+#: where the first slot is in the exchange, and the first ring in that; and words of both
+DIRECTORY_BYTES = 1 << 18
+HEAD_BYTES = 1 << 18
+READY, TAIL, LISTED = 64, 64, 80
+FIRST_ENTRY, PAGE_BYTES, RING_BYTES = 128, 4096, 1 << 18
 
 
 def record(number: int, size: int = 0) -> bytes:
@@ -50,6 +51,16 @@ def take(inbox: Inbox, limit: int) -> list[Any]:
 
 def numbers(batches: Any) -> list[int]:
     return [fields[0] for _, records, _, _ in batches for _, fields in records]
+
+
+def slot_of(fd: int) -> mmap.mmap:
+    """The first slot, without its rings."""
+    return mmap.mmap(fd, HEAD_BYTES, offset=DIRECTORY_BYTES)
+
+
+def ring_of(fd: int, number: int = 0) -> mmap.mmap:
+    """A ring of the first slot."""
+    return mmap.mmap(fd, RING_BYTES, offset=DIRECTORY_BYTES + HEAD_BYTES + number * RING_BYTES)
 
 
 @pytest.fixture
@@ -126,7 +137,7 @@ class TestRing:
         written = 0
         while lane.write(record(written, 1000)):
             written += 1
-        assert written > RING_BYTES // 1100
+        assert written > RING_BYTES // 1400
         ((_, records, flags, _),) = take(inbox, 5)
         assert (len(records), flags) == (5, STARVED)
         assert lane.write(record(written))
@@ -165,17 +176,65 @@ class TestRing:
         fd = os.memfd_create("lanes")
         os.ftruncate(fd, lanes.EXCHANGE_BYTES)
         _lane, inbox = ends(Exchange(fd))
-        with mmap.mmap(fd, lanes.EXCHANGE_BYTES) as view:
-            at = DIRECTORY_BYTES + SLOT_BYTES - RING_BYTES
-            view[at : at + len(noise)] = noise
-            tail = DIRECTORY_BYTES + 128 + 64 * 8 + 64
-            view[tail : tail + 8] = (words * 8).to_bytes(8, "little")
-            ready = DIRECTORY_BYTES + 64
-            view[ready : ready + 8] = (1).to_bytes(8, "little")
+        with ring_of(fd) as ring, slot_of(fd) as slot:
+            ring[FIRST_ENTRY : FIRST_ENTRY + len(noise)] = noise
+            ring[TAIL : TAIL + 8] = (words << 18 | 1024).to_bytes(8, "little")
+            slot[READY : READY + 8] = (1).to_bytes(8, "little")
         os.close(fd)
         for _ in range(513):
             if not take(inbox, 100):
                 break
+
+    def test_nonsense_in_the_list_of_rings_is_refused(self, memory: int) -> None:
+        """A number that no ring has, a list that goes in circles."""
+        lane, inbox = ends(Exchange(memory))
+        for ready, following in ((1 << 40, 0), (1, 1), (1, 1 << 20)):
+            with ring_of(memory) as ring, slot_of(memory) as slot:
+                slot[READY : READY + 8] = ready.to_bytes(8, "little")
+                ring[LISTED + 8 : LISTED + 16] = following.to_bytes(8, "little")
+            assert take(inbox, 10) == []
+        assert lane.write(record(1))
+        assert numbers(take(inbox, 10)) == [1]
+
+    def test_a_broken_one_goes_on_behind_what_is_lost(self, memory: int) -> None:
+        lane, inbox = ends(Exchange(memory))
+        assert lane.write(record(1))
+        with ring_of(memory) as ring:
+            ring[FIRST_ENTRY + 4 : FIRST_ENTRY + 8] = (77).to_bytes(4, "little")
+        assert lane.write(record(2))
+        ((_, records, _, error),) = take(inbox, 10)
+        assert records == []
+        assert isinstance(error, FrameError)
+        for number in range(3, 5000):  # the pages of what was lost are used again, too
+            assert lane.write(record(number, 100))
+            assert numbers(take(inbox, 10)) == [number]
+
+    def test_memory_is_touched_as_it_is_needed(self, shared: Exchange) -> None:
+        """Whatever has gone through it: one message under way keeps to two pages, and many to what they need."""
+        lane, inbox = ends(shared)
+        empty = shared.bytes_used()
+        for number in range(20_000):
+            assert lane.write(record(number, number % 300))
+            assert numbers(take(inbox, 10)) == [number]
+        assert shared.bytes_used() - empty <= 2 * PAGE_BYTES
+        for number in range(100):
+            assert lane.write(record(number, 200))
+        assert numbers(take(inbox, 200)) == list(range(100))
+        assert shared.bytes_used() - empty <= 10 * PAGE_BYTES
+
+    def test_an_empty_one_has_room_for_the_longest(self, shared: Exchange) -> None:
+        """Wherever the page lies that is in use."""
+        lane, inbox = ends(shared)
+        chance = random.Random(1)
+        longest = LONGEST_RECORD - len(record(0))
+        for number in range(500):
+            for _ in range(chance.randint(0, 70)):
+                lane.write(record(0, chance.choice((10, 3000, 5000, 50_000))))
+            inbox_has = 1
+            while inbox_has:
+                inbox_has = len(take(inbox, chance.randint(1, 50)))
+            assert lane.write(record(number, longest - longest % 8))
+            assert numbers(take(inbox, 10)) == [number]
 
 
 class TestSlots:
@@ -224,6 +283,57 @@ class TestSlots:
         other = shared.lane(OTHER, PEER, "")
         assert other.write(record(2))
         assert take(inbox, 10) == [(OTHER, [(CODE, (2, b""))], 0, None)]
+
+    def test_the_ring_of_a_dead_writer_that_nobody_has_looked_at(self, shared: Exchange) -> None:
+        """It is given away while it is in the list of what was written to, before others and behind them."""
+        inbox = shared.inbox(PEER, SCHEMAS, 2)
+        writers = [process_id(NODE, 10 + number) for number in range(5)]
+        opened = [shared.lane(writer, PEER, "") for writer in writers]
+        for number, lane in enumerate(opened):
+            assert lane.write(record(number))
+        for dead in (0, 2, 4):
+            inbox.release(writers[dead])
+        others = [shared.lane(process_id(NODE, 20 + number), PEER, "") for number in range(3)]
+        for number, lane in enumerate(others):
+            assert lane.write(record(20 + number))
+        assert opened[1].write(record(11))
+        assert sorted(numbers(take(inbox, 10))) == [1, 3, 11, 20, 21, 22]
+        for number, lane in enumerate([opened[1], opened[3], *others]):
+            assert lane.write(record(number))
+        assert numbers(take(inbox, 10)) == list(range(5))
+
+    def test_a_writer_that_was_killed_before_its_ring_was_listed(self, memory: int) -> None:
+        """It has marked the ring as listed, and no more: what it had written is heard when its death is known."""
+        shared = Exchange(memory)
+        lane, inbox = ends(shared)
+        assert lane.write(record(1))
+        with slot_of(memory) as slot:
+            slot[READY : READY + 8] = bytes(8)
+        assert take(inbox, 10) == []
+        assert [fields[0] for _, fields in inbox.take_from(ME, 10)[1]] == [1]
+        inbox.release(ME)
+        other = shared.lane(OTHER, PEER, "")
+        assert other.write(record(2))
+        assert numbers(take(inbox, 10)) == [2]
+
+    def test_the_memory_of_the_dead_is_given_back(self, shared: Exchange) -> None:
+        inbox = shared.inbox(PEER, SCHEMAS, 2)
+        used = []
+        for turn in range(5):
+            writers = [process_id(NODE, 100 * (turn + 1) + number) for number in range(20)]
+            for writer in writers:
+                lane = shared.lane(writer, PEER, "")
+                while lane.write(record(0, 1000)):
+                    pass
+            for writer in writers:
+                while inbox.take_from(writer, 1000) is not None:
+                    pass
+                inbox.release(writer)
+            take(inbox, 1)
+            used.append(shared.bytes_used())
+        assert used == used[:1] * 5
+        shared.bury(PEER, [])
+        assert shared.bytes_used() < DIRECTORY_BYTES
 
     def test_last_words_go_past_marks(self, shared: Exchange) -> None:
         lane, inbox = ends(shared)
@@ -344,8 +454,47 @@ def _killed_while_it_writes(memory: int, rounds: int) -> None:
         inbox.release(writer)
 
 
+def test_writers_that_are_killed_take_nothing_of_others_along(memory: int) -> None:
+    """At any instruction of a write: the list of rings that were written to stays whole, and rings are used again."""
+    shared = Exchange(memory)
+    inbox = shared.inbox(PEER, SCHEMAS, 2)
+    chance = random.Random(3)
+    living: dict[bytes, int] = {}
+    heard: dict[bytes, list[int]] = {}
+    started = 0
+    try:
+        for _ in range(40):
+            while len(living) < 3:
+                started += 1
+                writer = process_id(NODE, 100 + started)
+                child = os.fork()
+                if child == 0:
+                    lane, number = Exchange(memory).lane(writer, PEER, "/nowhere"), 0
+                    while True:
+                        number += lane.write(record(number, number * 37 % 3000))
+                living[writer], heard[writer] = child, []
+            silent = dict.fromkeys(living, chance.randint(1, 300))
+            while any(more > 0 for more in silent.values()):
+                if (batch := inbox.take(50)) is not None:
+                    sender, records, _, error = batch
+                    assert error is None
+                    heard[sender] += [fields[0] for _, fields in records]
+                    silent[sender] -= len(records)
+            writer = chance.choice(list(living))
+            os.kill(living[writer], signal.SIGKILL)
+            os.waitpid(living.pop(writer), 0)
+            while (batch := inbox.take_from(writer, 50)) is not None:
+                heard[writer] += [fields[0] for _, fields in batch[1]]
+            inbox.release(writer)
+            assert heard[writer] == list(range(len(heard[writer])))
+    finally:
+        for child in living.values():
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
 def test_a_writer_that_is_killed_leaves_whole_records(memory: int) -> None:
-    _killed_while_it_writes(memory, 25)
+    _killed_while_it_writes(memory, 10)
 
 
 class TestMailboxes:

@@ -31,11 +31,16 @@ class Place(NamedTuple):
 
 
 def create(cores: int) -> tuple[int, Place] | None:
-    """(descriptor, place) of new lanes; None where they are turned off."""
+    """(descriptor, place) of new lanes; None where they are turned off, or a sparse file of their size cannot be."""
     if not wanted():
         return None
     fd = os.memfd_create("skate-lanes", os.MFD_CLOEXEC)
-    os.ftruncate(fd, EXCHANGE_BYTES)
+    try:
+        os.ftruncate(fd, EXCHANGE_BYTES)
+    except OSError as error:  # `ulimit -f`
+        log.warning("no lanes for this node, it goes on without: %s", error)
+        os.close(fd)
+        return None
     return fd, Place(f"/proc/{os.getpid()}/fd/{fd}", cores)
 
 

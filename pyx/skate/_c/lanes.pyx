@@ -1,4 +1,4 @@
-"""Small messages between the processes of one machine, through rings in shared memory. The layout is in lanes.pxd.
+"""Messages between the processes of one machine, through rings in shared memory. The layout is in lanes.pxd.
 
 State: the mapped exchange; of an Inbox, what it has read and how long it usually waits; of a Lane, what it has written.
 Holds no lock: an Inbox belongs to the thread that has the right to read, a Lane to the holder of the runtime's lock.
@@ -9,7 +9,8 @@ import os
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.errno cimport EINTR, ENOENT, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy, memset
 from posix.fcntl cimport O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_RDWR
 from posix.fcntl cimport open as c_open
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
@@ -41,6 +42,10 @@ cdef extern from *:
     static inline void sk_store_byte(uint8_t* at, uint8_t value) { __atomic_store_n(at, value, __ATOMIC_SEQ_CST); }
     static inline int sk_count(uint64_t bits) { return __builtin_popcountll(bits); }
     static inline int sk_lowest(uint64_t bits) { return __builtin_ctzll(bits); }
+    static inline void sk_raise(uint64_t* at, uint64_t least) {
+        uint64_t now = __atomic_load_n(at, __ATOMIC_SEQ_CST);
+        while (now < least && !__atomic_compare_exchange_n(at, &now, least, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+    }
     #if defined(__x86_64__) || defined(__i386__)
     static inline void sk_pause(void) { __builtin_ia32_pause(); }
     #elif defined(__aarch64__)
@@ -63,6 +68,7 @@ cdef extern from *:
     void sk_store_byte(uint8_t*, uint8_t) noexcept nogil
     int sk_count(uint64_t) noexcept nogil
     int sk_lowest(uint64_t) noexcept nogil
+    void sk_raise(uint64_t*, uint64_t) noexcept nogil
     void sk_pause() noexcept nogil
     int SK_PUNCH
 
@@ -73,7 +79,7 @@ cdef extern from "fcntl.h" nogil:
 
 cdef enum:
     RECORD = 0
-    SKIP = 1
+    MOVE = 1
     BY_LINK = 2
     _STALLED = 1
     _STARVED = 2
@@ -91,7 +97,11 @@ cdef enum:
 #: the bit of a slot's `ready` that says: look at what waits to leave, or at who pokes you
 cdef uint64_t NUDGE = <uint64_t>1 << 63
 
-cdef int64_t _TOTAL = DIRECTORY_BYTES + <int64_t>SLOTS * SLOT_BYTES
+cdef int64_t SLOT_BYTES = HEAD_BYTES + <int64_t>RINGS * RING_BYTES
+cdef int64_t _TOTAL = DIRECTORY_BYTES + SLOTS * SLOT_BYTES
+#: `tail` is entries << AT_BITS | where the next one will be
+cdef int AT_BITS = 18
+cdef uint64_t AT_MASK = RING_BYTES - 1
 
 #: flags of Inbox.take
 STALLED, STARVED = _STALLED, _STARVED
@@ -132,76 +142,108 @@ cdef void _ring(int bell) noexcept:
 
 
 cdef class Exchange:
-    """The shared memory of a node's lanes, mapped. Each process maps it once; a fork of that process must not use it."""
+    """The shared memory of a node's lanes. Each process opens it once; a fork of that process must not use it."""
 
     def __cinit__(self, int fd):
         """`fd` is a file of EXCHANGE_BYTES, zeros at first. It is duplicated."""
-        cdef void* base
-        self._fd = -1
-        base = mmap(NULL, _TOTAL, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
-        if base == MAP_FAILED:
-            raise OSError(errno, f"the lanes could not be mapped: {os.strerror(errno)}")
-        self._base = <char*>base
         self._fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)
+        self._directory = <Directory*>self._map(0, DIRECTORY_BYTES)
+        if self._directory == NULL:
+            raise OSError(errno, f"the lanes could not be mapped: {os.strerror(errno)}")
+        self._slots = <Slot**>calloc(SLOTS, sizeof(Slot*))
+        if self._slots == NULL:
+            raise MemoryError
 
     def __dealloc__(self):
-        if self._base != NULL:
-            munmap(self._base, _TOTAL)
+        cdef uint64_t i
+        if self._slots != NULL:
+            for i in range(self._directory.used):
+                if self._slots[i] != NULL:
+                    munmap(self._slots[i], HEAD_BYTES)
+            free(self._slots)
+        if self._directory != NULL:
+            munmap(self._directory, DIRECTORY_BYTES)
         if self._fd >= 0:
             c_close(self._fd)
 
-    cdef Slot* _slot(self, Py_ssize_t index) noexcept:
-        return <Slot*>(self._base + DIRECTORY_BYTES + index * SLOT_BYTES)
+    cdef char* _map(self, int64_t at, Py_ssize_t size) noexcept:
+        """NULL, and errno, where that cannot be."""
+        cdef void* base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, self._fd, at)
+        return NULL if base == MAP_FAILED else <char*>base
 
-    cdef char* _data(self, Py_ssize_t slot, Py_ssize_t ring) noexcept:
-        return <char*>self._slot(slot) + SLOT_BYTES - (ring + 1) * <Py_ssize_t>RING_BYTES
+    cdef Slot* _slot(self, Py_ssize_t index) except NULL:
+        """A slot without its rings; it stays mapped."""
+        if self._slots[index] == NULL:
+            self._slots[index] = <Slot*>self._map(_slot_at(index), HEAD_BYTES)
+            if self._slots[index] == NULL:
+                raise OSError(errno, f"the lanes could not be mapped: {os.strerror(errno)}")
+        return self._slots[index]
 
     cdef Py_ssize_t _find(self, uint64_t process) noexcept:
         """The slot of a living process, or -1."""
-        cdef Directory* directory = <Directory*>self._base
-        cdef Py_ssize_t i
-        for i in range(SLOTS):
+        cdef Directory* directory = self._directory
+        cdef uint64_t i
+        for i in range(sk_load(&directory.used)):
             if sk_load(&directory.processes[i]) == process:
-                return -1 if sk_load_byte(&directory.dead[i]) else i
+                return -1 if sk_load_byte(&directory.dead[i]) else <Py_ssize_t>i
         return -1
 
     def inbox(self, bytes process, list schemas, int cores):
         """Opens the inbox of this process, which spins in it only while no more than `cores` are awake.
 
-        None where all slots are taken.
+        None where all slots are taken. OSError where memory cannot be mapped.
         """
-        cdef Directory* directory = <Directory*>self._base
+        cdef Directory* directory = self._directory
         cdef uint64_t number = _number(process)
         cdef Py_ssize_t i
         for i in range(SLOTS):
-            if sk_load(&directory.processes[i]) == 0 and sk_claim(&directory.processes[i], 0, number):
-                return Inbox(self, i, schemas, cores)
+            if sk_load(&directory.processes[i]) == 0:
+                sk_raise(&directory.used, i + 1)
+                if sk_claim(&directory.processes[i], 0, number):
+                    return Inbox(self, i, schemas, cores)
         return None
 
     def lane(self, bytes me, bytes peer, str bell):
-        """A way for `me` to write into the inbox of `peer`; None where it has none, or no ring or descriptor is free.
+        """A way for `me` to write into the inbox of `peer`; None where it has none, or there is no ring, descriptor or
+        address space for it.
 
         `bell` is the path of the FIFO that wakes the peer.
         """
         cdef uint64_t writer = _number(me), reader = _number(peer)
-        cdef Directory* directory = <Directory*>self._base
-        cdef Py_ssize_t index = self._find(reader), i
+        cdef Directory* directory = self._directory
+        cdef Py_ssize_t index = self._find(reader), ring
         cdef Slot* slot
         if index < 0:
             return None
-        slot = self._slot(index)
+        try:
+            slot = self._slot(index)
+        except OSError:
+            return None
+        ring = self._claim_ring(slot, writer)
+        if ring < 0:
+            return None
+        lane = Lane.__new__(Lane)
+        if (
+            sk_load(&directory.processes[index]) != reader
+            or sk_load_byte(&directory.dead[index])
+            or not _open_lane(lane, self, index, ring, writer, os.fsencode(bell))
+        ):
+            sk_claim(&slot.writers[ring], writer, 0)
+            return None
+        return lane
+
+    cdef Py_ssize_t _claim_ring(self, Slot* slot, uint64_t writer) noexcept:
+        """The number of a free ring, which is the writer's now; -1: there is none."""
+        cdef Py_ssize_t i
         for i in range(RINGS):
-            if sk_load(&slot.writers[i]) != 0 or not sk_claim(&slot.writers[i], 0, writer):
-                continue
-            if sk_load(&directory.processes[index]) != reader or sk_load_byte(&directory.dead[index]):
-                sk_claim(&slot.writers[i], writer, 0)
-                return None
-            lane = Lane.__new__(Lane)
-            if not _open_lane(lane, self, index, i, writer, os.fsencode(bell)):
-                sk_claim(&slot.writers[i], writer, 0)
-                return None
-            return lane
-        return None
+            if i < <Py_ssize_t>sk_load(&slot.used):
+                if sk_load(&slot.writers[i]) != 0:
+                    continue
+            else:
+                sk_raise(&slot.used, i + 1)  # before it is claimed: who buries looks at so many
+            if sk_claim(&slot.writers[i], 0, writer):
+                return i
+        return -1
 
     def nudge(self, bytes peer, str bell):
         """Has the peer's wait, or its next one, end at once; `bell` as in `lane`. Nothing, where it has no inbox."""
@@ -220,71 +262,93 @@ cdef class Exchange:
 
     def bury(self, bytes process, living):
         """`process` has ended, and of all others only `living` (process ids) still run. Gives back what nobody uses."""
-        cdef Directory* directory = <Directory*>self._base
-        cdef uint64_t number = _number(process)
-        cdef Py_ssize_t i, j
+        cdef Directory* directory = self._directory
+        cdef uint64_t number = _number(process), i, j, writer
         cdef Slot* slot
         cdef bint used
-        cdef uint64_t writer
         numbers = {_number(each) for each in living}
-        for i in range(SLOTS):
+        for i in range(sk_load(&directory.used)):
             if sk_load(&directory.processes[i]) == number:
                 sk_store_byte(&directory.dead[i], 1)
                 sk_clear(&directory.awake[i >> 6], <uint64_t>1 << (i & 63))
-        for i in range(SLOTS):
             if not sk_load_byte(&directory.dead[i]):
                 continue
             slot = self._slot(i)
             used = False
-            for j in range(RINGS):
+            for j in range(sk_load(&slot.used)):
                 writer = sk_load(&slot.writers[j])
                 if writer != 0 and writer in numbers:
                     used = True
+                    break
             if not used:
-                fallocate(self._fd, SK_PUNCH, DIRECTORY_BYTES + i * <int64_t>SLOT_BYTES, SLOT_BYTES)
+                fallocate(self._fd, SK_PUNCH, _slot_at(i), SLOT_BYTES)
                 sk_store_byte(&directory.dead[i], 0)
                 sk_store(&directory.processes[i], 0)
 
     def awake(self):
         """How many processes do not sleep in their inbox."""
-        cdef Directory* directory = <Directory*>self._base
-        cdef int number = 0, i
-        for i in range(AWAKE_WORDS):
-            number += sk_count(sk_load(&directory.awake[i]))
-        return number
+        return _awake(self._directory)
 
     def inboxes(self):
         """The processes that have one, as (process id, has it ended)."""
-        cdef Directory* directory = <Directory*>self._base
+        cdef Directory* directory = self._directory
         return [
             (PyBytes_FromStringAndSize(<char*>&directory.processes[i], PROCESS_ID_BYTES), bool(directory.dead[i]))
-            for i in range(SLOTS)
+            for i in range(directory.used)
             if directory.processes[i] != 0
         ]
+
+    def bytes_used(self):
+        """Of memory, by all processes of the node together."""
+        return os.fstat(self._fd).st_blocks * 512
+
+
+cdef inline int64_t _slot_at(Py_ssize_t index) noexcept:
+    return DIRECTORY_BYTES + index * SLOT_BYTES
+
+
+cdef inline int64_t _ring_at(Py_ssize_t slot, Py_ssize_t ring) noexcept:
+    return _slot_at(slot) + HEAD_BYTES + ring * <int64_t>RING_BYTES
+
+
+cdef int _awake(Directory* directory) noexcept:
+    cdef int awake = 0
+    cdef uint64_t i
+    for i in range((sk_load(&directory.used) + 63) >> 6):
+        awake += sk_count(sk_load(&directory.awake[i]))
+    return awake
 
 
 # ---------------------------------------------------------------------------------------------------- writing
 
 cdef bint _open_lane(Lane lane, Exchange exchange, Py_ssize_t slot, Py_ssize_t ring, uint64_t me, bytes bell) except -1:
-    """False where there is no descriptor for the bell: the reader could not be woken."""
+    """False where there is no address space, or no descriptor for the bell: the reader could not be woken."""
+    lane._bell = _open_bell(bell)
+    if lane._bell < 0 and errno != ENOENT:  # (else it is gone and buried)
+        return False
+    lane._ring = <Ring*>exchange._map(_ring_at(slot, ring), RING_BYTES)
+    if lane._ring == NULL:
+        return False
     lane._exchange = exchange
     lane._slot = exchange._slot(slot)
-    lane._ring = &lane._slot.rings[ring]
-    lane._data = exchange._data(slot, ring)
-    lane._bit = <uint64_t>1 << ring
     lane._index = ring
     lane._me = me
-    lane._tail = sk_load(&lane._ring.tail)
-    lane._head_seen = sk_load(&lane._ring.head)
     lane._bell_path = bell
-    lane._bell = _open_bell(bell)
-    return lane._bell >= 0 or errno == ENOENT  # (then it is gone and buried)
+    lane._free = ~<uint64_t>0
+    lane._after = -1
+    lane._fill(0, 1)
+    return True
 
 
 cdef class Lane:
     """The writer's end of a ring in the inbox of another process (Exchange.lane)."""
 
+    def __cinit__(self):
+        self._bell = -1
+
     def __dealloc__(self):
+        if self._ring != NULL:
+            munmap(self._ring, RING_BYTES)
         if self._bell >= 0:
             c_close(self._bell)
 
@@ -314,37 +378,92 @@ cdef class Lane:
 
     cdef int _put(self, const char* payload, Py_ssize_t size, uint32_t kind) except -1:
         """1 where there is no room."""
-        cdef uint64_t at = self._tail & (RING_BYTES - 1)
-        cdef uint64_t to_end = RING_BYTES - at
-        cdef uint64_t need = ENTRY_BYTES + ((size + 7) & ~<Py_ssize_t>7)
-        cdef uint64_t total = need if need <= to_end else to_end + need
-        cdef uint32_t* entry
-        if self._tail + total - self._head_seen > RING_BYTES:
-            self._head_seen = sk_acquire(&self._ring.head)
-            if self._tail + total - self._head_seen > RING_BYTES:
-                sk_store(&self._ring.starving, 1)
-                sk_fence()
-                self._head_seen = sk_load(&self._ring.head)
-                if self._tail + total - self._head_seen > RING_BYTES:
-                    return 1
-                sk_store(&self._ring.starving, 0)
-        entry = <uint32_t*>(self._data + at)
-        if need > to_end:
-            entry[0] = 0
-            entry[1] = SKIP
-            self._tail += to_end
-            entry = <uint32_t*>self._data
-        entry[0] = <uint32_t>size
-        entry[1] = kind
-        if size:
-            memcpy(entry + 2, payload, size)
-        self._tail += need
-        sk_release(&self._ring.tail, self._tail)
+        cdef uint64_t need = ENTRY_BYTES + ((size + 7) & ~<Py_ssize_t>7), ready
+        # What a piece has left is enough for the entry, and for the one that says where the next piece is.
+        if self._at + need + ENTRY_BYTES > self._end and not self._make_room(need):
+            return 1
+        self._append(payload, <uint32_t>size, kind)
+        if self._after >= 0:
+            self._move_to(self._after, 1)
+            self._after = -1
+        sk_release(&self._ring.tail, self._entries << AT_BITS | self._at)
         sk_fence()
-        if not sk_load(&self._slot.ready) & self._bit:
-            sk_set(&self._slot.ready, self._bit)
+        if not sk_load(&self._ring.listed):
+            sk_store(&self._ring.listed, 1)
+            while True:
+                ready = sk_load(&self._slot.ready)
+                self._ring.next = ready & ~NUDGE
+                if sk_claim(&self._slot.ready, ready, (ready & NUDGE) | <uint64_t>(self._index + 1)):
+                    break
         self.wanted = sk_load(&self._slot.sleeping) != 0
         return 0
+
+    cdef bint _make_room(self, uint64_t need) noexcept:
+        """Begins a piece with room for so many bytes; False where there is none, and the reader knows."""
+        self._reclaim(sk_acquire(&self._ring.head))
+        if self._begin_piece(need):
+            return True
+        sk_store(&self._ring.starving, 1)
+        sk_fence()
+        self._reclaim(sk_load(&self._ring.head))
+        if not self._begin_piece(need):
+            return False
+        sk_store(&self._ring.starving, 0)
+        return True
+
+    cdef bint _begin_piece(self, uint64_t need) noexcept:
+        """Of more than one page only for one entry: so one page is all that an empty ring has in use."""
+        cdef uint64_t pages = (need + ENTRY_BYTES + FIRST_ENTRY + PAGE_BYTES - 1) // PAGE_BYTES, i
+        cdef uint64_t found = self._free, rest
+        cdef int page
+        for i in range(1, pages):
+            found &= self._free >> i
+        if found == 0:
+            return False
+        page = sk_lowest(found)
+        if pages > 1:
+            rest = self._free & ~(((<uint64_t>1 << pages) - 1) << page)
+            if rest == 0:
+                return False
+            self._after = sk_lowest(rest)
+        self._move_to(page, <int>pages)
+        return True
+
+    cdef void _move_to(self, int page, int pages) noexcept:
+        """The next entry goes to the piece that begins there; the one before it is left."""
+        cdef uint64_t last = self._left_last & (PAGES - 1)
+        self._append(NULL, <uint32_t>page, MOVE)
+        self._left_pages[last] = self._pages
+        self._left_until[last] = self._entries
+        self._left_last += 1
+        self._fill(page, pages)
+
+    cdef void _fill(self, int page, int pages) noexcept:
+        self._pages = ((<uint64_t>1 << pages) - 1) << page
+        self._free &= ~self._pages
+        self._at = <uint64_t>page * PAGE_BYTES if page else FIRST_ENTRY
+        self._end = <uint64_t>(page + pages) * PAGE_BYTES
+
+    cdef void _reclaim(self, uint64_t read) noexcept:
+        """So many entries were read: the pieces that end with them are free."""
+        cdef uint64_t first
+        while self._left_first != self._left_last:
+            first = self._left_first & (PAGES - 1)
+            if self._left_until[first] > read:
+                return
+            self._free |= self._left_pages[first]
+            self._left_first += 1
+
+    cdef void _append(self, const char* payload, uint32_t size, uint32_t kind) noexcept:
+        cdef uint32_t* entry = <uint32_t*>(<char*>self._ring + self._at)
+        entry[0] = size
+        entry[1] = kind
+        self._entries += 1
+        if kind == RECORD:
+            memcpy(entry + 2, payload, size)
+            self._at += ENTRY_BYTES + ((size + 7) & ~<uint64_t>7)
+        else:
+            self._at += ENTRY_BYTES
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -356,14 +475,22 @@ cdef class Inbox:
         self._exchange = exchange
         self._index = slot
         self._slot = exchange._slot(slot)
-        self._senders = [None] * RINGS
+        self._first = self._last = -1
+        self._senders = []
+        self._indexes = {}
         self._schemas = schemas
         self._usual = WORTH
         self._cores = cores
         self._load_fd = c_open("/proc/loadavg", O_RDONLY | O_CLOEXEC)
+        self._reading(0)
         self._set_awake(True)
 
     def __dealloc__(self):
+        cdef int i
+        for i in range(WINDOWS):
+            if self._windows[i] != NULL:
+                munmap(self._windows[i], WINDOW * RING_BYTES)
+        free(self._readings)
         if self._load_fd >= 0:
             c_close(self._load_fd)
 
@@ -373,62 +500,109 @@ cdef class Inbox:
         The rings have turns. One at a time, so that what is said of a sender's death can be dealt with before what
         others wrote, and after what the sender did (`take_from`). STALLED in flags: the sender's next message comes by
         the ZeroMQ link; `resume` once it has come. STARVED: the sender found no room before, and is to be nudged.
-        `error`: None, or a FrameError for a record that was skipped.
+        `error`: None, or a FrameError for a record that was skipped. OSError where memory cannot be mapped.
         """
-        cdef uint64_t ready, later
+        cdef Py_ssize_t index
+        cdef Reading* reading
         if sk_load(&self._slot.ready):
-            ready = sk_swap(&self._slot.ready, 0)
-            self._nudged |= ready & NUDGE != 0
-            self._pending |= ready & ~NUDGE
-        while True:
-            ready = self._pending & ~self._stalled
-            if not ready:
-                return None
-            later = ready >> self._turn << self._turn
-            self._turn = sk_lowest(later if later else ready)
-            self._pending &= ~(<uint64_t>1 << self._turn)
-            batch = self._read(self._turn, limit)
-            self._turn = (self._turn + 1) % RINGS
+            self._collect()
+        while self._first >= 0:
+            index = self._first
+            reading = &self._readings[index]
+            self._first = reading.next
+            if self._first < 0:
+                self._last = -1
+            reading.queued = False
+            batch = self._read(index, limit)
             if batch is not None:
                 return batch
+        return None
+
+    cdef int _collect(self) except -1:
+        """Takes the list of what was written to; the first that came is the first to be read."""
+        cdef uint64_t ready = sk_swap(&self._slot.ready, 0), number = ready & ~NUDGE
+        cdef Py_ssize_t found = 0, index
+        cdef Reading* reading
+        cdef list newest_first = []
+        if ready & NUDGE:
+            self._nudged = True
+        while 0 < number <= RINGS and found < RINGS:
+            found += 1
+            index = <Py_ssize_t>number - 1
+            reading = self._reading(index)
+            number = reading.ring.next  # before its writer may list it again
+            sk_store(&reading.ring.listed, 0)
+            newest_first.append(index)
+        sk_fence()
+        while newest_first:
+            self._queue(newest_first.pop())
+        return 0
+
+    cdef void _queue(self, Py_ssize_t index) noexcept:
+        """It has its turn, after those that are to be read already."""
+        cdef Reading* reading = &self._readings[index]
+        if reading.queued or reading.stalled:
+            return
+        reading.queued = True
+        reading.next = -1
+        if self._last < 0:
+            self._first = index
+        else:
+            self._readings[self._last].next = index
+        self._last = index
+
+    cdef Reading* _reading(self, Py_ssize_t index) except NULL:
+        """What is known of a ring, which is mapped."""
+        cdef Py_ssize_t room = self._room, window = index // WINDOW
+        cdef Reading* reading
+        if index >= room:
+            room = max(2 * room, index + 1, <Py_ssize_t>WINDOW)
+            reading = <Reading*>realloc(self._readings, room * sizeof(Reading))
+            if reading == NULL:
+                raise MemoryError
+            self._readings = reading
+            memset(reading + self._room, 0, (room - self._room) * sizeof(Reading))
+            self._senders += [None] * (room - self._room)
+            self._room = room
+        reading = &self._readings[index]
+        if reading.ring == NULL:
+            if self._windows[window] == NULL:
+                self._windows[window] = self._exchange._map(
+                    _ring_at(self._index, window * WINDOW), WINDOW * RING_BYTES
+                )
+                if self._windows[window] == NULL:
+                    raise OSError(errno, f"the lanes could not be mapped: {os.strerror(errno)}")
+            reading.ring = <Ring*>(self._windows[window] + (index % WINDOW) * RING_BYTES)
+            reading.at = FIRST_ENTRY
+        return reading
 
     cdef object _read(self, Py_ssize_t index, Py_ssize_t limit):
         """As `take`, of a certain ring."""
-        cdef Ring* ring = &self._slot.rings[index]
-        cdef char* data = self._exchange._data(self._index, index)
-        cdef uint64_t tail = sk_acquire(&ring.tail), head = self._seen[index], at, size, left
+        cdef Reading* reading = self._reading(index)
+        cdef Ring* ring = reading.ring
+        cdef uint64_t tail = sk_acquire(&ring.tail), written = tail >> AT_BITS, seen = reading.seen, at = reading.at, size
         cdef uint32_t* entry
         cdef list records = []
         cdef int flags = 0
         cdef Reader reader
         error = None
-        if head >= tail:
+        if seen >= written:
             return None
         sender = self._senders[index]
         if sender is None:
             sender = self._senders[index] = PyBytes_FromStringAndSize(
                 <char*>&self._slot.writers[index], PROCESS_ID_BYTES
             )
-        while head < tail:
+            self._indexes[sender] = index
+        while seen < written:
             if limit <= 0:
-                self._pending |= <uint64_t>1 << index
+                self._queue(index)
                 break
-            at = head & (RING_BYTES - 1)
-            entry = <uint32_t*>(data + at)
+            entry = <uint32_t*>(<char*>ring + at)
             size = entry[0]
-            left = tail - head
-            if entry[1] == SKIP and RING_BYTES - at < left:
-                head += RING_BYTES - at
-            elif entry[1] == BY_LINK:
-                head += ENTRY_BYTES
-                self._stalled |= <uint64_t>1 << index
-                flags |= _STALLED
-                break
-            elif entry[1] != RECORD or size > LONGEST or ENTRY_BYTES + size > min(left, RING_BYTES - at):
-                head = tail
-                error = FrameError(f"the lane is broken at byte {at}: what it held is lost")
-            else:
-                head += ENTRY_BYTES + ((size + 7) & ~<uint64_t>7)
+            seen += 1
+            if entry[1] == RECORD and size <= LONGEST and at + ENTRY_BYTES + size <= RING_BYTES - ENTRY_BYTES:
+                at += ENTRY_BYTES + ((size + 7) & ~<uint64_t>7)
                 reader.at = <const unsigned char*>(entry + 2)
                 reader.end = reader.at + size
                 limit -= 1
@@ -436,10 +610,20 @@ cdef class Inbox:
                     records.append(_read_record(&reader, self._schemas))
                 except FrameError as refused:
                     error = refused
-                    self._pending |= <uint64_t>1 << index
+                    self._queue(index)
                     break
-        self._seen[index] = head
-        sk_release(&ring.head, head)
+            elif entry[1] == MOVE and size < PAGES and written - seen < RING_BYTES // ENTRY_BYTES:
+                at = size * PAGE_BYTES if size else FIRST_ENTRY
+            elif entry[1] == BY_LINK:
+                at += ENTRY_BYTES
+                reading.stalled = True
+                flags |= _STALLED
+                break
+            else:
+                error = FrameError(f"the lane is broken at byte {at}: what it held is lost")
+                seen, at = written, tail & AT_MASK
+        reading.seen, reading.at = seen, at
+        sk_release(&ring.head, seen)
         sk_fence()
         if sk_load(&ring.starving) and sk_swap(&ring.starving, 0):
             flags |= _STARVED
@@ -453,7 +637,7 @@ cdef class Inbox:
     def is_stalled(self, bytes sender):
         """Whether its next message comes by the ZeroMQ link, and nothing before it waits here."""
         cdef Py_ssize_t index = self._ring_of(sender)
-        return index >= 0 and self._stalled >> index & 1 != 0
+        return index >= 0 and self._reading(index).stalled
 
     def has_lane(self, bytes sender):
         """Whether this process writes here (the longest messages come by ZeroMQ even so)."""
@@ -463,29 +647,33 @@ cdef class Inbox:
         """The message that the sender's ring waited for has come: what is behind it may be read."""
         cdef Py_ssize_t index = self._ring_of(sender)
         if index >= 0:
-            self._stalled &= ~(<uint64_t>1 << index)
-            self._pending |= <uint64_t>1 << index
+            self._reading(index).stalled = False
+            self._queue(index)
 
     def release(self, bytes sender):
         """The sender has ended, and what it had written was taken: others may have its ring."""
         cdef Py_ssize_t index = self._ring_of(sender)
-        cdef Ring* ring
+        cdef Reading* reading
         if index < 0:
             return
-        ring = &self._slot.rings[index]
+        self._collect()  # it is in no list from here on
+        reading = self._reading(index)
+        reading.stalled = False
+        reading.seen = 0
+        reading.at = FIRST_ENTRY
         self._senders[index] = None
-        self._pending &= ~(<uint64_t>1 << index)
-        self._stalled &= ~(<uint64_t>1 << index)
-        self._seen[index] = 0
-        sk_store(&ring.head, 0)
-        sk_store(&ring.tail, 0)
-        sk_store(&ring.starving, 0)
+        self._indexes.pop(sender, None)
+        memset(reading.ring, 0, FIRST_ENTRY)
+        fallocate(self._exchange._fd, SK_PUNCH, _ring_at(self._index, index), RING_BYTES)
         sk_store(&self._slot.writers[index], 0)
 
     cdef Py_ssize_t _ring_of(self, bytes sender) except -2:
-        cdef uint64_t number = _number(sender)
-        cdef Py_ssize_t i
-        for i in range(RINGS):
+        cdef uint64_t number, i
+        index = self._indexes.get(sender)
+        if index is not None:
+            return index
+        number = _number(sender)
+        for i in range(sk_load(&self._slot.used)):
             if sk_load(&self._slot.writers[i]) == number:
                 return i
         return -1
@@ -502,7 +690,7 @@ cdef class Inbox:
         cdef int round = 0, before
         cdef bint found = False
         cdef uint64_t* ready = &self._slot.ready
-        if self._pending & ~self._stalled or sk_load(ready):
+        if self._first >= 0 or sk_load(ready):
             return True
         self._wait_began = start = now = _now()
         if self._usual >= WORTH or not self._cores_are_free(start):
@@ -532,7 +720,7 @@ cdef class Inbox:
         if self._nudged:
             self._nudged = False
             return False
-        if self._pending & ~self._stalled:
+        if self._first >= 0:
             return False
         sk_store(&self._slot.sleeping, 1)
         sk_fence()
@@ -561,13 +749,10 @@ cdef class Inbox:
 
     cdef bint _cores_are_free(self, int64_t now) noexcept:
         """No more processes of the node are awake than it has cores, and the rest of the machine leaves some, too."""
-        cdef Directory* directory = <Directory*>self._exchange._base
-        cdef int awake = 0, i, running = 0
+        cdef int i, running = 0
         cdef char text[64]
         cdef Py_ssize_t size, at
-        for i in range(AWAKE_WORDS):
-            awake += sk_count(sk_load(&directory.awake[i]))
-        if awake > self._cores:
+        if _awake(self._exchange._directory) > self._cores:
             return False
         if now - self._load_read >= LOAD_INTERVAL and self._load_fd >= 0:
             self._load_read = now
@@ -584,7 +769,7 @@ cdef class Inbox:
         return self._crowded < 2
 
     cdef void _set_awake(self, bint awake) noexcept:
-        cdef Directory* directory = <Directory*>self._exchange._base
+        cdef Directory* directory = self._exchange._directory
         cdef uint64_t bit = <uint64_t>1 << (self._index & 63)
         if awake:
             sk_set(&directory.awake[self._index >> 6], bit)
