@@ -6,6 +6,7 @@ And places where tests and their tasks meet.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +75,21 @@ def skate_start() -> Iterator[Callable[..., Any]]:
 
     yield start
     skate.shutdown()
+
+
+@pytest.fixture
+def captured(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`captured()` gives all that was printed since the test began, on stdout and then on stderr, without colours.
+
+    `capfd.readouterr` reads and then truncates: what another thread prints in between is lost. Both streams are files
+    while it captures, so this reads those, and leaves what is there.
+    """
+
+    def so_far(*descriptors: int) -> str:
+        texts = (os.pread(each, os.fstat(each).st_size, 0) for each in descriptors or (1, 2))
+        return re.sub(r"\x1b\[[\d;]*m", "", b"".join(texts).decode(errors="replace"))
+
+    return so_far
 
 
 @pytest.fixture

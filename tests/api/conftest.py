@@ -27,16 +27,10 @@ def cpu2(transport: None) -> Iterator[None]:
 
 
 @pytest.fixture
-def warned_of(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[str], str]:
+def warned_of(captured: Callable[[], str], caplog: pytest.LogCaptureFixture) -> Callable[[str], str]:
     """Waits until a text was printed or logged, and gives all that was so far."""
-    said = ""
 
     def until(text: str) -> str:
-        def there() -> str:
-            nonlocal said
-            said += "".join(capfd.readouterr())
-            return said + caplog.text if text in said + caplog.text else ""
-
-        return eventually(there)
+        return eventually(lambda: said if text in (said := captured() + caplog.text) else "")
 
     return until

@@ -337,15 +337,8 @@ class TestAwait:
 
 class TestBlocking:
     @pytest.fixture
-    def heard(self, capfd) -> Callable[[str], bool]:
-        said = ""
-
-        def so_far(text: str) -> bool:
-            nonlocal said
-            said += "".join(capfd.readouterr())
-            return text in said
-
-        return so_far
+    def heard(self, captured) -> Callable[[str], bool]:
+        return lambda text: text in captured()
 
     def test_get_warns(self, heard: Callable[[str], bool]) -> None:
         @skate.remote

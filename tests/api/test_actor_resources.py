@@ -72,17 +72,10 @@ class TestDefault:
         gate.open()
         assert skate.get([busy, ref]) == [None, "hello"]
 
-    def test_they_are_not_placed_where_there_is_no_cpu(self, skate_start, capfd, caplog) -> None:
+    def test_they_are_not_placed_where_there_is_no_cpu(self, skate_start, warned_of) -> None:
         skate_start(num_cpus=0)
         ref = Actor.remote().hello.remote()
-        said = ""
-
-        def warned() -> bool:
-            nonlocal said
-            said += "".join(capfd.readouterr())
-            return "CPU" in said + caplog.text
-
-        eventually(warned)
+        warned_of("CPU")
         assert skate.wait([ref], timeout=0) == ([], [ref])
 
     def test_they_start_tasks_and_wait_for_them(self, skate_start) -> None:

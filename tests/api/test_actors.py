@@ -600,23 +600,16 @@ class TestMethods:
 
         assert skate.get(Boss.remote().sum.remote(10)) == 285
 
-    def test_what_they_print_names_class_and_process(self, capfd) -> None:
+    def test_what_they_print_names_class_and_process(self, captured) -> None:
         @skate.remote
         class Speaker:
             def say(self, word: str) -> int:
                 print(word)
                 return os.getpid()
 
-        said = ""
-
-        def heard() -> bool:
-            nonlocal said
-            said += "".join(capfd.readouterr())
-            return "good day" in said
-
         pid = skate.get(Speaker.remote().say.remote("good day"))
-        eventually(heard)
-        assert f"(Speaker pid={pid})" in said
+        eventually(lambda: "good day" in captured())
+        assert f"(Speaker pid={pid})" in captured()
 
 
 class TestMethodDecorator:

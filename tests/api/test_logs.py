@@ -14,8 +14,6 @@ from .rendezvous import eventually
 
 pytestmark = pytest.mark.transport
 
-COLOUR = re.compile(r"\x1b\[[\d;]*m")
-
 
 @skate.remote
 def say(*words: str) -> int:
@@ -25,20 +23,12 @@ def say(*words: str) -> int:
 
 
 @pytest.fixture
-def printed(capfd) -> Callable[[str], list[str]]:
+def printed(captured) -> Callable[[str], list[str]]:
     """Waits until a text was printed, and gives all lines so far, without colours."""
-    said = ""
 
     def until(text: str) -> list[str]:
-        nonlocal said
-
-        def there() -> bool:
-            nonlocal said
-            said += COLOUR.sub("", "".join(capfd.readouterr()))
-            return text in said
-
-        eventually(there)
-        return said.splitlines()
+        eventually(lambda: text in captured())
+        return captured().splitlines()
 
     return until
 
@@ -110,14 +100,14 @@ def test_a_task_that_runs_is_heard(skate_start, printed, gate) -> None:
     skate.get(ref)
 
 
-def test_can_be_turned_off(skate_start, capfd) -> None:
+def test_can_be_turned_off(skate_start, captured) -> None:
     skate_start(log_to_driver=False)
     skate.get(say.remote("a secret"))
     time.sleep(1)  # nothing to wait for: it must not come
-    assert "a secret" not in "".join(capfd.readouterr())
+    assert "a secret" not in captured()
 
 
-def test_the_driver_prints_as_before(skate_start, capfd) -> None:
+def test_the_driver_prints_as_before(skate_start, captured) -> None:
     skate_start()
     print("the driver's own")
-    assert capfd.readouterr().out.endswith("the driver's own\n")
+    assert captured(1).endswith("the driver's own\n")

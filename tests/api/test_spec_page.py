@@ -20,7 +20,6 @@ import skate as ray
 from .rendezvous import eventually
 
 PROGRAMS = Path(__file__).parent / "spec_page"
-COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 @pytest.mark.parametrize(
@@ -39,15 +38,12 @@ def test_program(program: str, printed: str) -> None:
 
 
 @pytest.fixture
-def lines_until(capfd) -> Callable[[int], list[str]]:
+def lines_until(captured) -> Callable[[int], list[str]]:
     """Waits until tasks have printed so many lines, and gives them without colours, sorted."""
-    said = ""
 
     def wait_for(count: int) -> list[str]:
         def lines() -> list[str]:
-            nonlocal said
-            said += COLOUR.sub("", capfd.readouterr().out)
-            return [line for line in said.splitlines() if " pid=" in line]
+            return [line for line in captured(1).splitlines() if " pid=" in line]
 
         eventually(lambda: len(lines()) >= count)
         return sorted(lines())

@@ -18,7 +18,6 @@ import skate as ray
 from .rendezvous import eventually
 
 PROGRAMS = Path(__file__).parent / "spec_page"
-COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def output_of(program: str) -> str:
@@ -52,17 +51,14 @@ def test_messages_from_three_workers() -> None:
 
 
 @pytest.fixture
-def lines_of(capfd) -> Callable[[str, int], list[str]]:
+def lines_of(captured) -> Callable[[str, int], list[str]]:
     """Waits until actors of a class have printed so many lines, and gives them in order, without the prefix."""
-    said = ""
 
     def wait_for(class_name: str, count: int) -> list[str]:
         prefix = re.compile(rf"\({class_name} pid=\d+\) ")
 
         def lines() -> list[str]:
-            nonlocal said
-            said += COLOUR.sub("", capfd.readouterr().out)
-            return [prefix.sub("", line) for line in said.splitlines() if prefix.match(line)]
+            return [prefix.sub("", line) for line in captured(1).splitlines() if prefix.match(line)]
 
         eventually(lambda: len(lines()) >= count)
         return lines()

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter as Counts
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -199,22 +199,13 @@ def test_leases_go_back(cluster: Cluster, second: ClusterNode) -> None:
     eventually(lambda: skate.available_resources().get("special") == 2, 10)
 
 
-def test_what_is_printed_elsewhere_is_shown_here(
-    second: ClusterNode, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_printed_elsewhere_is_shown_here(second: ClusterNode, captured: Callable[[], str]) -> None:
     @skate.remote(resources={"special": 1})
     def speak() -> None:
         print("good morning")
 
     skate.get(speak.remote())
-    seen = []
-
-    def shown() -> bool:
-        captured = capfd.readouterr()
-        seen.append(captured.out + captured.err)
-        return "good morning" in "".join(seen)
-
-    eventually(shown)
+    eventually(lambda: "good morning" in captured())
 
 
 # ------------------------------------------------------------------------------------------------------------ actors
