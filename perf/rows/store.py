@@ -161,7 +161,12 @@ def full(contender: Contender, pace: Pace) -> tuple[float, float]:
 
 
 @measure(
-    Row("get, the second pass over twice what a store holds", "GB/s", limit="store.file_read", key="pass_again"),
+    Row(
+        "get, the second pass over twice what a store holds",
+        "GB/s",
+        limit="store.file_read",
+        key="pass_again",
+    ),
     needs={"objects"},
     group="full",
     num_cpus=0,

@@ -467,7 +467,16 @@ def test_passes_over_more_than_the_store_holds(seed: int) -> None:
     rng = random.Random(seed)
     model = SpillingModel()
     model.limit(rng.choice([200, 400, 2000]))
-    weights = {"put": 3, "pass": 6, "get": 1, "let_go": 1, "free": 1, "make_again": 0.3, "die": 0.1, "disk": 0.2}
+    weights = {
+        "put": 3,
+        "pass": 6,
+        "get": 1,
+        "let_go": 1,
+        "free": 1,
+        "make_again": 0.3,
+        "die": 0.1,
+        "disk": 0.2,
+    }
     for _ in range(150):
         (name,) = rng.choices(list(weights), list(weights.values()))
         who, which = rng.randrange(2), rng.randrange(100)

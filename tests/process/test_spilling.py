@@ -70,8 +70,10 @@ def test_comes_back(skate_start: Callable[..., Any]) -> None:
 
 
 def test_each_object_is_written_once(skate_start: Callable[..., Any]) -> None:
-    """Objects never change, so a copy on disk is good for as long as its object is wanted: however often they are read, by
-    whom, and in what order, nothing is written again; and what is freed while the store has it goes from the disk, too.
+    """Objects never change, so a copy on disk is good for as long as its object is wanted.
+
+    However often they are read, by whom, and in what order, nothing is written again; and what is freed while the store
+    has it goes from the disk, too.
     """
     folder = spill_folder(skate_start(num_cpus=1, object_store_memory=STORE))
     refs = [skate.put(numbers(4 * MB, n)) for n in range(20)]
@@ -81,7 +83,7 @@ def test_each_object_is_written_once(skate_start: Callable[..., Any]) -> None:
         return [int(skate.get(ref)[0]) for ref in refs]
 
     assert first_of(refs) == list(range(20))
-    eventually(lambda: spilled()["objects"] + used() // (4 * MB) == 20)  # what was in use is out of the store by now
+    eventually(lambda: spilled()["objects"] + used() // (4 * MB) == 20)  # what was in use has left the store
     assert first_of(refs) == list(range(20))
     before = spilled()["spilled_bytes_ever"]
     assert before <= 20 * (4 * MB + 1000)
@@ -101,7 +103,7 @@ def first_of(refs: list[Any]) -> list[int]:
 
 
 def test_copies_of_what_the_store_has_give_way(skate_start: Callable[..., Any]) -> None:
-    """A limit on the disk is no harder because files stay: where it leaves no room, those go that only repeat the store."""
+    """A limit on the disk is no harder because files stay: those that only repeat the store go first."""
     folder = spill_folder(skate_start(object_store_memory=STORE, object_spilling_limit=30 * MB))
     old = [skate.put(numbers(4 * MB, n)) for n in range(7)]
     filler = [skate.put(numbers(4 * MB, n)) for n in range(7)]

@@ -233,7 +233,7 @@ def test_evict(arena: Arena) -> None:
 
 
 def test_delete_tells_of_a_copy(arena: Arena) -> None:
-    """Of an object that was sealed as one that has a copy, or was to be evicted while others read it; not of the next one."""
+    """Of an object sealed as one that has a copy, or to be evicted while others read it; not of the next one."""
     arena.allocate(oid(1), 1).seal(copied=True)
     assert arena.contains(oid(1))
     assert not arena.delete(oid(1))

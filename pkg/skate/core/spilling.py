@@ -292,7 +292,7 @@ class Spilling:
     def write_ended(
         self, written: Mapping[bytes, int], kept: Container[bytes], size: int, trouble: str
     ) -> None:
-        """The job is over: what was written, with its creators' pids; which of it is in the store still; the file's length.
+        """The job is over: what was written, by whose pids; what of it the store still has; the file's length.
 
         What is not in `written` is in the store, or was freed. `trouble`: why the disk refused the rest, or empty.
         """
@@ -464,7 +464,7 @@ class Spilling:
         return allowed, why
 
     def _drop_files_in_store(self, nbytes: int) -> int:
-        """Gives up the oldest files of which the store has all that is wanted, until `nbytes` are free; how many are."""
+        """Gives up the oldest files that only repeat the store, until `nbytes` are free; gives how many are."""
         freed = 0
         for file in list(self.files.values()):
             if freed >= max(nbytes, self.batch_bytes):
@@ -482,7 +482,8 @@ class Spilling:
     def _write_some(self, fresh: Sequence[tuple[ObjectId, int]], allowed: int) -> bool:
         """Begins to write the oldest of `fresh`, a batch; False where that may be no byte of them."""
         file = self._current
-        if file is None or file.size >= self.file_bytes or self._repeats_store(file):  # that one may have to go
+        # one that only repeats the store may have to go
+        if file is None or file.size >= self.file_bytes or self._repeats_store(file):
             file = SpillFile(self._numbers + 1)
         spans: list[Span] = []
         end = file.size
