@@ -1,10 +1,13 @@
 """Concurrency groups: so many calls at once of each group of methods, in threads or in the event loop."""
 
 import asyncio
+import threading
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 import skate
+from skate.exceptions import ActorDiedError
 
 from .rendezvous import Gate, Tally, eventually, most_at_once
 
@@ -209,3 +212,73 @@ def test_a_group_of_a_call_that_is_not_there(kind: type) -> None:
 def test_they_are_said_where_the_class_is() -> None:
     with pytest.raises(ValueError, match="concurrency_groups"):
         skate.remote(Threads).options(concurrency_groups=GROUPS)
+
+
+class Blocking:
+    """An asyncio actor whose calls block their threads."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.made_in = threading.get_ident()
+
+    async def default(self) -> int:
+        self.gate.wait()
+        return threading.get_ident()
+
+    @skate.method(concurrency_group="io")
+    async def io(self) -> int:
+        self.gate.wait()
+        return threading.get_ident()
+
+    @skate.method(concurrency_group="compute")
+    async def where(self) -> tuple[int, int]:
+        await asyncio.sleep(0)
+        return threading.get_ident(), self.made_in
+
+    @skate.method(concurrency_group="compute")
+    def plain(self) -> int:
+        return threading.get_ident()
+
+    @skate.method(concurrency_group="compute")
+    async def values(self) -> AsyncIterator[int]:
+        for value in range(3):
+            await asyncio.sleep(0)
+            yield value
+
+    @skate.method(concurrency_group="compute")
+    async def awaits(self, refs: list[skate.ObjectRef]) -> object:
+        return await refs[0]
+
+    @skate.method(concurrency_group="compute")
+    async def leave(self) -> None:
+        skate.actor.exit_actor()
+
+    async def hello(self) -> str:
+        return "hello"
+
+
+class TestWhatBlocksItsLoop:
+    """Each group of an asyncio actor has a thread and a loop, so none that blocks stops another."""
+
+    def test_stops_no_other_group(self, gate: Gate) -> None:
+        actor = skate.remote(concurrency_groups=GROUPS)(Blocking).options(num_cpus=0).remote(gate)
+        blocked = [actor.default.remote(), actor.io.remote()]
+        there, made_in = skate.get(actor.where.remote(), timeout=20)
+        assert skate.get(actor.plain.remote(), timeout=20) == there
+        assert list(map(skate.get, actor.values.remote())) == [0, 1, 2]
+        assert skate.get(actor.awaits.remote([skate.put("put")]), timeout=20) == "put"
+        assert skate.wait(blocked, num_returns=1, timeout=0)[0] == []
+        gate.open()
+        default, io = skate.get(blocked, timeout=20)
+        assert len({default, io, there}) == 3
+        assert default == made_in, "the instance is made in the thread of the default group"
+
+    def test_ends_with_the_call_when_the_actor_leaves(self, gate: Gate) -> None:
+        actor = skate.remote(concurrency_groups=GROUPS)(Blocking).options(num_cpus=0).remote(gate)
+        blocked = actor.io.remote()
+        assert skate.get(actor.hello.remote(), timeout=20) == "hello"
+        left = actor.leave.remote()
+        gate.open()
+        with pytest.raises(ActorDiedError, match="exit_actor"):
+            skate.get(left, timeout=20)
+        skate.wait([blocked], timeout=20)

@@ -1,8 +1,9 @@
 """An actor in its process: the instance, and how its calls run.
 
 State: the instance. Calls run one at a time in the main thread, as tasks do; or in threads (`max_concurrency`,
-concurrency groups); or, where the class has an `async def` method, in an event loop in the main thread. The loop reads
-the inbox itself whenever it would sleep, so a call costs no thread a wake-up.
+concurrency groups); or, where the class has an `async def` method, in event loops: those of the default group in the
+main thread, those of each concurrency group in a thread of its own. The main thread's loop reads the inbox itself
+whenever it would sleep, so a call costs no thread a wake-up.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def become_actor(executor: Executor, runtime: Runtime, new: NewActor) -> bool:
     executor.serve(Lease(new.lease, ProcessId(new.actor), spec["depth"] + 1, new.allocation))
     runtime.objects.blocking = None  # an actor keeps what it holds while it waits
     if spec["asyncio"]:
-        EventLoop(executor, runtime, actor).run()
+        EventLoops(executor, runtime, actor).run()
         return False
     if spec["max_concurrency"] not in (None, 1) or spec["groups"]:
         Threads(executor, runtime, actor).run()
@@ -292,50 +293,32 @@ class Threads:
         return True
 
 
-class Group:
-    """A concurrency group of an asyncio actor."""
-
-    __slots__ = ("free", "waiting")
-
-    def __init__(self, limit: int) -> None:
-        self.free = limit
-        self.waiting: deque[Pushed] = deque()
-
-
 class EventLoop:
-    """Runs the calls of an asyncio actor, in the main thread."""
+    """Runs the calls of one concurrency group of an asyncio actor, in the thread that calls `run`."""
 
-    def __init__(self, executor: Executor, runtime: Runtime, actor: HostedActor) -> None:
+    def __init__(
+        self, executor: Executor, runtime: Runtime, limit: int, selector: type[LoopSelector]
+    ) -> None:
         self._executor = executor
         self._runtime = runtime
-        self._actor = actor
-        self._loop = asyncio.SelectorEventLoop(InboxSelector(runtime, self._start_calls))
-        self._thread = threading.get_ident()
+        self._loop = asyncio.SelectorEventLoop(selector(runtime, self._start_calls))
+        #: the thread that runs it; 0: none does yet
+        self.thread: int = 0
         self._context = copy_context()
-        self._group_of: Mapping[bytes, str] = {}
-        self._groups: dict[str, Group] = {}
+        #: how many more calls may run, and those that wait for that
+        self._free = limit
+        self._waiting: deque[Pushed] = deque()
         self._arrived: deque[Pushed] = deque()
         self._ringing = False
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._warned: set[str] = set()
         #: calls that run; the loop itself holds its tasks weakly
         self._tasks: dict[Pushed, asyncio.Task[None]] = {}
 
-    def run(self) -> None:
-        """Serves until the actor ends."""
+    def run(self, first: Callable[[], None] | None = None) -> None:
+        """Calls `first` in the loop, then serves until the actor ends. In a section."""
+        self.thread = threading.get_ident()
         asyncio.set_event_loop(self._loop)
-        self._executor.set_output_name(self._actor.shown)
-        self._executor.on_end = self._end
-        self._runtime.objects.before_blocking = self._warn_of_blocking
-        self._serve()
-        try:
-            if self._executor.leaving is not None:
-                self._executor.leave(self._executor.leaving)
-        finally:
-            self._cancel_what_runs()
-
-    def _serve(self) -> None:
-        main = self._loop.create_task(self._main())
+        main = self._loop.create_task(self._main(first))
         while not main.done():
             try:
                 let_in(self._loop.run_until_complete, main)
@@ -347,8 +330,17 @@ class EventLoop:
                     raise
                 log.exception("a handler of a signal raised while no call ran; the actor goes on")
 
-    def _cancel_what_runs(self) -> None:
-        """Coroutines are not answered any more, and can clear up after themselves."""
+    async def _main(self, first: Callable[[], None] | None) -> None:
+        if first is not None:
+            first()
+        await self._ended
+
+    def end(self) -> None:
+        """Has `run` return. From any thread."""
+        self._loop.call_soon_threadsafe(lambda: None if self._ended.done() else self._ended.set_result(None))
+
+    def cancel_what_runs(self) -> None:
+        """Coroutines are not answered any more, and can clear up after themselves. In the loop's thread."""
         self._executor.withholds = True
         last = self._loop.create_task(self._cancelled())
         while not last.done():
@@ -368,17 +360,10 @@ class EventLoop:
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
 
-    async def _main(self) -> None:
-        self._group_of = self._actor.group_of()
-        self._groups = {group: Group(limit) for group, limit in self._actor.limits(ASYNC_CONCURRENCY).items()}
-        self._executor.sink = self._take
-        self._actor.construct(self._executor, self._runtime)
-        await self._ended
-
-    def _take(self, pushed: Pushed) -> None:
+    def take(self, pushed: Pushed) -> None:
         """Under the lock, where no user's code may run; a task factory could be one. So the selector starts it."""
         self._arrived.append(pushed)
-        if not self._ringing and threading.get_ident() != self._thread:
+        if not self._ringing and threading.get_ident() != self.thread:
             self._ringing = True
             self._loop.call_soon_threadsafe(self._start_calls)
 
@@ -390,20 +375,19 @@ class EventLoop:
             return False
         while arrived:
             pushed = arrived.popleft()
-            group = self._groups[self._group_of.get(pushed.function, DEFAULT_GROUP)]
-            if group.free:
-                group.free -= 1
-                self._start(group, pushed)
+            if self._free:
+                self._free -= 1
+                self._start(pushed)
             else:
-                group.waiting.append(pushed)
+                self._waiting.append(pushed)
         return True
 
-    def _start(self, group: Group, pushed: Pushed) -> None:
-        task = self._loop.create_task(self._run(group, pushed))
+    def _start(self, pushed: Pushed) -> None:
+        task = self._loop.create_task(self._run(pushed))
         if not task.done():  # (an eager one may be)
             self._tasks[pushed] = task
 
-    async def _run(self, group: Group, pushed: Pushed) -> None:
+    async def _run(self, pushed: Pushed) -> None:
         """Runs one call and answers; the answer leaves before the loop sleeps."""
         executor = self._executor
         if executor.leaving is not None:
@@ -432,20 +416,83 @@ class EventLoop:
             values = executor.failed(pushed, exception, pushed.name or function.name)
         finally:
             self._tasks.pop(pushed, None)
-            if group.waiting:
+            if self._waiting:
                 # Not in here: it may be eager, and has nothing of this call's context.
-                self._loop.call_soon(self._start, group, group.waiting.popleft(), context=self._context)
+                self._loop.call_soon(self._start, self._waiting.popleft(), context=self._context)
             else:
-                group.free += 1
+                self._free += 1
         executor.answer_at_once(pushed, values, guards, clock.monotonic_ns() - started)
 
-    def _end(self) -> None:
-        """The last handle is gone, or the actor ends itself. From any thread."""
-        self._loop.call_soon_threadsafe(lambda: None if self._ended.done() else self._ended.set_result(None))
+
+class EventLoops:
+    """Runs the calls of an asyncio actor: those of each concurrency group in a loop and a thread of its own.
+
+    The default group's is the main thread, which takes in the mail, too. While a call blocks it, the pump does; so no
+    group blocks another.
+    """
+
+    def __init__(self, executor: Executor, runtime: Runtime, actor: HostedActor) -> None:
+        self._executor = executor
+        self._runtime = runtime
+        self._actor = actor
+        self._group_of: Mapping[bytes, str] = actor.group_of()
+        self._loops = {
+            group: EventLoop(
+                executor, runtime, limit, InboxSelector if group == DEFAULT_GROUP else LoopSelector
+            )
+            for group, limit in actor.limits(ASYNC_CONCURRENCY).items()
+        }
+        self._main = self._loops[DEFAULT_GROUP]
+        self._threads: list[threading.Thread] = []
+        self._warned: set[str] = set()
+
+    def run(self) -> None:
+        """Serves until the actor ends."""
+        executor = self._executor
+        executor.set_output_name(self._actor.shown)
+        executor.on_end = self._main.end
+        self._runtime.objects.before_blocking = self._warn_of_blocking
+        executor.sink = self._main.take if len(self._loops) == 1 else self._take
+        self._main.run(self._begin)
+        try:
+            if executor.leaving is not None:
+                executor.leave(executor.leaving)
+        finally:
+            self._end_groups()
+            self._main.cancel_what_runs()
+
+    def _begin(self) -> None:
+        """In the main loop: the instance is made there, before any call runs."""
+        self._actor.construct(self._executor, self._runtime)
+        for group, loop in self._loops.items():
+            if loop is not self._main:
+                thread = CallThread(target=self._serve, args=(loop,), name=f"skate-{group}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, loop: EventLoop) -> None:
+        with section:
+            loop.run()
+            loop.cancel_what_runs()
+
+    def _end_groups(self) -> None:
+        """What runs in them is cancelled; a call that blocks its thread is waited for as long as coroutines are."""
+        self._executor.withholds = True
+        for loop in self._loops.values():
+            if loop is not self._main:
+                loop.end()
+        until = clock.monotonic() + 1.2 * CANCEL_SECONDS
+        for thread in self._threads:
+            let_in(thread.join, max(0.0, until - clock.monotonic()))
+
+    def _take(self, pushed: Pushed) -> None:
+        """Under the lock."""
+        self._loops[self._group_of.get(pushed.function, DEFAULT_GROUP)].take(pushed)
 
     def _warn_of_blocking(self, function: str) -> None:
         """Once each, as Ray does."""
-        if threading.get_ident() != self._thread or function in self._warned:
+        here = threading.get_ident()
+        if function in self._warned or all(loop.thread != here for loop in self._loops.values()):
             return
         self._warned.add(function)
         log.warning(
@@ -455,29 +502,40 @@ class EventLoop:
         )
 
 
-class InboxSelector(selectors.EpollSelector):
-    """What an event loop sleeps in: takes in the process's mail too, unless another thread reads it.
+class LoopSelector(selectors.EpollSelector):
+    """What an event loop sleeps in. All mail leaves before it sleeps.
 
-    `start_calls` is called, not under the lock, when calls may have come by it; True where any had.
+    `start_calls` is called, not under the lock, when calls may have come; True where any had.
     """
 
     def __init__(self, runtime: Runtime, start_calls: Callable[[], bool]) -> None:
         super().__init__()
         self._start_calls = start_calls
         self._runtime = runtime
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """As in selectors."""
+        events = self._sleep(0 if self._start_calls() else timeout)  # calls came while a coroutine blocked
+        self._start_calls()
+        return events
+
+    def _sleep(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._runtime.before_sleep()
+        return super().select(timeout)
+
+
+class InboxSelector(LoopSelector):
+    """Takes in the process's mail, too, unless another thread reads it. A busy one asks the kernel now and then."""
+
+    def __init__(self, runtime: Runtime, start_calls: Callable[[], bool]) -> None:
+        super().__init__(runtime, start_calls)
         self._mailbox = runtime.mailbox
         self._pump = runtime.pump
         self._inbox = self.register(self._mailbox.fileno(), selectors.EVENT_READ)
         #: when the kernel was asked last what is ready
         self._looked_at = 0.0
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """As in selectors. All mail leaves before it sleeps. A busy loop asks the kernel only now and then."""
-        events = self._read(0 if self._start_calls() else timeout)  # calls came while a coroutine blocked
-        self._start_calls()
-        return events
-
-    def _read(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+    def _sleep(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         with section:
             ready = self._read_undisturbed(timeout)
         return ready
@@ -485,7 +543,7 @@ class InboxSelector(selectors.EpollSelector):
     def _read_undisturbed(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         if not self._pump.take():
             self._runtime.before_sleep()
-            return self._without_inbox(let_in(super().select, timeout))
+            return self._without_inbox(let_in(self._kernel, timeout))
         try:
             others = self._read_inbox(timeout)
         finally:
@@ -512,11 +570,14 @@ class InboxSelector(selectors.EpollSelector):
                 doze(self.fileno(), timeout)
         finally:
             mailbox.wake_up()
-        ready = super().select(0)
+        ready = self._kernel(0)
         others = self._without_inbox(ready)
         if len(others) != len(ready) or timeout != 0:
             mailbox.serve()
         return others
+
+    def _kernel(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        return selectors.EpollSelector.select(self, timeout)
 
     def _without_inbox(
         self, ready: list[tuple[selectors.SelectorKey, int]]
