@@ -54,16 +54,28 @@ RESERVED_NAMES: Final[Mapping[str, str]] = {
     "object_store_memory": "object_store_memory",
 }
 
+#: What each bundle of a placement group has besides its own (see core.group_names): nothing else has that name.
+BUNDLE: Final = "bundle"
+
 Rule = Callable[[str, Any], Any]
 Place = Literal["everywhere", "decorator", "options"]
 Options = TypeVar("Options", bound="_Options")
 
 
 def check_custom_name(resource: str) -> None:
-    """Raises ValueError for a name in `resources={...}` that has an option of its own."""
+    """Raises ValueError for a name in `resources={...}` that has an option of its own, or a meaning."""
+    check_resource_name(resource)
     if resource in RESERVED_NAMES:
         raise ValueError(
             f"{resource!r} cannot be a custom resource; use the option {RESERVED_NAMES[resource]} instead"
+        )
+
+
+def check_resource_name(resource: str) -> None:
+    """Raises ValueError for a name that no resource may have, also in a bundle of a placement group."""
+    if resource == BUNDLE:
+        raise ValueError(
+            f"{resource!r} cannot be the name of a resource: each bundle of a placement group has one of that name"
         )
 
 

@@ -478,6 +478,7 @@ class TestBadOnes:
             ([{1: 1}], "resource dictionaries"),
             (["CPU"], "resource dictionaries"),
             ([{"CPU_group_" + "a" * 32: 1}], "another group"),
+            ([{"CPU": 1}, {"bundle": 1}], "'bundle' cannot be the name of a resource"),
         ],
     )
     def test_bundles(self, bundles: Any, message: str) -> None:

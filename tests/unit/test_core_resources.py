@@ -102,6 +102,7 @@ def test_from_options_as_ray_has_it(options: dict[str, Any], expected: dict[str,
         ({"num_gpus": []}, TypeError, "num_gpus"),
         ({"resources": {"CPU": 1}}, ValueError, "use the option num_cpus"),
         ({"resources": {"memory": 1}}, ValueError, "use the option memory"),
+        ({"resources": {"bundle": 1}}, ValueError, "'bundle' cannot be the name of a resource"),
         ({"resources": {"x": -0.1}}, ValueError, "'x'"),
     ],
 )

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from skate._c.resources import UNITS_PER_ONE
+from skate.options import BUNDLE
 
-#: the resource that each bundle has besides its own: those ask for it that need nothing else, too
-BUNDLE: Final = "bundle"
-#: of it a bundle has so much, and each task in the group takes so little
+#: of `bundle`, which those ask for that need nothing else, too, a bundle has so much, and each task in the group takes so little
 BUNDLE_UNITS: Final = 1000 * UNITS_PER_ONE
 USE_UNITS: Final = UNITS_PER_ONE // 1000
 _MARK: Final = "_group_"

@@ -16,7 +16,7 @@ from skate.core.placement import PACK, STRATEGIES, STRICT_PACK
 from skate.core.resources import ResourceSet
 from skate.exceptions import SkateSystemError
 from skate.ids import TASK_ID_BYTES
-from skate.options import check_label_selector
+from skate.options import check_label_selector, check_resource_name
 from skate.runtime import current
 
 __all__ = [
@@ -186,6 +186,7 @@ def _checked_bundles(bundles: Any) -> list[ResourceSet]:
         if not isinstance(bundle, Mapping) or not all(isinstance(name, str) for name in bundle):
             raise ValueError(f"{_NO_LIST}; got {bundle!r}.")
         for name, amount in bundle.items():
+            check_resource_name(name)
             if isinstance(amount, (str, bool)) or not hasattr(amount, "__float__"):
                 raise ValueError(f"{_NO_LIST}; got {amount!r} of {name!r}.")
         one = ResourceSet({name: to_units(amount, name) for name, amount in bundle.items()})
