@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -126,6 +127,22 @@ class TestThreads:
             assert torch in (threads, None), "it was told, if it had been imported"
         assert len(pids) < 4, "one of them ran several"
 
+    def test_also_in_the_threads_of_an_actor(self, skate_start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Some libraries keep a number for each thread."""
+        for name in THREADS:
+            monkeypatch.delenv(name, raising=False)
+        skate_start(num_cpus=2)
+        pid, *_ = skate.get(run.options(num_cpus=1).remote(self.seen))
+
+        @skate.remote(num_cpus=2, max_concurrency=2)
+        class Threaded:
+            def told(self) -> Any:
+                torch = sys.modules.get("torch")
+                return os.getpid(), torch and torch.told.get(threading.get_ident())
+
+        own, told = skate.get(Threaded.remote().told.remote())
+        assert told == (2 if own == pid else None)
+
     def test_unless_the_user_says_how_many(self, skate_start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in THREADS:
             monkeypatch.delenv(name, raising=False)
@@ -139,8 +156,12 @@ class TestThreads:
 class FakeTorch(ModuleType):
     threads: int | None = None
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.told: dict[int, int] = {}
+
     def set_num_threads(self, threads: int) -> None:
-        self.threads = threads
+        self.threads = self.told[threading.get_ident()] = threads
 
 
 class TestWorkers:

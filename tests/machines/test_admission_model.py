@@ -17,6 +17,7 @@ from skate.core.admission import IDLE_SECONDS, START_ATTEMPTS, Admission
 from skate.core.bundles import BundledResources
 from skate.core.group_names import asked_of_group
 from skate.core.leases import (
+    EndWorker,
     FailRequest,
     FetchArguments,
     Grant,
@@ -165,7 +166,10 @@ class Node:
             assert effect.lease.reclaimed, "it goes on without CPUs, and for as long as it likes"
             self.without_cpus.add(effect.lease.id)
 
-    def do_KillWorker(self, effect: KillWorker) -> None:
+    def do_EndWorker(self, effect: EndWorker) -> None:
+        self.do_KillWorker(effect)
+
+    def do_KillWorker(self, effect: EndWorker | KillWorker) -> None:
         self.lose(effect.worker)
 
     def do_RetireWorker(self, effect: RetireWorker) -> None:
@@ -928,7 +932,7 @@ def test_whoever_leaves_frees_all_that_it_had() -> None:
     workers = {lease.worker.id for lease in node.granted.values() if lease.worker}
     assert len(workers) == 2
     node.leaves(FIRST)
-    assert {effect.worker for effect in node.decide() if isinstance(effect, KillWorker)} == workers
+    assert {effect.worker for effect in node.decide() if isinstance(effect, EndWorker)} == workers
     assert node.admission.resources.available_dict() == node.admission.resources.total_dict()
     assert not node.admission.workers
 

@@ -43,6 +43,7 @@ from skate.core.bundles import BundledResources
 from skate.core.leases import (
     PATIENCE_SECONDS,
     Effect,
+    EndWorker,
     Environment,
     FailRequest,
     Grant,
@@ -288,7 +289,8 @@ class Admission:
             if worker is not None:
                 worker.lease = None
                 self.workers.pop(worker.id, None)
-                self._effects.append(KillWorker(worker.id, f"its owner {process.hex()} is gone"))
+                ends = KillWorker if lease.request.for_actor else EndWorker
+                self._effects.append(ends(worker.id, f"its owner {process.hex()} is gone"))
 
     # ------------------------------------------------------------------------------------------- placement groups
 
@@ -668,7 +670,7 @@ class Admission:
         for kind in [kind for kind in self._idle if kind.job in self._left_jobs]:
             for worker in self._idle.pop(kind):
                 del self.workers[worker.id]
-                self._effects.append(KillWorker(worker.id, "its driver is gone"))
+                self._effects.append(EndWorker(worker.id, "its driver is gone"))
 
     def _started(self, kind: Kind) -> None:
         """One of the workers that were starting is ready, or has failed."""

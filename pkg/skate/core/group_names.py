@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from skate._c.resources import UNITS_PER_ONE
 from skate.options import BUNDLE
 
-#: of `bundle`, which those ask for that need nothing else, too, a bundle has so much, and each task in the group takes so little
+#: of `bundle`, which those ask for that need nothing else, too, each bundle has so much, and each task takes so little
 BUNDLE_UNITS: Final = 1000 * UNITS_PER_ONE
 USE_UNITS: Final = UNITS_PER_ONE // 1000
 _MARK: Final = "_group_"

@@ -64,6 +64,13 @@ class KillWorker(NamedTuple):
     why: str
 
 
+class EndWorker(NamedTuple):
+    """Effect: end a worker of tasks that nobody needs any more; in order, if it runs none."""
+
+    worker: ProcessId
+    why: str
+
+
 class RetireWorker(NamedTuple):
     """Effect: ask an idle worker to end, if it owns nothing."""
 
@@ -101,7 +108,8 @@ class StopFetching(NamedTuple):
 
 
 Effect = (
-    FailRequest
+    EndWorker
+    | FailRequest
     | StartWorker
     | Grant
     | Reclaim

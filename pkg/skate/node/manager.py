@@ -27,6 +27,7 @@ from skate._c.resources import to_units
 from skate.core.admission import Admission
 from skate.core.leases import (
     Effect,
+    EndWorker,
     FailRequest,
     FetchArguments,
     Grant,
@@ -81,6 +82,8 @@ log = logging.getLogger("skate.node")
 
 #: seconds that a driver which has left has to read that it may go
 LEAVE_SECONDS = 0.5
+#: seconds that a worker's exit handlers may take
+EXIT_SECONDS = 3.0
 #: descriptors that a worker takes here, its pipes, its connection and that to it; and that are kept for others
 WORKER_DESCRIPTORS = 5
 SPARE_DESCRIPTORS = 4
@@ -128,9 +131,13 @@ class NodeManager:
         self._drivers: dict[ProcessId, Process] = {}
         #: drivers that have left -> until when they may read what was said to them last
         self._leaving: dict[ProcessId, float] = {}
+        #: workers that run their exit handlers -> until when they may
+        self._exiting: dict[ProcessId, float] = {}
         self._by_pid: dict[int, Process] = {}
         self._serial = 0
         self._running = True
+        #: the node's end was asked for: workers end in order, too
+        self._in_order = False
         #: why the node ends
         self._why = ""
         #: something has happened in this turn that another one must follow
@@ -302,6 +309,7 @@ class NodeManager:
             self._door.step(now),
             self.cluster.step(now),
             self._unlink_who_left(now),
+            self._kill_who_stays(now),
             self._wait_for_output(now),
         )
         if self._scheduling.act() or self._groups.undecided or self._undecided:
@@ -325,6 +333,7 @@ class NodeManager:
 
     def end(self, why: str) -> None:
         """Has `run` end. From a signal handler, too."""
+        self._in_order = True
         self._end(why)
         self._mailbox.poke()
 
@@ -411,6 +420,7 @@ class NodeManager:
     def _remove(self, process: Process) -> None:
         del self._processes[process.id]
         self._drivers.pop(process.id, None)
+        self._exiting.pop(process.id, None)
         process.job.processes -= 1
 
     def _forget_jobs(self) -> None:
@@ -527,6 +537,7 @@ class NodeManager:
         if self._starter is None:
             self._post(process.id, m.Left(reason))
             self._mailbox.flush()
+        self._in_order = self._starter is not None
         self._driver_left(process, reason, LEAVE_SECONDS)
 
     # -------------------------------------------------------------------------------------------------- decisions
@@ -559,6 +570,9 @@ class NodeManager:
             self._post(effect.worker, m.ExitIfUnused("idle"))
         elif type(effect) is KillWorker:
             self._kill_id(effect.worker, effect.why)
+        elif type(effect) is EndWorker:
+            if effect.worker in self._processes:
+                self._end_in_order(self._processes[effect.worker], effect.why)
         elif type(effect) is RoomForBundles:
             self._groups.room_made()
         elif type(effect) is FailRequest and effect.request.for_actor:
@@ -664,6 +678,25 @@ class NodeManager:
         if process.pid:
             self._zygotes.kill(process)
 
+    def _end_in_order(self, worker: Process, why: str) -> None:
+        """Has a worker run its exit handlers and end; kills one that runs a task, or takes too long."""
+        assert worker.testament is not None
+        if not worker.registered or testament.running(worker.testament):
+            self._kill(worker, why)
+            return
+        worker.killed_because = why
+        self._exiting[worker.id] = monotonic() + EXIT_SECONDS
+        self._post(worker.id, m.Left(why))
+
+    def _kill_who_stays(self, now: float) -> float | None:
+        """Gives the time of the next look, or None."""
+        if not self._exiting:
+            return None
+        for worker in [worker for worker, until in self._exiting.items() if until <= now]:
+            del self._exiting[worker]
+            self._kill(self._processes[worker], "its exit handlers did not end")
+        return min(self._exiting.values(), default=None)
+
     # ----------------------------------------------------------------------------------------------------- logs
 
     def _read(self, worker: Process, reader: LineReader) -> None:
@@ -723,6 +756,7 @@ class NodeManager:
 
     def _zygote_said(self, message: dict[str, Any] | None) -> None:
         if message is None:
+            self._exiting.clear()
             self._end(f"its zygote (pid {self._session['zygote_pid']}) died, and all workers with it")
         elif "forked" in message:
             process = self._processes[ProcessId(bytes.fromhex(message["forked"]))]
@@ -859,6 +893,13 @@ class NodeManager:
 
     def _end_workers(self) -> None:
         """Ends all workers, and sends drivers that still live what was printed last."""
+        if self._in_order:
+            for process in list(self._processes.values()):
+                if process.kind == "worker":
+                    self._end_in_order(process, self._why)
+            while (until := self._kill_who_stays(monotonic())) is not None:
+                self._mailbox.flush()
+                self._mailbox.read(max(0.0, until - monotonic()))
         self._zygotes.end()
         end_children()  # what a killed zygote has left us
         for process in list(self._processes.values()):

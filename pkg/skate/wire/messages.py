@@ -219,6 +219,8 @@ class Leave(NamedTuple):
 
 @_message(16)
 class Left(NamedTuple):
+    """To a driver: it may go. To a worker: its program is over; it runs its exit handlers, and ends."""
+
     reason: str
 
 

@@ -35,6 +35,7 @@ from skate.wire import checks
 from skate.wire import messages as m
 from skate.wire.messages import encode
 from skate.wire.testament import Testament
+from skate.worker import threads
 from skate.worker.functions import Functions, Loaded
 from skate.worker.lease import Lease
 from skate.worker.output import TaskOutput
@@ -107,7 +108,11 @@ class End(NamedTuple):
 
 
 class CallThread(threading.Thread):
-    """Runs calls of an actor with threads."""
+    """Runs calls of an actor with threads, or event loops."""
+
+    def run(self) -> None:
+        threads.limit_here()
+        super().run()
 
 
 class Executor:
@@ -165,6 +170,7 @@ class Executor:
         runtime.handle(m.ExitIfUnused, self._asked_to_leave)
         runtime.handle(m.BecomeActor, self._to_become)
         runtime.handle(m.EndActor, self._told_to_end)
+        runtime.handle(m.Left, self._left)
 
     # ------------------------------------------------------------------------------------------------- messages
 
@@ -190,6 +196,12 @@ class Executor:
             self.actor.say_again(self._runtime)
 
     def _told_to_end(self, _: ProcessId, actor: bytes) -> None:
+        self._end()
+
+    def _left(self, _: ProcessId, reason: str) -> None:
+        """Nobody needs this process any more: nothing begins."""
+        self._queue.clear()
+        self._taken = None
         self._end()
 
     def _end(self) -> None:

@@ -72,13 +72,23 @@ def limit(threads: int) -> None:
     _told = threads
     if OMP not in _said:
         os.environ[OMP] = str(threads)
+    _tell(_said, threads)
+
+
+def limit_here() -> None:
+    """As `limit` said last, in a thread that has begun since: some libraries keep a number for each thread."""
+    if _told and _said is not None:
+        _tell(_said, _told)
+
+
+def _tell(said: dict[str, int], threads: int) -> None:
     for setter, variables in find():
-        setter(next((_said[name] for name in variables if name in _said), threads))
+        setter(next((said[name] for name in variables if name in said), threads))
     for name, (tell, variables) in _MODULES.items():
         module = sys.modules.get(name)
         if module is not None:
             try:
-                tell(module, next((_said[name] for name in variables if name in _said), threads))
+                tell(module, next((said[name] for name in variables if name in said), threads))
             except Exception:  # a module of that name that is another, or is being imported just now
                 log.warning("%s could not be told to use %d threads", name, threads, exc_info=True)
 
