@@ -83,7 +83,8 @@ class TaskError(SkateError):
 
     function_name, pid, node   which task, and where it ran
     traceback_str              its traceback as text, skate's own frames left out
-    cause                      the user's exception; an UnserializableException where that could not travel
+    cause                      the user's exception; an UnserializableException where that could not travel. It is also
+                               the only one of `args`
     via                        the tasks that failed in turn because this one did, the nearest first
     actor_id, actor_repr       set for a call of an actor
 
@@ -115,7 +116,7 @@ class TaskError(SkateError):
         *,
         node: str = "",
     ) -> None:
-        super().__init__(*cause.args)
+        super().__init__(cause)
         self.function_name = function_name
         self.traceback_str = traceback_str
         self.cause = cause
@@ -241,7 +242,7 @@ def _load_task_error(
             error.note = f"it could not be unpickled in this process ({reason})"
             error.cause = UnserializableException(f"{_summary(error.traceback_str)} ({error.note})")
             vars(error)["_cause_pickle"] = cause_pickle, refs
-    error.args = error.cause.args
+    error.args = (error.cause,)
     return error
 
 
@@ -282,7 +283,7 @@ def _dual_class(cause_class: type[BaseException]) -> type:
     """The subclass of both TaskError and `cause_class`. Raises what subclassing the user's class raises."""
     dual = _duals.get(id(cause_class))
     if dual is None:
-        name = f"TaskError({cause_class.__name__})"
+        name = f"RayTaskError({cause_class.__name__})"  # as in Ray, whose users read it
         bases = (_Dual, TaskError, cause_class)
         dual = types.new_class(name, bases, {}, lambda body: body.update(__module__=_SHOWN_MODULE))
         _duals[id(cause_class)] = dual
@@ -298,6 +299,7 @@ def _new_dual(dual: type, error: TaskError) -> TaskError:
         fields.setdefault(name, value)
     fields["cause"] = error.cause
     fields["_task_error"] = error._copy()
+    BaseException.args.__set__(instance, (error.cause,))  # type: ignore[attr-defined]  # past a property of the user's
     return instance
 
 

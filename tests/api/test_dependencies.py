@@ -1,5 +1,6 @@
 """Tasks over the results of tasks: any graph, whatever is ready first."""
 
+import os
 import random
 
 import numpy as np
@@ -109,6 +110,40 @@ def test_a_failed_argument_fails_the_task_without_running_it(tally: Tally) -> No
     with pytest.raises(LookupError, match="nothing here"):
         skate.get(last)
     assert tally.count == 0
+
+
+@skate.remote(max_retries=0)
+def crash() -> None:
+    os._exit(1)
+
+
+def test_a_lost_argument_fails_the_call_as_a_task_error() -> None:
+    """Whatever an argument is lost by, and however many calls lie between; that is the cause, and its class, too."""
+
+    @skate.remote(num_cpus=0)
+    class Actor:
+        def take(self, value: object) -> object:
+            return value
+
+        def end(self) -> None:
+            os._exit(1)
+
+    ref = lost = crash.remote()
+    for _ in range(300):
+        ref = add.remote(ref)
+    dead = Actor.remote()
+    for taken, kind in [
+        (add.remote(lost), skate.exceptions.WorkerCrashedError),
+        (ref, skate.exceptions.WorkerCrashedError),
+        (Actor.remote().take.remote(lost), skate.exceptions.WorkerCrashedError),
+        (add.remote(dead.end.remote()), skate.exceptions.ActorDiedError),
+        (next(add.options(num_returns="streaming").remote(lost)), skate.exceptions.WorkerCrashedError),
+    ]:
+        with pytest.raises(skate.exceptions.RayTaskError) as caught:
+            skate.get(taken, timeout=20)
+        assert isinstance(caught.value, kind)
+        assert type(caught.value.cause) is kind
+        assert caught.value.args == (caught.value.cause,)
 
 
 def test_one_failed_argument_among_many() -> None:

@@ -250,8 +250,8 @@ def test_arrives_as_both_classes_with_attributes(original):
     error = got(original)
     assert isinstance(error, TaskError)
     assert isinstance(error, type(original))
-    assert type(error).__name__ == f"TaskError({type(original).__name__})"
-    assert repr(error.args) == repr(original.args)
+    assert type(error).__name__ == f"RayTaskError({type(original).__name__})"
+    assert error.args == (error.cause,)
     for name in (
         "left",
         "code",
@@ -280,7 +280,8 @@ def test_the_dual_can_be_raised_caught_and_sent_on(original):
     again = sent(caught.value)
     assert type(again) is type(caught.value)
     assert str(again) == str(caught.value)
-    assert repr(again.args) == repr(original.args)
+    assert again.args == (again.cause,)
+    assert repr(again.cause.args) == repr(original.args)
 
 
 def test_str_shows_the_remote_traceback_first_the_summary():
@@ -325,7 +326,8 @@ def test_each_raise_has_an_exception_of_its_own():
 def test_plain_exceptions_need_no_dual():
     error = got(Exception("boom"))
     assert type(error) is TaskError
-    assert error.args == ("boom",)
+    assert error.args == (error.cause,)
+    assert error.cause.args == ("boom",)
 
 
 def test_class_that_forbids_subclassing_gives_plain_error_and_one_warning(caplog):
@@ -418,8 +420,8 @@ def test_unpicklable_parts_stay_behind_and_are_named():
     error = got(HoldsLock("http://x"))
     assert isinstance(error, HoldsLock)
     assert error.url == "http://x"
-    assert error.args[0] == "no answer"
-    assert error.args[1].startswith("<unlocked _thread.lock")
+    assert error.cause.args[0] == "no answer"
+    assert error.cause.args[1].startswith("<unlocked _thread.lock")
     assert not hasattr(error, "lock")
     assert "left behind: args[1]" in str(error)
     assert "lock (TypeError: cannot pickle" in str(error)
@@ -462,8 +464,8 @@ def test_class_unknown_in_the_other_process(tmp_path):
     sys.path.insert(0, str(tmp_path))
     try:
         back = pickle.loads(pickle.dumps(elsewhere)).as_instanceof_cause()
-        assert type(back).__name__ == "TaskError(Odd)"
-        assert back.args == ("far away",)
+        assert type(back).__name__ == "RayTaskError(Odd)"
+        assert back.cause.args == ("far away",)
     finally:
         sys.path.remove(str(tmp_path))
         sys.modules.pop("only_here", None)
@@ -480,8 +482,8 @@ def test_exceptions_of_main_arrive_in_a_fresh_process():
     """)
     data = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True).stdout
     error = pickle.loads(data).as_instanceof_cause()
-    assert type(error).__name__ == "TaskError(Mine)"
-    assert (error.args, error.b) == ((1,), 2)
+    assert type(error).__name__ == "RayTaskError(Mine)"
+    assert (error.cause.args, error.b) == ((1,), 2)
 
 
 def test_broken_str_and_repr():

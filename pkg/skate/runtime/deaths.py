@@ -1,9 +1,9 @@
-"""What the node reports of processes that ended, as errors for the calls that were lost with them. No state."""
+"""Errors for calls that fail without having run: with the process that had them, or by an argument. No state."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from skate.core.actors import DEAD
 from skate.core.calls import ActorLine
@@ -14,7 +14,11 @@ from skate.exceptions import (
     TaskError,
     WorkerCrashedError,
 )
-from skate.store.serialization import from_bytes
+from skate.ids import ProcessId
+from skate.store.serialization import from_bytes, serialize, to_bytes
+
+#: which function builds a TaskError stands at the beginning of its pickle: so much of that is looked at
+HEAD_BYTES: Final = 256
 
 
 def crash_of(what: str, report: Mapping[str, Any]) -> WorkerCrashedError:
@@ -54,3 +58,28 @@ def error_of(line: ActorLine) -> Exception:
         pid=cause.get("pid"),
         node=cause.get("node", ""),
     )
+
+
+class _ByAnArgument:
+    """Stands for the error of a call by an argument: unpickles as that."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_task_error_by_argument, self.parts
+
+
+def failed_by_argument(packed: bytes, name: str, pid: int, node: ProcessId) -> bytes:
+    """What the call `name` fails with, one of whose arguments has failed with `packed`: a task error, packed.
+
+    That of the task that failed first; or, where the argument is lost, one whose cause says so. Does not unpickle it,
+    which may run code of the program's.
+    """
+    if b"_load_task_error" in packed[:HEAD_BYTES]:
+        return packed
+    return to_bytes(serialize(_ByAnArgument(packed, name, pid, node.hex()[:8])))
+
+
+def _load_task_error_by_argument(packed: bytes, name: str, pid: int, node: str) -> TaskError:
+    return TaskError.from_exception(from_bytes(packed), name, pid, node)

@@ -23,6 +23,7 @@ cdef class Submission:
     cdef public dict tasks, _exported
     cdef public object _exports
     cdef public set _closed
+    cdef public list _failing
     cdef public bint warned
     @cython.locals(task=OwnedTask, function=Function)
     cpdef push(self, worker, tasks)

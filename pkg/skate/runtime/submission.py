@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,7 @@ from skate.core.dispatch import AskLeases, Effect, GiveBack, LoseTasks, PushTask
 from skate.core.exports import Exports
 from skate.core.streams import Stream
 from skate.core.tasks import Function, OwnedTask
-from skate.exceptions import PendingCallsLimitExceeded, TaskError
+from skate.exceptions import PendingCallsLimitExceeded, ReferenceCountingAssertionError, TaskError
 from skate.ids import (
     FIRST_INDEX,
     NODE_ID_BYTES,
@@ -31,7 +32,7 @@ from skate.ids import (
     object_id,
 )
 from skate.runtime.arguments import inlined, pack_arguments
-from skate.runtime.deaths import crash_of
+from skate.runtime.deaths import crash_of, failed_by_argument
 from skate.runtime.objects import pack_error
 from skate.runtime.streams import ObjectRefGenerator
 from skate.store.serialization import from_bytes
@@ -68,6 +69,8 @@ class Submission:
         self._exported = self._exports.known
         #: workers whose deaths are about to be told: their last answers come from the node
         self._closed: set[ProcessId] = set()
+        #: what fails by an argument just now: (task, argument)
+        self._failing: list[tuple[OwnedTask, ObjectEntry]] = []
         #: it was warned that no node can run an actor
         self.warned = False
         #: warns about requests that no node can meet; set by the api
@@ -167,7 +170,7 @@ class Submission:
         for entry in task.dependencies or ():
             if entry.state == FAILED:
                 if type(task.queue) is not ActorLine or self._calls.call_withdrawn(task.queue, task):
-                    self.finish(task, entry.value, self._references.contents_of(entry))
+                    self._fail_by(task, entry)
                 return
         if type(task.queue) is ActorLine:
             self._calls.call_ready(task.queue, task)
@@ -177,6 +180,25 @@ class Submission:
                 if large:
                     task.queue = self._dispatcher.queue_with(task.queue, large)  # type: ignore[arg-type]
             self._dispatcher.task_queued(task, clock.monotonic())
+
+    def _fail_by(self, task: OwnedTask, argument: ObjectEntry) -> None:
+        """The task does not run: an argument of it has failed. (One by one: in a chain each fails the next.)"""
+        self._failing.append((task, argument))
+        if len(self._failing) > 1:
+            return
+        try:
+            while self._failing:
+                self._finish_by(*self._failing[0])
+                del self._failing[0]
+        finally:
+            self._failing.clear()
+
+    def _finish_by(self, task: OwnedTask, argument: ObjectEntry) -> None:
+        packed = argument.value
+        if packed is None:
+            packed = pack_error(ReferenceCountingAssertionError(argument.id))
+        error = failed_by_argument(packed, task.display_name, os.getpid(), self._runtime.node)
+        self.finish(task, error, self._references.contents_of(argument))
 
     # ----------------------------------------------------------------------------------------------- decisions
 
