@@ -252,6 +252,16 @@ class TestOneByOne:
 
 
 class TestActors:
+    def test_they_take_turns(self) -> None:
+        """One that fails at once is not the only one that is idle, so it does not take every call."""
+        pool = ActorPool([Worker.remote() for _ in range(3)])
+        pids = []
+        for _ in range(6):
+            pool.submit(lambda actor, _: actor.pid.remote(), None)
+            pids.append(pool.get_next(timeout=20))
+        assert pids[:3] == pids[3:]
+        assert len(set(pids)) == 3
+
     def test_free_or_not(self, pool: ActorPool) -> None:
         assert pool.has_free()
         pool.submit(double, 1)

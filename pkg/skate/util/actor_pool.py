@@ -89,6 +89,7 @@ class ActorPool:
     def __init__(self, actors: Iterable[Any]) -> None:
         if isinstance(actors, ActorHandle):
             raise TypeError("ActorPool() takes a list of actors, got a single one: write ActorPool([actor])")
+        #: who has been so for longest comes first
         self._idle = list(actors)
         for index, actor in enumerate(self._idle):
             _check_actor(f"ActorPool(): item {index}", actor)
@@ -239,7 +240,7 @@ class ActorPool:
         return values[0] if submission.single else values
 
     def _start(self, submission: _Submission) -> None:
-        actor = self._idle.pop()
+        actor = self._idle.pop(0)  # in turn: one that fails at once does not take every call
         try:
             submission.start(actor)
         except BaseException:
