@@ -66,6 +66,7 @@ class TestThatRun:
             {"label_selector": {"zone": "!in(us, asia)"}},
             {"label_selector": {"zone": "us"}, "fallback_strategy": [{"label_selector": {"zone": "eu"}}]},
             {"scheduling_strategy": PlacementGroupSchedulingStrategy(None)},
+            {"scheduling_strategy": PlacementGroupSchedulingStrategy("default", -1, True)},
         ],
     )
     def test_here(self, options: dict[str, Any]) -> None:
@@ -173,7 +174,9 @@ class TestBadOnes:
                 operator("a", 3)
 
     def test_no_group(self) -> None:
-        with pytest.raises(TypeError, match="placement_group must be a PlacementGroup or None, got 'pg'"):
+        with pytest.raises(
+            TypeError, match="placement_group must be a PlacementGroup, \"default\" or None, got 'pg'"
+        ):
             PlacementGroupSchedulingStrategy("pg")  # type: ignore[arg-type]
 
     def test_labels_of_a_node(self) -> None:

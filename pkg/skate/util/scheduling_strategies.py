@@ -6,7 +6,7 @@ Owns nothing: the objects only hold what was asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from skate.util.placement_group import PlacementGroup
@@ -40,7 +40,7 @@ class _Plain:
 class PlacementGroupSchedulingStrategy(_Plain):
     """In a placement group.
 
-    placement_group: None for none, also where what makes the task captures its children.
+    placement_group: "default" for that of the maker, where it captures its children; None for none, also then.
     placement_group_bundle_index: the bundle; -1 for any that has room.
     placement_group_capture_child_tasks: whether what the task or actor starts runs in the group, too. None: as of its
     maker.
@@ -48,14 +48,16 @@ class PlacementGroupSchedulingStrategy(_Plain):
 
     def __init__(
         self,
-        placement_group: PlacementGroup | None,
+        placement_group: PlacementGroup | Literal["default"] | None,
         placement_group_bundle_index: int = -1,
         placement_group_capture_child_tasks: bool | None = None,
     ) -> None:
-        if placement_group is not None and not any(
+        if placement_group not in ("default", None) and not any(
             base.__name__ == "PlacementGroup" for base in type(placement_group).__mro__
         ):
-            raise TypeError(f"placement_group must be a PlacementGroup or None, got {placement_group!r}")
+            raise TypeError(
+                f'placement_group must be a PlacementGroup, "default" or None, got {placement_group!r}'
+            )
         self.placement_group = placement_group
         self.placement_group_bundle_index = placement_group_bundle_index
         self.placement_group_capture_child_tasks = placement_group_capture_child_tasks
