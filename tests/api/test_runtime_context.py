@@ -87,3 +87,19 @@ def test_gpus() -> None:
         return skate.get_runtime_context().get_accelerator_ids()["GPU"]
 
     assert skate.get(accelerators.remote()) == ["0"]
+
+
+def test_as_a_dict_it_has_what_there_is() -> None:
+    """No key of what is not: a driver has no task, a task no actor."""
+
+    def keys() -> set[str]:
+        return set(skate.get_runtime_context().get())
+
+    class Actor:
+        def keys(self) -> set[str]:
+            return keys()
+
+    always = {"job_id", "node_id", "worker_id", "namespace"}
+    assert keys() == always
+    assert skate.get(skate.remote(keys).remote()) == always | {"task_id"}
+    assert skate.get(skate.remote(Actor).remote().keys.remote()) == always | {"task_id", "actor_id"}

@@ -100,15 +100,16 @@ class RuntimeContext:
         return "driver" if _facts().executor is None else "worker"
 
     def get(self) -> dict[str, Any]:
-        """All of it as a dict."""
-        return {
+        """All of it as a dict: ids by name, of what there is. (A driver has no task and no actor.)"""
+        facts = {
             "job_id": self.get_job_id(),
             "node_id": self.get_node_id(),
             "worker_id": self.get_worker_id(),
-            "task_id": self.get_task_id(),
             "namespace": self.namespace,
+            "task_id": self.get_task_id(),
             "actor_id": self.get_actor_id(),
         }
+        return {name: value for name, value in facts.items() if value is not None}
 
     def _pushed(self) -> Any:
         executor = _facts().executor
