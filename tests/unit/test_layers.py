@@ -14,7 +14,18 @@ ROOT = Path(skate.__file__).parent
 
 #: from the bottom to the top; a module may import its own layer and those below
 LAYERS = (
-    ("ids", "exceptions", "task_error", "exception_transport", "dependencies", "config", "options", "_c"),
+    (
+        "ids",
+        "exceptions",
+        "task_error",
+        "exception_transport",
+        "dependencies",
+        "config",
+        "options",
+        "callables",
+        "untouched",
+        "_c",
+    ),
     ("wire",),
     ("core",),
     ("net", "store"),

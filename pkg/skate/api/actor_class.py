@@ -6,13 +6,15 @@ that runs.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
-from skate.api.actor_handle import ANY_ARGUMENTS, ActorHandle, ActorType, Method
-from skate.api.remote_function import Exported, plain_arity, warn_not_yet
+from skate.api.actor_handle import ActorHandle, ActorType, Method
+from skate.api.remote_function import Exported, warn_not_yet
 from skate.api.scheduling import schedule_of, variables_of
 from skate.api.session import require_runtime
+from skate.callables import ANY_ARGUMENTS, own_signature, plain_arity
 from skate.core.resources import actor_requests
 from skate.exceptions import ActorAlreadyExistsError
 from skate.options import ActorOptions, MethodOptions, resolve_num_returns, validate_method_options
@@ -166,7 +168,7 @@ class ActorClass:
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._signature is None:
-            self._signature = _signature_of(self._cls.__init__, drop_self=True)
+            self._signature = _signature_of_new(self._cls)
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -202,9 +204,10 @@ def _type_of(cls: type, options: ActorOptions) -> ActorType:
         function = inspect.getattr_static(cls, name)
         bound = isinstance(function, (staticmethod, classmethod))
         plain: Any = getattr(function, "__func__", function) if bound else function
-        if not inspect.isroutine(plain) or not hasattr(plain, "__code__") or name == "__init__":
+        if not _is_method(name, plain):
             continue
-        wrapped = inspect.unwrap(plain)
+        takes_self = hasattr(plain, "__get__") and not isinstance(function, staticmethod)
+        wrapped = inspect.unwrap(getattr(plain, "func", plain))
         is_async = inspect.iscoroutinefunction(wrapped) or inspect.isasyncgenfunction(wrapped)
         asyncio = asyncio or is_async
         generator = inspect.isgeneratorfunction(wrapped) or inspect.isasyncgenfunction(wrapped)
@@ -213,8 +216,8 @@ def _type_of(cls: type, options: ActorOptions) -> ActorType:
             chosen,
             resolve_num_returns(chosen.num_returns, generator=generator),
             generator,
-            plain_arity(plain, skip=0 if isinstance(function, staticmethod) else 1),
-            _signature_of(plain, drop_self=not isinstance(function, staticmethod)),
+            plain_arity(plain, skip=int(takes_self)),
+            _signature_of(plain, drop_self=takes_self),
         )
     if options.allow_out_of_order_execution is False and (asyncio or (options.max_concurrency or 1) > 1):
         raise ValueError(
@@ -234,14 +237,30 @@ def _type_of(cls: type, options: ActorOptions) -> ActorType:
     )
 
 
+def _is_method(name: str, function: Any) -> bool:
+    """Whether an attribute of a class is a method of its actors: those of built-in base classes, too."""
+    if isinstance(function, (functools.partialmethod, functools.singledispatchmethod)):
+        return True
+    if name == "__init__" or not inspect.isroutine(function) or not callable(function):
+        return False
+    return hasattr(function, "__code__") or not hasattr(object, name)
+
+
+def _signature_of_new(cls: type) -> inspect.Signature:
+    """The arguments that make an instance."""
+    if cls.__init__ is not object.__init__:
+        return _signature_of(cls.__init__, drop_self=True)
+    if cls.__new__ is not object.__new__:
+        return _signature_of(cls.__new__, drop_self=True)
+    return inspect.Signature()
+
+
 def _signature_of(function: Any, *, drop_self: bool) -> inspect.Signature:
     """Which arguments a function takes, as far as `bind` needs it: handles carry it to processes without the class."""
-    if function is object.__init__:
-        return inspect.Signature()
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (ValueError, TypeError):
-        return ANY_ARGUMENTS
+    signature = own_signature(function)
+    if signature is ANY_ARGUMENTS:
+        return signature
+    parameters = list(signature.parameters.values())
     if drop_self and parameters and parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:
         parameters = parameters[1:]
     empty = inspect.Parameter.empty

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from skate._c.refs import ObjectRef
 from skate.api.session import require_runtime
+from skate.callables import ANY_ARGUMENTS
 from skate.core.calls import ActorLine
 from skate.core.methods import BUILT_IN, DEFAULT_GROUP, method_id
 from skate.core.streams import stream_returns
@@ -58,15 +59,6 @@ def _function(class_name: str, name: str, group: str) -> Function:
     return Function(method_id(name, group), f"{class_name}.{name}", None)
 
 
-#: of a method that does not tell which arguments it takes
-ANY_ARGUMENTS = inspect.Signature(
-    [
-        inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
-        inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
-    ]
-)
-
-
 class ActorHandle:
     """An actor, as seen from anywhere: `handle.method.remote(...)` calls it. Handles may be sent everywhere.
 
@@ -97,7 +89,7 @@ class ActorHandle:
         return made
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self._type.methods]
+        return list({*super().__dir__(), *self._type.methods})  # (what was called lies in __dict__, too)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ActorHandle):

@@ -16,6 +16,7 @@ from typing import Any
 from skate._c.refs import ObjectRef
 from skate.api.scheduling import schedule_of, variables_of
 from skate.api.session import require_runtime
+from skate.callables import body_of, is_generator, name_of, own_signature, plain_arity
 from skate.core.dispatch import Queue
 from skate.core.resources import task_request
 from skate.core.streams import stream_returns
@@ -32,14 +33,16 @@ class RemoteFunction:
     """
 
     def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
-        if inspect.iscoroutinefunction(function):
+        self._name = name_of(function)
+        body = body_of(function)
+        if inspect.iscoroutinefunction(body):
             raise ValueError(
-                f"{function.__name__} is an `async def` function, which cannot be a task. Wrap it: "
-                f"def task(*args): return asyncio.run({function.__name__}(*args)); or make it a method of an actor."
+                f"{self._name} is an `async def` function, which cannot be a task. Wrap it: "
+                f"def task(*args): return asyncio.run({self._name}(*args)); or make it a method of an actor."
             )
-        if inspect.isasyncgenfunction(function):
+        if inspect.isasyncgenfunction(body):
             raise ValueError(
-                f"{function.__name__} is an `async def` generator, which cannot be a task: "
+                f"{self._name} is an `async def` generator, which cannot be a task: "
                 "make it a method of an actor."
             )
         self._function = function
@@ -47,7 +50,7 @@ class RemoteFunction:
         self._exported = Exported(function)
         self._signature: inspect.Signature | None = None
         self._takes = plain_arity(function)
-        returns = resolve_num_returns(options.num_returns, generator=inspect.isgeneratorfunction(function))
+        returns = resolve_num_returns(options.num_returns, generator=is_generator(function))
         self._call = replace(options, num_returns=returns)
         self._returns: int = (
             stream_returns(options._generator_backpressure_num_objects)
@@ -59,11 +62,19 @@ class RemoteFunction:
         self._queue: Queue | None = None
         #: what `_queue` was found under: children of tasks in a placement group may be captured by it
         self._captured: str | None = None
-        functools.update_wrapper(self, function)
+        self._look_like(function)
         warn_not_yet(options)
 
+    def _look_like(self, function: Any) -> None:
+        """As functools.update_wrapper, but that no attribute of the function's hides one of this class's."""
+        self.__name__ = self.__qualname__ = self._name
+        functools.update_wrapper(self, function, updated=())
+        for name, value in vars(function).items() if inspect.isfunction(function) else ():
+            if not hasattr(self, name):
+                setattr(self, name, value)
+
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        name = self._function.__name__
+        name = self._name
         raise TypeError(
             f"The remote function {name}() cannot be called directly. Use {name}.remote(...) to run it in a worker, "
             f"or {name}._function(...) to run it here."
@@ -101,7 +112,7 @@ class RemoteFunction:
         """The first call in this session, or in another placement group: pickles the function, finds its class."""
         self._known = self._exported.known_to(runtime)
         captured = runtime.captured
-        schedule = schedule_of(runtime, self._options, task_request(self._options), self._function.__name__)
+        schedule = schedule_of(runtime, self._options, task_request(self._options), self._name)
         with runtime.lock:
             self._queue = runtime.dispatcher.queue_of(
                 schedule.demand, variables_of(self._options), schedule.where
@@ -110,20 +121,17 @@ class RemoteFunction:
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._signature is None:
-            try:
-                self._signature = inspect.signature(self._function)
-            except ValueError:
-                return  # a function written in C that does not tell
+            self._signature = own_signature(self._function)
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self._function.__name__}{self._signature}: {error}") from None
+            raise TypeError(f"{self._name}{self._signature}: {error}") from None
 
     def __reduce__(self) -> Any:
         return RemoteFunction, (self._function, self._options)
 
     def __repr__(self) -> str:
-        return f"<remote function {self._function.__module__}.{self._function.__qualname__}>"
+        return f"<remote function {self.__module__}.{self.__qualname__}>"
 
 
 class Exported:
@@ -137,24 +145,9 @@ class Exported:
     def known_to(self, runtime: Runtime) -> Function:
         if self._known is None or self._runtime is not runtime:
             dumped = dump_function(self._function)
-            self._known = Function(dumped.digest, self._function.__name__, dumped.data, dumped.refs)
+            self._known = Function(dumped.digest, name_of(self._function), dumped.data, dumped.refs)
             self._runtime = runtime
         return self._known
-
-
-def plain_arity(function: Callable[..., Any], skip: int = 0) -> range | None:
-    """How many positional arguments alone make a good call; None where only the signature can tell.
-
-    `skip`: that many come by themselves (self).
-    """
-    code = getattr(function, "__code__", None)
-    if code is None or code.co_kwonlyargcount or hasattr(function, "__wrapped__"):
-        return None
-    most = code.co_argcount - skip
-    least = most - len(getattr(function, "__defaults__", None) or ())
-    if code.co_flags & inspect.CO_VARARGS:
-        return range(max(0, least), 1 << 31)
-    return range(max(0, least), most + 1)
 
 
 def warn_not_yet(options: TaskOptions | ActorOptions) -> None:

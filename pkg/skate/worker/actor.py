@@ -93,7 +93,7 @@ class HostedActor:
         cls = self._load()
         args, kwargs = executor.arguments(self, guards)
         self.instance = cls(*args, **kwargs)
-        self._add_methods(executor)
+        self._add_methods(executor, cls)
 
     def say_again(self, runtime: Runtime) -> None:
         """Tells the actor's node how the constructor ended, once it has. Under the lock."""
@@ -119,10 +119,13 @@ class HostedActor:
         finally:
             refs.unpickling_under(before)
 
-    def _add_methods(self, executor: Executor) -> None:
+    def _add_methods(self, executor: Executor, cls: type) -> None:
+        """The class's methods, whatever attributes of their names the instance has."""
         groups = [DEFAULT_GROUP, *(self.spec["groups"] or ())]
         for name in self.spec["methods"]:
-            call = getattr(self.instance, name)
+            call = inspect.getattr_static(cls, name)
+            if hasattr(call, "__get__"):
+                call = call.__get__(self.instance, cls)
             for group in groups:
                 executor.add_method(method_id(name, group), f"{self.shown}.{name}", call)
         own = {

@@ -11,7 +11,6 @@ and what was answered, so that after a death the node can tell, and deliver.
 from __future__ import annotations
 
 import gc
-import inspect
 import logging
 import os
 import threading
@@ -25,6 +24,7 @@ from typing import Any, Final, NamedTuple
 from skate._c import clock, frames, plain, refs
 from skate._c.refs import FAILED, INLINE, STORED, Guard, Waiter
 from skate._c.steps import let_in, section
+from skate.callables import is_generator
 from skate.exceptions import ActorExit, SerializationError, TaskError
 from skate.ids import ProcessId, TaskId, manager_of, object_id
 from skate.runtime.arguments import unpack_arguments
@@ -442,8 +442,7 @@ class Executor:
         """Whether a generator that the call has returned is run for its values; else it would be the value itself."""
         if pushed.returns not in (0, 1):
             return True
-        call = self._functions[pushed.function].call
-        return inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)
+        return is_generator(self._functions[pushed.function].call)
 
     def answer_at_once(self, pushed: Pushed, values: list[Any], guards: list[Guard], elapsed: int) -> None:
         """Answers a call of an actor that runs many at once. Not under the lock."""
