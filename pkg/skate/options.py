@@ -62,6 +62,13 @@ Place = Literal["everywhere", "decorator", "options"]
 Options = TypeVar("Options", bound="_Options")
 
 
+def as_index(value: Any) -> int | None:
+    """An integer of any kind, numpy's for one, as Python's; None for what is none."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    return int(value.__index__())
+
+
 def check_custom_name(resource: str) -> None:
     """Raises ValueError for a name in `resources={...}` that has an option of its own, or a meaning."""
     check_resource_name(resource)
@@ -127,9 +134,9 @@ def _count(minimum: int, default: int | None = None, meaning: str = "") -> Rule:
     def rule(name: str, value: Any) -> int | None:
         if value is None:
             return default
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
+        whole = as_index(value)
+        if whole is None:
             raise _wrong_type(name, allowed, value)
-        whole = int(value.__index__())
         if whole < minimum:
             raise _wrong_value(name, allowed, value)
         return whole
@@ -185,9 +192,9 @@ def _num_returns(name: str, value: Any) -> NumReturns | None:
         return value  # type: ignore[return-value]
     if value is None:
         return None
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    whole = as_index(value)
+    if whole is None:
         raise _wrong_type(name, allowed, value)
-    whole = int(value.__index__())
     if whole < 0:
         raise _wrong_value(name, allowed, value)
     return whole
@@ -298,11 +305,12 @@ def _concurrency_groups(name: str, value: Any) -> dict[str, int] | None:
     if not isinstance(value, Mapping):
         raise _wrong_type(name, allowed, value)
     width = _count(1)
+    checked: dict[str, int] = {}
     for group, limit in value.items():
         if not isinstance(group, str) or limit is None:
             raise _wrong_type(name, allowed, value)
-        width(f"{name}[{group!r}]", limit)
-    return dict(value)
+        checked[group] = width(f"{name}[{group!r}]", limit)
+    return checked
 
 
 #: bytes that the kernel takes of one "NAME=value", with the byte that ends it

@@ -388,3 +388,36 @@ class TestMemory:
         (tmp_path / "file").touch()
         with pytest.raises(CannotStart, match="SKATE_SPILL_DIR"):
             skate.init(num_cpus=1, object_spilling_directory=str(tmp_path / "file"))
+
+
+class TestPatched:
+    """gevent replaces parts of the standard library, before skate is imported or after."""
+
+    GREENLETS = """
+        from gevent import joinall, spawn
+        skate.init(num_cpus=2)
+        double = skate.remote(lambda x: 2 * x)
+        greenlets = [spawn(lambda i=i: skate.get(double.remote(i), timeout=20)) for i in range(5)]
+        joinall(greenlets, timeout=30)
+        assert [greenlet.value for greenlet in greenlets] == [0, 2, 4, 6, 8]
+        print_elsewhere = skate.remote(print)
+        skate.get(print_elsewhere.remote("seen"))
+        skate.shutdown()
+    """
+
+    @pytest.mark.parametrize("order", ["before", "after"])
+    def test_all_but_threads(self, run: Run, order: str) -> None:
+        lines = ["from gevent import monkey; monkey.patch_all(thread=False)", "import skate"]
+        program = run(
+            "\n".join(lines if order == "before" else lines[::-1]) + textwrap.dedent(self.GREENLETS)
+        )
+        assert program.fine, program.stderr
+
+    @pytest.mark.parametrize("order", ["before", "after"])
+    def test_threads(self, run: Run, order: str) -> None:
+        """They would not run while the program waits: `init` says so, and to whom."""
+        lines = ["from gevent import monkey; monkey.patch_all()", "import skate"]
+        program = run("\n".join(lines if order == "before" else lines[::-1]) + "\n")
+        assert not program.fine
+        assert "RuntimeError: gevent has replaced Python's threads" in program.stderr
+        assert "patch_all(thread=False)" in program.stderr

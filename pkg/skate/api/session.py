@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from skate._c.steps import let_in, section
-from skate.options import check_runtime_env, check_variables_together
+from skate.options import as_index, check_runtime_env, check_variables_together
 from skate.runtime import current
+from skate.untouched import who_patched_threads
 
 if TYPE_CHECKING:
     from skate.driver.session import Session
@@ -117,6 +118,7 @@ def init(
     check_variables_together(variables)
     unused = sorted(environment.keys() - {"env_vars"})
     _note_ignored(ignored | ({"runtime_env": unused} if unused else {}))
+    _check_threads()
     with _turn():
         if _ends_in or sys.is_finalizing():
             raise RuntimeError("skate cannot be started any more: the program is over, and Python is ending")
@@ -166,6 +168,16 @@ def init(
         )
 
 
+def _check_threads() -> None:
+    """RuntimeError where Python's threads are none."""
+    patched = who_patched_threads()
+    if patched:
+        raise RuntimeError(
+            f"{patched} has replaced Python's threads, which skate needs: its own would not run while the program "
+            f"waits. Leave them as they are: {patched}'s monkey.patch_all(thread=False), or monkey_patch(thread=False)."
+        )
+
+
 def node_config(
     *,
     num_cpus: float | None = None,
@@ -196,6 +208,9 @@ def node_config(
         "object_store_memory": object_store_memory,
     }
     default_resources(**asked)  # type: ignore[arg-type]
+    asked = {name: _plain_number(value) for name, value in asked.items() if name != "resources"} | {
+        "resources": {name: _plain_number(value) for name, value in (resources or {}).items()}
+    }
     return asked | {
         "spill_directory": _spill_directory(object_spilling_directory),
         "spill_limit": _spill_limit(object_spilling_limit),
@@ -205,6 +220,14 @@ def node_config(
         "lives_with": lives_with,
         "starter": os.getpid(),
     }
+
+
+def _plain_number(number: Any) -> int | float | None:
+    """A number of any kind, numpy's for one, as one that can be written down."""
+    if number is None:
+        return None
+    whole = as_index(number)
+    return float(number) if whole is None else whole
 
 
 def _node_to_come_to(address: str | None) -> str | None:
@@ -242,7 +265,9 @@ def _node_to_come_to(address: str | None) -> str | None:
 
 def _level(level: int | str) -> int:
     """A logging level as a number; names in any case. ValueError for what is none."""
-    number = level if isinstance(level, int) else logging.getLevelNamesMapping().get(str(level).upper())
+    number = as_index(level)
+    if number is None:
+        number = logging.getLevelNamesMapping().get(str(level).upper())
     if number is None:
         raise ValueError(f"logging_level must be a level of the logging module, got {level!r}")
     return number
@@ -254,9 +279,12 @@ def _spill_directory(directory: str | os.PathLike[str] | None) -> str | None:
 
 
 def _spill_limit(limit: int | None) -> int | None:
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+    if limit is None:
+        return None
+    count = as_index(limit)
+    if count is None or count < 0:
         raise ValueError(f"object_spilling_limit must be a number of bytes, or None; got {limit!r}")
-    return limit
+    return count
 
 
 def _note_ignored(ignored: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from skate.node.errors import CannotJoin, CannotStart
 from skate.node.inherited import open_standard_descriptors
 from skate.node.interpreter import THREAD_VARIABLES, boot
 from skate.node.zygote import NO_WORKER, WORKER_VARIABLE, receive, send
+from skate.untouched import select
 
 #: seconds that a node manager may take to start, and to let a driver in
 START_SECONDS = 60.0

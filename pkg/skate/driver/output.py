@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, Final
 
 from skate._c.clock import monotonic
 from skate._c.steps import leave_signals
 from skate.ids import ProcessId
+from skate.untouched import SimpleQueue, select
 
 log = logging.getLogger("skate")
 

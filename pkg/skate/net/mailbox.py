@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any
@@ -37,6 +36,7 @@ from skate._c.steps import doze, empty
 from skate.ids import NODE_ID_BYTES, PROCESS_ID_BYTES, ProcessId, manager_of
 from skate.net import exchange
 from skate.net.limits import allow_descriptors, check_mailbox
+from skate.untouched import select
 from skate.wire.messages import SCHEMAS
 
 log = logging.getLogger("skate.net")

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from skate.options import as_index
 
-def check_count(function: str, name: str, number: Any) -> None:
-    """A number of things, 1 or more, or None. TypeError, ValueError."""
-    if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+
+def check_count(function: str, name: str, number: Any) -> int | None:
+    """A number of things, 1 or more, or None: as Python's int. TypeError, ValueError."""
+    if number is None:
+        return None
+    count = as_index(number)
+    if count is None:
         raise TypeError(f"{function}(): {name} must be an int or None, got {number!r:.100}")
-    if number is not None and number < 1:
-        raise ValueError(f"{function}(): {name} must be 1 or more, or None; got {number}")
+    if count < 1:
+        raise ValueError(f"{function}(): {name} must be 1 or more, or None; got {count}")
+    return count
 
 
 def check_timeout(function: str, timeout: float | None) -> None:

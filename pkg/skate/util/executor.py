@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from functools import partial
 from itertools import chain, islice
-from queue import SimpleQueue
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from skate.api.session import require_runtime
 from skate.options import validate_task_options
 from skate.runtime import current
 from skate.runtime.latch import Latch, LatchedFuture
+from skate.untouched import SimpleQueue
 from skate.util.checks import check_count
 
 __all__ = ["SkateExecutor", "SkateFuture"]
@@ -74,7 +74,7 @@ class SkateExecutor(Executor):
     """
 
     def __init__(self, max_workers: int | None = None, **options: Any) -> None:
-        check_count("SkateExecutor", "max_workers", max_workers)
+        max_workers = check_count("SkateExecutor", "max_workers", max_workers)
         if options.get("num_returns") not in (None, 1):
             raise ValueError(
                 "SkateExecutor() takes no num_returns: a future has one value; let the call return a tuple"

@@ -31,6 +31,8 @@ import sys
 import threading
 from collections import deque
 
+from skate.untouched import who_patched_threads
+
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport (
     NOWAIT_LOCK,
@@ -550,9 +552,12 @@ cdef class Steps:
 
 def _check():
     """Raises ImportError where this Python is not as skate takes it to be."""
-    main = threading.main_thread().ident
+    main = sk_named_main()
+    if who_patched_threads():  # `init` says so, and what is to be compared is not there
+        sk_begin(main)
+        return
     thresholds = tuple([sk_threshold(generation) for generation in range(3)])
-    if sk_named_main() != main or thresholds != gc.get_threshold():
+    if threading.main_thread().ident != main or thresholds != gc.get_threshold():
         raise ImportError(f"skate needs CPython 3.11 to 3.13, and was not built for this one: {sys.version}")
     sk_begin(main)
     if threading.get_ident() == main and _is_interrupted():

@@ -7,7 +7,6 @@ user's callbacks, started with the first. Results are unpickled by who asks for 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import warnings
 import weakref
@@ -22,7 +21,9 @@ from skate._c.clock import monotonic
 from skate._c.steps import Steps
 from skate.api.context import cluster_resources
 from skate.api.session import init, is_initialized, require_runtime
+from skate.options import as_index
 from skate.runtime.latch import Latch
+from skate.untouched import SimpleQueue
 from skate.util.checks import check_count
 from skate.util.multiprocessing.crew import FUNCTIONS_KEPT, Code, Crew, Job, Work
 
@@ -62,8 +63,8 @@ class Pool:
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError(f"Pool(): initializer must be callable, got {initializer!r:.100}")
-        check_count("Pool", "processes", processes)
-        check_count("Pool", "maxtasksperchild", maxtasksperchild)
+        processes = check_count("Pool", "processes", processes)
+        maxtasksperchild = check_count("Pool", "maxtasksperchild", maxtasksperchild)
         if context is not None:
             warnings.warn("Pool(context=…) does nothing: workers are skate's", RuntimeWarning, stacklevel=2)
         options = dict(ray_remote_args or {})
@@ -79,7 +80,7 @@ class Pool:
         self._codes: dict[FunctionType, Code] = {}
         #: iterators that still have input
         self._feeding: set[IMapIterator] = set()
-        self._callbacks: queue.SimpleQueue[AsyncResult | None] = queue.SimpleQueue()
+        self._callbacks: SimpleQueue[AsyncResult | None] = SimpleQueue()
         self._caller: threading.Thread | None = None
 
     # ------------------------------------------------------------------------------------------------------ calls
@@ -408,9 +409,9 @@ class IMapIterator:
 
     def next(self, timeout: float | None = None) -> Any:
         """The next result. Blocks; multiprocessing.TimeoutError after `timeout` seconds. StopIteration at the end."""
-        deadline = None if timeout is None else monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + float(timeout)
         if not self._turn.acquire(
-            timeout=-1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+            timeout=-1 if timeout is None else min(max(0.0, float(timeout)), threading.TIMEOUT_MAX)
         ):
             raise TimeoutError(f"another thread waited for the next result, for {timeout} s")
         try:
@@ -500,7 +501,7 @@ def _outcomes_of(job: Job) -> Iterator[tuple[Any, BaseException | None]]:
     )
 
 
-def _call_back(results: queue.SimpleQueue[AsyncResult | None]) -> None:
+def _call_back(results: SimpleQueue[AsyncResult | None]) -> None:
     """The life of the thread that calls callbacks, until there is None."""
     while (result := results.get()) is not None:
         try:
@@ -511,5 +512,5 @@ def _call_back(results: queue.SimpleQueue[AsyncResult | None]) -> None:
 
 
 def _check_chunksize(chunksize: Any) -> None:
-    if chunksize is not None and (not isinstance(chunksize, int) or chunksize < 1):
+    if chunksize is not None and (as_index(chunksize) or 0) < 1:
         raise ValueError(f"chunksize must be 1 or more, or None; got {chunksize!r}")
