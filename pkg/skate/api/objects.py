@@ -7,6 +7,7 @@ from typing import Any
 from skate._c import refs as _refs
 from skate._c.refs import ObjectRef
 from skate.api.session import require_runtime
+from skate.options import as_index
 from skate.runtime import current
 from skate.runtime.streams import ObjectRefGenerator
 
@@ -74,7 +75,9 @@ def wait(
         return [], []
     if not _refs.distinct(wanted):
         raise ValueError("wait() got the same ref more than once; each may stand in the list once")
-    if not isinstance(num_returns, int) or num_returns < 1:
+    if type(num_returns) is not int:
+        num_returns = as_index(num_returns) or 0
+    if num_returns < 1:
         raise ValueError(f"wait(): num_returns must be 1 or more, got {num_returns!r}")
     if num_returns > len(wanted):
         raise ValueError(f"wait(): num_returns is {num_returns}, but there are {len(wanted)} refs")

@@ -7,6 +7,7 @@ from typing import Any
 
 from skate._c.refs import ObjectRef
 from skate.api.objects import get, wait
+from skate.options import as_index
 from skate.util.checks import check_timeout
 from skate.util.waiting import Arrivals
 
@@ -109,6 +110,6 @@ def _one_ref(fn: Any, result: Any) -> ObjectRef:
 def _check(function: str, chunk_size: Any, timeout: float | None, num_returns: Any) -> None:
     if num_returns is not None:
         raise ValueError(f"{function}() has no num_returns: say chunk_size={num_returns!r} instead")
-    if not isinstance(chunk_size, int) or chunk_size < 1:
+    if (as_index(chunk_size) or 0) < 1:
         raise ValueError(f"{function}(): chunk_size must be 1 or more, got {chunk_size!r}")
     check_timeout(function, timeout)

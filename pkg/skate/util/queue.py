@@ -32,6 +32,7 @@ from skate.api.remote import remote
 from skate.api.session import is_initialized, require_runtime
 from skate.exceptions import SkateError
 from skate.ids import owner_of
+from skate.options import as_index
 from skate.runtime import current
 from skate.store.serialization import Serialized, serialize
 from skate.util.checks import check_timeout
@@ -64,15 +65,16 @@ class Queue:
     """
 
     def __init__(self, maxsize: int = 0, actor_options: dict[str, Any] | None = None) -> None:
-        if not isinstance(maxsize, int):
+        size = as_index(maxsize)
+        if size is None:
             raise TypeError(f"Queue(): maxsize must be an int, got {maxsize!r:.100}")
         if actor_options is not None and not isinstance(actor_options, dict):
             raise TypeError(
                 f"Queue(): actor_options must be a dict such as {{'num_cpus': 1}}, got {actor_options!r:.100}"
             )
-        self.maxsize = maxsize
+        self.maxsize = size
         actors = _ActorClass.options(**actor_options) if actor_options else _ActorClass
-        self.actor: Any = actors.remote(maxsize)
+        self.actor: Any = actors.remote(size)
 
     def __len__(self) -> int:
         return self.size()
@@ -166,18 +168,19 @@ class Queue:
         Cheapest where items are got in the batches that they were put in. TypeError and ValueError for what is no
         number of items.
         """
-        if not isinstance(num_items, int):
+        count = as_index(num_items)
+        if count is None:
             raise TypeError(f"get_nowait_batch() takes a number of items, got {num_items!r:.100}")
-        if num_items < 0:
-            raise ValueError(f"get_nowait_batch(): num_items must not be negative, got {num_items}")
+        if count < 0:
+            raise ValueError(f"get_nowait_batch(): num_items must not be negative, got {count}")
         actor = self._living()
-        if not num_items:
+        if not count:
             return []
-        found = get(actor.get_batch.remote(num_items))
+        found = get(actor.get_batch.remote(count))
         if type(found) is bytes:
             return unpack(found)  # type: ignore[no-any-return]
         if type(found) is int:
-            raise Empty(f"{num_items} items were asked for, of a queue of {found}")
+            raise Empty(f"{count} items were asked for, of a queue of {found}")
         items: list[Any] = []
         for entry in found:
             if type(entry) is Packed and entry.count:
@@ -216,6 +219,8 @@ class Queue:
         if not block:
             return call.remote(*arguments), None
         check_timeout(method, timeout)
+        if timeout is not None:
+            timeout = float(timeout)
         token = require_runtime().next_task_id()  # unlike any other, in any process
         return call.remote(*arguments, token, timeout), token
 
