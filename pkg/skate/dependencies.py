@@ -5,7 +5,9 @@ the oldest releases that pyproject.toml allows, and CI with the newest.
 
 cloudpickle   `Pickler.dispatch_table` is a ChainMap of type -> reducer, with a reducer of code objects that gives
               (callable, arguments); `Pickler.reducer_override` deals with functions and classes. Since 3.1.3 the
-              reducer of code leaves out in which file it was written; older ones keep it.
+              reducer of code leaves out in which file it was written; older ones keep it. Its reducer of a class gives
+              (`_make_skeleton_class`, (…, name, bases, attributes given at the making, …), (attributes, {}), …), and
+              the classes it has met are in `_DYNAMIC_CLASS_TRACKER_BY_CLASS`.
 copyreg       `_slotnames(cls)` lists the slots of a class and its bases, with private names as they are stored.
 numpy         the dtype of an array of a native type is one object for the whole process, and is never freed.
 
@@ -51,6 +53,39 @@ def cloud_pickler() -> Any:
 
 def _named_code(make: Callable[..., CodeType], arguments: tuple[Any, ...], filename: str) -> CodeType:
     return make(*arguments).replace(co_filename=filename)
+
+
+@cache
+def cloud_skeleton() -> Any:
+    """What cloudpickle makes classes with, other than enums."""
+    with section:
+        from cloudpickle import cloudpickle
+    return cloudpickle._make_skeleton_class
+
+
+def class_numbered(number: str | None) -> type | None:
+    """The class that travels under this number of cloudpickle's, if this process has it."""
+    with section:
+        from cloudpickle import cloudpickle
+    return cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(number)  # type: ignore[no-any-return]
+
+
+def is_importable(thing: Any) -> bool:
+    """Whether other processes find it by the name of its module and its own."""
+    with section:
+        from cloudpickle import cloudpickle
+    found = cloudpickle._lookup_module_and_qualname(thing)
+    return found is not None and not cloudpickle._is_registered_pickle_by_value(found[0])
+
+
+def own_slots(cls: type) -> list[str]:
+    """The names under which the slots that `cls` itself has stand among its attributes."""
+    member = type(_Slotted.slot)  # type: ignore[misc]
+    return [name for name, value in vars(cls).items() if isinstance(value, member)]
+
+
+class _Slotted:
+    __slots__ = ("slot",)
 
 
 def slot_names(cls: type) -> list[str]:

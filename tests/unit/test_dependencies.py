@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import types
@@ -180,3 +181,24 @@ def test_native_dtypes_are_one_object_each() -> None:
     for letter, dtype in dependencies.native_dtypes().items():
         assert numpy.zeros(3, letter).dtype is dtype
         assert numpy.frombuffer(bytes(dtype.itemsize), dtype).dtype is dtype
+
+
+def test_classes_by_value() -> None:
+    """What skate.reducers rests on: how cloudpickle reduces a class, and the numbers that classes travel under."""
+
+    class Local:
+        __slots__ = ("__hidden", "seen")
+
+    pickler = dependencies.cloud_pickler()(io.BytesIO())
+    make, arguments, state, _, _, fill = pickler.reducer_override(Local)
+    assert make is dependencies.cloud_skeleton()
+    _, name, bases, given, number, _ = arguments
+    assert (name, bases) == ("Local", (object,))
+    assert isinstance(given, dict)
+    assert isinstance(state[0], dict)
+    assert callable(fill)
+    assert dependencies.class_numbered(number) is Local
+    assert dependencies.class_numbered("another") is None
+    assert sorted(dependencies.own_slots(Local)) == ["_Local__hidden", "seen"]
+    assert dependencies.is_importable(io.BytesIO)
+    assert not dependencies.is_importable(Local)

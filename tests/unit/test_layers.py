@@ -20,6 +20,7 @@ LAYERS = (
         "task_error",
         "exception_transport",
         "dependencies",
+        "reducers",
         "config",
         "options",
         "callables",

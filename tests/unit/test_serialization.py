@@ -713,7 +713,7 @@ def test_same_bytes(value):
 )
 def test_small_arrays_in_disguise_come_back_as_they_were(array: np.ndarray) -> None:
     serialize(array)  # numpy is found at the first array
-    (back,) = from_bytes(to_bytes(serialize((plain.compact(array),))))
+    (back,) = from_bytes(to_bytes(serialize((plain.compact(array, 100_000),))))
     assert back.dtype == array.dtype
     assert back.shape == array.shape
     assert back.flags.f_contiguous == array.flags.f_contiguous

@@ -55,27 +55,31 @@ class _StandIns:
         self.entries: dict[ObjectEntry, int] = {}
         #: refs made here, to be kept until their entries are pinned
         self.made: list[ObjectRef] = []
+        #: refs inside what was pickled by itself
+        self.nested: list[ObjectRef] = []
 
     def at_a_glance(self, value: Any) -> Any:
-        """An ArgRef for a ref or a large array, something that pickles faster for a small one, anything else itself."""
+        """An ArgRef for a ref or a large value; else something plain that comes back as the value, or itself.
+
+        Each value's own pickling code runs once.
+        """
         if type(value) is ObjectRef:
             return self.for_ref(value)
-        if plain.surely_over(value, INLINE_BYTES):
-            return self.for_large(value)
-        return plain.compact(value)
+        compact = plain.compact(value, INLINE_BYTES)
+        if type(compact) is not plain.Serialized:
+            return compact
+        if compact.total_bytes > INLINE_BYTES:
+            return self.for_large(value, compact)
+        self.nested += compact.refs
+        return plain.Parcel(compact)
 
     def for_ref(self, value: ObjectRef) -> ArgRef:
         """Stands for the value of a ref. Raises FormerSessionError."""
         refs.refuse_former([value])
         return ArgRef(self.entries.setdefault(value.entry, len(self.entries)))
 
-    def for_large(self, value: Any) -> Any:
-        """An ArgRef for a large value, which goes to the store; anything else itself."""
-        if type(value) is ArgRef:
-            return value
-        packed = plain.serialize(value)
-        if packed.total_bytes <= INLINE_BYTES:
-            return value
+    def for_large(self, value: Any, packed: plain.Serialized) -> ArgRef:
+        """Stands for a large value, which goes to the store."""
         ref = self._objects.large_arguments.ref_for(value, packed)
         self.made.append(ref)
         return self.for_ref(ref)
@@ -93,19 +97,22 @@ def pack_arguments(objects: Objects, name: str, args: tuple[Any, ...], kwargs: d
             return _ONLY_REFS[len(args)], list(stand_ins.entries), [], stand_ins.made
         if kwargs:
             kwargs = {key: stand_ins.at_a_glance(value) for key, value in kwargs.items()}
-        packed = plain.serialize((args, kwargs))
-        if packed.total_bytes > INLINE_BYTES:
-            args = tuple([stand_ins.for_large(value) for value in args])
-            kwargs = {key: stand_ins.for_large(value) for key, value in kwargs.items()}
-            packed = plain.serialize((args, kwargs))
+        packed = plain.serialize_plain((args, kwargs))
     except (MemoryError, SkateError):
         raise
     except Exception as error:
         arguments = {f"args[{i}]": value for i, value in enumerate(args)} | kwargs
         raise arguments_error(arguments, name, error) from error
-    nested = [ref.entry for ref in packed.refs]
+    inside = packed.refs
+    if stand_ins.nested:
+        inside = list(dict.fromkeys([*inside, *stand_ins.nested]))
     # A ref inside may have been made by the pickling itself, and nobody else holds it.
-    return to_bytes(packed), list(stand_ins.entries) or None, nested, [*stand_ins.made, *packed.refs]
+    return (
+        to_bytes(packed),
+        list(stand_ins.entries) or None,
+        [ref.entry for ref in inside],
+        [*stand_ins.made, *inside],
+    )
 
 
 def inlined(dependencies: Iterable[ObjectEntry]) -> list[tuple[bytes, int, Any]]:

@@ -9,6 +9,7 @@ What comes back:
 * A memoryview comes back as `bytes`, as it does in Ray. A bytearray comes back as a bytearray (Ray: bytes).
 * bytes and bytearrays of 32 KB and more, passed by themselves, travel beside the pickle and are copied once
   a side.
+* Arrays of numpy's subclasses, arrow tables, polars frames and torch tensors: as skate.reducers has it.
 * All else is what cloudpickle makes of it.
 """
 

@@ -6,8 +6,11 @@ import atexit
 import logging
 import mmap
 import os
+import pickle
 import random
 import sys
+from multiprocessing.reduction import ForkingPickler
+from types import FunctionType
 from typing import Any
 
 from skate.ids import NodeId, ProcessId, process_id
@@ -18,6 +21,7 @@ from skate.node.interpreter import THREAD_VARIABLES
 from skate.runtime import current, forks  # noqa: F401  (a fork forgets the runtime)
 from skate.runtime.runtime import Runtime
 from skate.store.local import LocalStore
+from skate.store.serialization import dump_function
 from skate.wire import messages as m
 from skate.wire import testament
 from skate.worker import threads
@@ -33,6 +37,14 @@ def prepare() -> None:
     import zmq  # noqa: F401
 
     threads.find()
+    ForkingPickler.reducer_override = _definition_by_value  # type: ignore[attr-defined]
+
+
+def _definition_by_value(pickler: ForkingPickler, value: Any) -> Any:
+    """For multiprocessing in a task: definitions of the program's `__main__`, which this process's own has not got."""
+    if isinstance(value, type | FunctionType) and value.__module__ == "__main__":
+        return pickle.loads, (dump_function(value).data,)
+    return NotImplemented
 
 
 def run_worker(identity: bytes, config: dict[str, Any]) -> int:

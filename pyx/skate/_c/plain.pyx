@@ -16,6 +16,7 @@ One block (a message, or an object in the store) is the in-band bytes alone wher
 The first byte tells all of these apart: every pickle begins with 0x80. Integers are little-endian.
 """
 
+import copyreg
 import io
 import pickle
 import sys
@@ -36,7 +37,7 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-from skate import dependencies, exception_transport
+from skate import dependencies, exception_transport, reducers
 
 cdef extern from *:
     """
@@ -91,6 +92,12 @@ cdef dict _head_of_scalar = {}      # numpy.float64 and its like -> the two byte
 cdef object _ascontiguousarray = None
 cdef object _frombuffer = None
 cdef object _cloud_pickler = None
+cdef dict _modules = sys.modules
+cdef dict _copyreg_table = copyreg.dispatch_table
+cdef dict _reducers = None          # of the last pickle that was cloudpickle's
+cdef dict _registered = None        # what copyreg knew by then
+cdef dict _theirs = None            # cloudpickle's own, and how many there were
+cdef Py_ssize_t _their_count = 0
 
 
 cdef class Serialized:
@@ -127,6 +134,7 @@ cpdef Serialized serialize(object value):
     cdef Serialized out = Serialized.__new__(Serialized)
     cdef PyObject *outer = current
     cdef int budget = NODE_BUDGET
+    cdef Py_ssize_t weight = 0
     cdef Way way
     out.buffers = []
     out.refs = []
@@ -134,7 +142,7 @@ cpdef Serialized serialize(object value):
         _find_numpy()
     if _serialize_bare(value, out):
         return out
-    way = _way_of(value, &budget, 0)
+    way = _way_of(value, &budget, &weight, 0)
     global current
     current = <PyObject *>out
     try:
@@ -144,6 +152,23 @@ cpdef Serialized serialize(object value):
             out.inband = _dumps(value, 5, buffer_callback=out.buffers.append)
         else:
             out.inband = _cloud_dumps(value, out.buffers.append)
+    finally:
+        current = outer
+    if len(out.refs) > 1:
+        out.refs = list(dict.fromkeys(out.refs))
+    return out
+
+
+cpdef Serialized serialize_plain(object value):
+    """As serialize(), of what `compact` has looked at: plain values, in tuples and dictionaries of any length."""
+    cdef Serialized out = Serialized.__new__(Serialized)
+    cdef PyObject *outer = current
+    out.buffers = []
+    out.refs = []
+    global current
+    current = <PyObject *>out
+    try:
+        out.inband = _dumps(value, 5, buffer_callback=out.buffers.append)
     finally:
         current = outer
     if len(out.refs) > 1:
@@ -275,6 +300,8 @@ cdef bint _serialize_array(object array, Serialized out) except -1:
         return False
     flags = array.flags
     if not flags.forc:
+        if reducers.dense_axes(array) is not None:
+            return False  # transposed: it keeps its strides
         array = _ascontiguousarray(array)
         flags = array.flags
     shape = array.shape
@@ -292,21 +319,27 @@ cdef bint _serialize_array(object array, Serialized out) except -1:
     return True
 
 
-cdef Way _way_of(object value, int *budget, int depth) except *:
-    """How `value` can be pickled. Cycles and large values run out of budget, and are cloudpickle's."""
+cdef Way _way_of(object value, int *budget, Py_ssize_t *weight, int depth) except *:
+    """How `value` can be pickled. Cycles and large values run out of budget, and are cloudpickle's.
+
+    Adds to `weight` the bytes of strings, bytes and arrays in it; they may be a few more once they are pickled.
+    """
     cdef Way way = PLAIN
     cdef Way inner
     budget[0] -= 1
     if budget[0] < 0 or depth > DEPTH_BUDGET:
         return CLOUD
     kind = type(value)
-    if value is None or kind is int or kind is str or kind is float or kind is bool or kind is bytes:
+    if value is None or kind is int or kind is float or kind is bool:
+        return PLAIN
+    if kind is str or kind is bytes:
+        weight[0] += len(value)
         return PLAIN
     if kind is tuple or kind is list or kind is set or kind is frozenset:
         if len(value) > budget[0]:
             return CLOUD
         for item in value:
-            inner = _way_of(item, budget, depth + 1)
+            inner = _way_of(item, budget, weight, depth + 1)
             if inner == CLOUD:
                 return CLOUD
             if inner == PLAIN_WITH_BUFFERS:
@@ -316,17 +349,21 @@ cdef Way _way_of(object value, int *budget, int depth) except *:
         if len(<dict>value) > budget[0]:
             return CLOUD
         for key, item in (<dict>value).items():
-            inner = _way_of(item, budget, depth + 1)
-            if inner == CLOUD or _way_of(key, budget, depth + 1) == CLOUD:
+            inner = _way_of(item, budget, weight, depth + 1)
+            if inner == CLOUD or _way_of(key, budget, weight, depth + 1) == CLOUD:
                 return CLOUD
             if inner == PLAIN_WITH_BUFFERS:
                 way = inner
         return way
     if kind is _ndarray:
         if (<size_t><PyObject *>value.dtype) in _code_of_dtype and value.flags.forc:
+            weight[0] += value.nbytes
             return PLAIN_WITH_BUFFERS
         return CLOUD
-    if kind is complex or kind is bytearray or kind in _plain_types:
+    if kind is bytearray:
+        weight[0] += len(value)
+        return PLAIN
+    if kind is complex or kind in _plain_types:
         return PLAIN
     return CLOUD
 
@@ -336,13 +373,30 @@ cdef bytes _cloud_dumps(object value, object buffer_callback):
         _make_cloud_pickler()
     file = _BytesIO()
     pickler = _cloud_pickler(file, 5, buffer_callback)
-    # cloudpickle's table is a ChainMap, in Python, which would be asked about every object
-    table = {}
-    for part in reversed(_cloud_pickler.dispatch_table.maps):
-        table.update(part)
-    _set_dispatch_table(pickler, table)
+    _set_dispatch_table(pickler, _reducers_now())
     pickler.dump(value)
     return file.getvalue()
+
+
+cdef dict _reducers_now():
+    """Type -> reducer: ours, cloudpickle's, and what anybody has registered with copyreg, each over those before.
+
+    cloudpickle's table is a ChainMap, in Python, which would be asked about every object.
+    """
+    global _reducers, _registered, _theirs, _their_count
+    cdef bint known = _reducers is not None and len(_theirs) == _their_count
+    for name in reducers.waited_for:
+        if name in _modules:
+            known = False
+    if not known or _registered != _copyreg_table:
+        table = dict(reducers.table())
+        for part in reversed(_cloud_pickler.dispatch_table.maps):
+            table.update(part)
+        _theirs = _cloud_pickler.dispatch_table.maps[1]
+        _their_count = len(_theirs)
+        _reducers = table
+        _registered = dict(_copyreg_table)
+    return _reducers
 
 
 cdef int _make_cloud_pickler() except -1:
@@ -356,9 +410,9 @@ cdef int _make_cloud_pickler() except -1:
     class CloudPickler(base):
         def reducer_override(self, obj):
             if isinstance(obj, (type, FunctionType)):
-                return theirs(self, obj)
-            if type(obj) is _ndarray:
-                return _reduce_array(obj)
+                return reducers.of_definition(obj, theirs(self, obj))
+            if _ndarray is not None and isinstance(obj, _ndarray):
+                return reducers.of_array(obj)
             if isinstance(obj, BaseException) and exception_transport.pickles_as_usual(type(obj)):
                 return exception_transport.reduce(obj)
             return NotImplemented
@@ -366,34 +420,6 @@ cdef int _make_cloud_pickler() except -1:
     global _cloud_pickler
     _cloud_pickler = CloudPickler
     return 0
-
-
-cdef object _reduce_array(object array):
-    """Out of band what numpy would copy into the pickle: strided arrays, and dates, which export no buffer."""
-    dtype = array.dtype
-    if dtype.hasobject:
-        return NotImplemented
-    dates = dtype.kind in "mM"
-    if array.flags.forc and not dates:
-        return NotImplemented
-    if not array.flags.forc:
-        array = _ascontiguousarray(array)
-    if dates:
-        return _dates, (array.view("i8"), dtype)
-    return array.__reduce_ex__(5)
-
-
-def _dates(numbers, dtype):
-    """A datetime64 or timedelta64 array from its integers; no copy."""
-    return numbers.view(dtype)
-
-
-cpdef bint surely_over(object value, Py_ssize_t limit) except -1:
-    """Whether a glance tells that the value, serialized, takes more than `limit` bytes: a large array, or large bytes."""
-    kind = type(value)
-    if kind is _ndarray:
-        return value.nbytes >= limit  # with its head it is more
-    return (kind is bytes or kind is bytearray) and len(value) >= limit
 
 
 cdef class SmallArray:
@@ -408,18 +434,48 @@ cdef class SmallArray:
 _plain_types.add(SmallArray)
 
 
-cpdef object compact(object value):
-    """A SmallArray for a contiguous array of a native dtype and up to COMPACT_BYTES; anything else as it is."""
+cpdef object compact(object value, Py_ssize_t limit):
+    """What an argument looks like in the pickle of a call.
+
+    A SmallArray for a contiguous array of a native dtype and up to COMPACT_BYTES. A Serialized for what only
+    cloudpickle can do, or takes more than `limit` bytes: it is pickled here, once. Anything else as it is, and plain
+    (see serialize_plain).
+    """
     cdef SmallArray small
-    if type(value) is not _ndarray or not 0 < value.nbytes <= COMPACT_BYTES:
+    cdef int budget = NODE_BUDGET
+    cdef Py_ssize_t weight = 0
+    cdef Way way
+    cdef object kind = type(value)
+    if kind is int or kind is float or kind is bool or value is None:
         return value
-    code = _code_of_dtype.get(<size_t><PyObject *>value.dtype)
-    flags = value.flags
-    if code is None or not flags.forc:
-        return value
-    small = SmallArray.__new__(SmallArray)
-    small.parts = (value.tobytes("A"), code, value.shape, "F" if flags.fnc else "C")
-    return small
+    if _ndarray is None:
+        _find_numpy()
+    if kind is _ndarray and 0 < value.nbytes <= COMPACT_BYTES:
+        code = _code_of_dtype.get(<size_t><PyObject *>value.dtype)
+        flags = value.flags
+        if code is not None and flags.forc:
+            small = SmallArray.__new__(SmallArray)
+            small.parts = (value.tobytes("A"), code, value.shape, "F" if flags.fnc else "C")
+            return small
+    way = _way_of(value, &budget, &weight, 0)
+    if way == CLOUD or weight > limit:
+        return serialize(value)
+    return value
+
+
+cdef class Parcel:
+    """Stands for a value that was pickled by itself inside another pickle, and comes back as the value."""
+
+    cdef bytes block
+
+    def __init__(self, Serialized serialized):
+        self.block = to_bytes(serialized)
+
+    def __reduce__(self):
+        return unpack, (self.block,)
+
+
+_plain_types.add(Parcel)
 
 
 def _small_array(data, code, shape, order):
