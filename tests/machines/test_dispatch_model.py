@@ -109,7 +109,7 @@ class Owner:
                 assert isinstance(effect.lease, HeldLease)
                 assert effect.lease.id in self.dispatcher.leases
                 for task in effect.tasks:
-                    self.export(effect.lease, task.function.id)
+                    self.export(effect.lease, task.function)
                 self.to_worker(effect.lease, "push", list(effect.tasks))
             elif isinstance(effect, Recall):
                 self.to_worker(effect.lease, "recall", effect.lease.id)
@@ -120,14 +120,14 @@ class Owner:
                 self.to_node.append(("back", effect.lease.worker, effect.lease.id))
         self.dispatcher.check()
 
-    def export(self, lease: HeldLease, function: bytes) -> None:
+    def export(self, lease: HeldLease, function: Function) -> None:
         self.exports.granted(lease.worker)
-        if function not in self.exports.known[lease.worker]:
-            forgotten = self.exports.sent(lease, function, 1)
+        if function.id not in self.exports.known[lease.worker]:
+            forgotten = self.exports.sent(lease, function)
             assert len(self.exports.known[lease.worker]) <= max(2, 1 + len(lease.in_flight))
             if forgotten:
                 self.to_worker(lease, "forget", forgotten)
-            self.to_worker(lease, "export", function)
+            self.to_worker(lease, "export", function.id)
 
     def to_worker(self, lease: HeldLease, kind: str, content: Any) -> None:
         worker = self.workers.get(lease.worker)

@@ -7,6 +7,7 @@ from typing import Any
 
 from skate._c.steps import Steps
 from skate.core.exports import Exports
+from skate.core.tasks import Function
 from skate.ids import NodeId, ProcessId, process_id
 from skate.worker.functions import Functions
 
@@ -64,13 +65,36 @@ def test_what_a_function_holds_is_let_go_of_once_the_lock_is_free() -> None:
 
 def test_large_functions_are_forgotten_sooner() -> None:
     exports = Exports(most_bytes=100)
-    running = SimpleNamespace(function=SimpleNamespace(id=b"a"))
-    lease: Any = SimpleNamespace(worker=A, in_flight={b"": running})
+    a, b, c, d, e = (
+        Function(name, "f", bytes(n))
+        for name, n in ((b"a", 60), (b"b", 20), (b"c", 30), (b"d", 200), (b"e", 1))
+    )
+    lease: Any = SimpleNamespace(worker=A, in_flight={b"": SimpleNamespace(function=a)})
     exports.granted(A)
-    assert exports.sent(lease, b"a", 60) == []
-    assert exports.sent(lease, b"b", 20) == []
-    assert exports.sent(lease, b"c", 30) == [b"b"], "a runs"
+    assert exports.sent(lease, a) == []
+    assert exports.sent(lease, b) == []
+    assert exports.sent(lease, c) == [b"b"], "a runs"
     lease.in_flight.clear()
-    assert exports.sent(lease, b"d", 200) == [b"a", b"c"], "no function is too large"
-    assert exports.sent(lease, b"e", 1) == [b"d"]
+    assert exports.sent(lease, d) == [b"a", b"c"], "no function is too large"
+    assert exports.sent(lease, e) == [b"d"]
     assert list(exports.known[A]) == [b"e"]
+
+
+def test_what_its_owner_has_dropped_is_forgotten_first() -> None:
+    """Functions that a program makes in a loop are given back in the workers, however small; those that it has stay."""
+    exports = Exports(most=100, most_dropped_bytes=50)
+    lease: Any = SimpleNamespace(worker=A, in_flight={})
+    exports.granted(A)
+    kept = [Function(b"kept%d" % n, "f", bytes(10)) for n in range(10)]
+    for function in kept:
+        assert exports.sent(lease, function) == []
+    forgotten = []
+    for n in range(20):
+        function = Function(b"dropped%d" % n, "f", bytes(10))
+        forgotten += exports.sent(lease, function)
+        del function
+    assert forgotten == [b"dropped%d" % n for n in range(19)]
+    again = Function(b"dropped19", "f", bytes(10))  # the same pickle, made once more, runs
+    lease.in_flight[b""] = SimpleNamespace(function=again)
+    assert exports.sent(lease, Function(b"another", "f", bytes(10))) == []
+    assert len(exports.known[A]) == 12

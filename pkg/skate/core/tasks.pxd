@@ -4,6 +4,7 @@ cdef class Function:
     cdef public bytes id
     cdef public str name
     cdef public object pickled, refs, seconds, calls
+    cdef object __weakref__
     cpdef measured(self, double seconds)
 
 cdef class OwnedTask:

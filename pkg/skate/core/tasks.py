@@ -29,7 +29,7 @@ STATE_NAMES: Final = ("WAITING", "QUEUED", "PUSHED", "DONE")
 class Function:
     """A function as its owner knows it: how it travels, and how long it takes."""
 
-    __slots__ = ("calls", "id", "name", "pickled", "refs", "seconds")
+    __slots__ = ("__weakref__", "calls", "id", "name", "pickled", "refs", "seconds")
 
     #: weight of the newest measurement in the running mean
     WEIGHT = 0.2

@@ -252,8 +252,7 @@ class Submission:
 
     def _export(self, lease: HeldLease, function: Function) -> None:
         """Sends a function to the lease's worker, which lacks it."""
-        assert function.pickled is not None
-        forgotten = self._exports.sent(lease, function.id, len(function.pickled))
+        forgotten = self._exports.sent(lease, function)
         if forgotten:
             self._runtime.post(lease.worker, m.ForgetFunctions(forgotten))
         self._runtime.post(lease.worker, m.ExportFunction(function.id, function.name, function.pickled))
