@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from skate._c import refs
 from skate._c.refs import FAILED, INLINE, PENDING, Guard, ObjectEntry, ObjectRef, TaskIds, Waiter
-from skate.core.references import FreeValue, References, TellBorrower
+from skate.core.references import (
+    AskEcho,
+    AskSettled,
+    FreeValue,
+    References,
+    Speak,
+    TellBorrower,
+    TellClaim,
+    TellRelease,
+)
+from skate.core.settling import AskToSpeak, Settling
 from skate.ids import NodeId, ProcessId, TaskId, object_id, owner_of, process_id
 
 NODE = NodeId(b"node")
@@ -109,7 +119,16 @@ class Process:
                 self.world.freed(effect.entry.id)
             elif type(effect) is TellBorrower:
                 self.send(effect.to, "borrower_added", effect.object, effect.borrower, effect.container)
+            elif type(effect) is TellClaim:
+                self.send(effect.to, "borrow_claimed", effect.object, effect.owed, effect.gone)
+            elif type(effect) is AskEcho:
+                self.send(effect.to, "echo")
+            elif type(effect) is AskSettled:
+                self.send(ProcessId(NODE), "settle", effect.dead)
+            elif type(effect) is Speak:
+                self.send(ProcessId(NODE), "spoken", effect.number)
             else:
+                assert type(effect) is TellRelease
                 self.send(effect.to, "borrow_released", effect.object, effect.owed, effect.kept)
 
     def send(self, to: ProcessId, *message: Any) -> None:
@@ -302,17 +321,37 @@ class Process:
             self.settle(entry, state, value)
 
     def on_borrower_added(
-        self, _: ProcessId, identifier: bytes, borrower: ProcessId, container: bytes
+        self, sender: ProcessId, identifier: bytes, borrower: ProcessId, container: bytes
     ) -> None:
-        self.references.on_borrower_added(identifier, borrower, container)
+        if not self.references.has_died(sender):
+            self.references.on_borrower_added(identifier, borrower, container)
+
+    def on_borrow_claimed(self, borrower: ProcessId, identifier: bytes, owed: int, gone: ProcessId) -> None:
+        self.world.hear_out(gone, self)
+        self.references.on_borrow_claimed(identifier, borrower, owed)
+
+    def on_echo(self, asker: ProcessId) -> None:
+        self.send(asker, "echoed")
+
+    def on_echoed(self, process: ProcessId) -> None:
+        self.references.on_echoed(process)
+
+    def on_speak(self, _: ProcessId, number: int) -> None:
+        self.references.on_asked_to_speak(number)
+
+    def on_death_settled(self, _: ProcessId, dead: ProcessId) -> None:
+        self.references.on_settled(dead)
 
     def on_borrow_released(self, borrower: ProcessId, identifier: bytes, owed: int, kept: Any) -> None:
         self.references.on_borrow_released(identifier, borrower, owed, kept or ())
 
     def on_process_died(self, _: ProcessId, process: ProcessId) -> None:
+        self.world.hear_out(process, self)
+        self.act()
         for task_id, task in list(self.tasks.items()):
             if task.worker.me == process:
                 del self.tasks[task_id]
+                self.references.keep_for_heirs(process, [*task.nested, *task.dependencies])
                 self.world.lost.add(task.result.id)
                 self.settle(task.result, FAILED, None)
                 self.let_go(task)
@@ -327,6 +366,8 @@ class World:
     def __init__(self) -> None:
         self.processes = [Process(self, number) for number in range(1, PROCESSES + 1)]
         self.by_id = {process.me: process for process in self.processes}
+        #: the node manager's: who has still to speak about a death
+        self.settling = Settling()
         self.links: dict[tuple[ProcessId, ProcessId], deque[Message]] = {}
         #: objects that a dead process held, handed on or named in its mail: nothing is promised for them
         self.tainted: set[bytes] = set()
@@ -337,7 +378,7 @@ class World:
         self.inside: dict[bytes, list[bytes]] = {}
 
     def send(self, sender: ProcessId, to: ProcessId, message: Message) -> None:
-        if to == NODE or not self.by_id[to].alive:
+        if to != NODE and not self.by_id[to].alive:
             return
         self.links.setdefault((sender, to), deque()).append(message)
 
@@ -351,8 +392,35 @@ class World:
 
     def deliver(self, pair: tuple[ProcessId, ProcessId]) -> None:
         name, *fields = self.links[pair].popleft()
+        if pair[1] == NODE:
+            self.node_hears(pair[0], name, fields[0])
+            return
         with self.by_id[pair[1]] as receiver:
             getattr(receiver, f"on_{name}")(pair[0], *fields)
+
+    def hear_out(self, sender: ProcessId, receiver: Process) -> None:
+        """What the dead had sent is read before its death is dealt with."""
+        messages = self.links.get((sender, receiver.me))
+        while messages and not self.by_id[sender].alive:
+            name, *fields = messages.popleft()
+            getattr(receiver, f"on_{name}")(sender, *fields)
+
+    def node_hears(self, sender: ProcessId, name: str, about: Any) -> None:
+        if not self.by_id[sender].alive:
+            return
+        if name == "settle":
+            self.settling.asked(sender, about, [process.me for process in self.living()], ())
+        else:
+            self.settling.spoken(sender, about)
+        self.act()
+
+    def act(self) -> None:
+        self.settling.check()
+        for effect in self.settling.take_effects():
+            if type(effect) is AskToSpeak:
+                self.send(ProcessId(NODE), effect.to, ("speak", effect.number))
+            else:
+                self.send(ProcessId(NODE), effect.to, ("death_settled", effect.dead))
 
     def freed(self, identifier: bytes) -> None:
         if identifier in self.tainted or self.ending:

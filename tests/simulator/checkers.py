@@ -30,6 +30,7 @@ def machines_of(process: Any) -> Iterator[tuple[str, Any]]:
         if manager.groups.ledger is not None:
             yield "ledger", manager.groups.ledger.ledger
         yield "pulls", manager.puller.machine
+        yield "settling", manager.settlements.machine
         yield "roster", manager.cluster.roster
         if manager.cluster.register is not None:
             yield "register", manager.cluster.register

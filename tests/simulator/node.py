@@ -20,6 +20,7 @@ from skate.net.node_mailbox import NodeMailbox
 from skate.node.manager import NodeManager
 from skate.node.processes import Process
 from skate.node.puller import Puller
+from skate.node.settlements import Settlements
 from skate.node.spiller import Spiller
 from skate.store.local import LocalStore
 from skate.wire import testament
@@ -117,6 +118,10 @@ class SimManager(NodeManager):
     @property
     def puller(self) -> Puller:
         return self._puller
+
+    @property
+    def settlements(self) -> Settlements:
+        return self._settlements
 
     @property
     def strangers(self) -> Collection[ProcessId]:

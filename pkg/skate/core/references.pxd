@@ -8,8 +8,9 @@ from skate.core.machine cimport Machine
 cdef class References(Machine):
     cdef public bytes me, _node
     cdef public object home
-    cdef public dict entries, _dead
-    cdef public set _watched
+    cdef public dict entries, _dead, _estates, _told, _echoes
+    cdef public set _watched, _unsettled
+    cdef public list _asked_to_speak
     @cython.locals(entry=ObjectEntry)
     cpdef ObjectEntry create(self, bytes object_id)
     @cython.locals(entry=ObjectEntry)

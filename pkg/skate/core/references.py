@@ -17,9 +17,14 @@ Pure: events in (`on_…`, `pin`, `unpin`), effects out through `take_effects`. 
 * An object that contains refs pins their entries at its owner, whether it has a value or has failed. A borrower that is
   told an error is told the refs inside as well: what fails with that error in turn contains them, too.
 * What a process hands over to itself (a task that it has submitted and runs) is pinned from then on, and nothing else.
+* **The dead hold on until their heirs have spoken.** Who dies may have handed a ref on and not registered the receiver,
+  or the registration is lost in its mail. So each borrower knows who was to register it (`registrar`, or the voucher of
+  its guard), and when that dies it *claims* the object: tells the owner itself how often it counts. Until all who may
+  have something from the dead one have done so, its borrows count, and the arguments of its tasks stay pinned. Who
+  keeps something for that reason has it settled (`AskSettled`, see core.settling) and hears `on_settled`.
 
 Invariants (`check`): an owned entry in the table is held or has a borrower; a borrowed entry in the table is held, or
-its drop is still to be drained; the pins of an object's contents are counted.
+its drop is still to be drained; the pins of an object's contents are counted; what is kept for heirs is being settled.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from typing import Any, Final, NamedTuple
 
 from skate._c.refs import FAILED, PENDING, Guard, ObjectEntry, forget_if_unheld
 from skate.core.machine import Machine
-from skate.ids import NODE_ID_BYTES, NodeId, ObjectId, ProcessId, node_of, owner_of
+from skate.ids import NODE_ID_BYTES, PROCESS_ID_BYTES, NodeId, ObjectId, ProcessId, node_of, owner_of
 
 #: dead processes that are remembered, for as long as mail about them may be under way
 DEAD_REMEMBERED: Final = 1024
@@ -65,7 +70,34 @@ class TellWatch(NamedTuple):
     process: ProcessId
 
 
-Effect = FreeValue | TellBorrower | TellRelease | TellWatch
+class TellClaim(NamedTuple):
+    """Effect: send ClaimBorrow(object, owed, gone) to the owner."""
+
+    to: ProcessId
+    object: ObjectId
+    owed: int
+    gone: bytes
+
+
+class AskEcho(NamedTuple):
+    """Effect: send Echo to a process that was told something, to hear when it has taken that in."""
+
+    to: ProcessId
+
+
+class Speak(NamedTuple):
+    """Effect: send Spoken(number) to this process's node manager."""
+
+    number: int
+
+
+class AskSettled(NamedTuple):
+    """Effect: send SettleDeath(dead) to the manager of its node; of a dead node, to that of this process."""
+
+    dead: bytes
+
+
+Effect = FreeValue | TellBorrower | TellRelease | TellWatch | TellClaim | AskEcho | Speak | AskSettled
 
 
 class References(Machine):
@@ -82,6 +114,15 @@ class References(Machine):
         self._dead: dict[bytes, None] = {}
         #: processes of other nodes that have borrowed: their node was asked to tell of their death
         self._watched: set[ProcessId] = set()
+        #: dead processes and nodes of which something is kept until it is settled who has it from them
+        self._unsettled: set[bytes] = set()
+        #: process -> what it had of this one, pinned once more, for those that it may have handed that on to
+        self._estates: dict[bytes, list[ObjectEntry]] = {}
+        #: processes that were told of borrowers since they were last asked for an echo
+        self._told: dict[ProcessId, None] = {}
+        #: process -> echoes that are to come; and the node's questions that wait for all of them
+        self._echoes: dict[bytes, int] = {}
+        self._asked_to_speak: list[int] = []
 
     # ------------------------------------------------------------------------------------- making and letting go
 
@@ -132,10 +173,7 @@ class References(Machine):
                 self._tell_voucher(entry.guard, entry.id, self.me)
                 entry.owed = 1
             owner = owner_of(entry.id)
-            if self.has_died(owner):
-                for object_id, _ in kept:
-                    self._tell(owner, object_id, self.me)
-            elif entry.owed or kept:
+            if (entry.owed or kept) and not self.has_died(owner):
                 kept_ids = [item for item, _ in kept] or None
                 self._effects.append(TellRelease(owner, ObjectId(entry.id), entry.owed, kept_ids))
 
@@ -152,11 +190,12 @@ class References(Machine):
         if contents:
             self.unpin(contents)
 
-    def on_value(self, entry: ObjectEntry, contents: Iterable[tuple[bytes, bytes | None]] | None) -> None:
+    def on_value(self, entry: ObjectEntry, contents: Iterable[tuple[bytes, bytes]] | None) -> None:
         """An owned object has its value now, with refs to `contents` inside: [(object id, via), …].
 
-        `via` says by what right this process holds an inner ref: None, the sender registered it as borrower; empty, it
-        held it already; an object id, it holds it through that object, which it holds; its own id, it was the sender.
+        `via` says by what right this process holds an inner ref: the sender's id, that has registered it as borrower;
+        empty, it held it already; an object id, it holds it through that object, which it holds; its own id, it was
+        the sender.
         """
         if contents:
             entry.contents = self.hold_contents(contents)
@@ -167,16 +206,16 @@ class References(Machine):
         """A borrowed object has failed, with refs to `contents` in its error: they live by it."""
         entry.contents = self.hold_contents([(object_id, entry.id) for object_id in contents])
 
-    def refuse_contents(self, contents: Iterable[tuple[bytes, bytes | None]]) -> None:
+    def refuse_contents(self, contents: Iterable[tuple[bytes, bytes]]) -> None:
         """A value that came with these inside is not wanted: this process was registered, and lets go."""
         self.unpin(self.hold_contents(contents))
 
     @staticmethod
-    def contents_of(entry: ObjectEntry) -> list[tuple[bytes, bytes | None]] | None:
+    def contents_of(entry: ObjectEntry) -> list[tuple[bytes, bytes]] | None:
         """[(object id, via), …] for another object of this process that gets the same value or error."""
         return [(inner.id, b"") for inner in entry.contents] if entry.contents else None
 
-    def hold_contents(self, contents: Iterable[tuple[bytes, bytes | None]]) -> list[ObjectEntry]:
+    def hold_contents(self, contents: Iterable[tuple[bytes, bytes]]) -> list[ObjectEntry]:
         held = []
         for object_id, via in contents:
             inner = self.borrowed(object_id)
@@ -186,8 +225,11 @@ class References(Machine):
             inner.pins += 1
             if inner.owned:
                 pass
-            elif via is None:
+            elif len(via) == PROCESS_ID_BYTES:
                 inner.owed += 1
+                inner.registrar = via if inner.registrar is None or inner.registrar == via else b""
+                if self.has_died(ProcessId(via)):
+                    self._claim(inner, via)
             elif via and inner.owed == 0 and inner.guard is None:
                 container = self.entries.get(via)
                 if container is not None and not container.owned:
@@ -197,7 +239,7 @@ class References(Machine):
 
     # ------------------------------------------------------------------------------------------- handing refs on
 
-    def hand_over(self, contents: Iterable[ObjectEntry], to: ProcessId) -> list[tuple[bytes, bytes | None]]:
+    def hand_over(self, contents: Iterable[ObjectEntry], to: ProcessId) -> list[tuple[bytes, bytes]]:
         """Registers `to` as borrower of refs about to be sent inside a value; gives [(object id, via), …] to send.
 
         What `to` itself lent through a guard needs no registration: it holds that until this process says it is done.
@@ -207,9 +249,9 @@ class References(Machine):
             held = [self.borrowed(entry.id) for entry in contents]
             self.pin(held)
             return [(entry.id, self.me) for entry in held]
-        sent: list[tuple[bytes, bytes | None]] = []
+        sent: list[tuple[bytes, bytes]] = []
         for entry in contents:
-            via: bytes | None = None
+            via: bytes = self.me
             guard = entry.guard if entry.owed == 0 else None
             lent = guard is not None and self._lent_by(guard, to)
             if owner_of(entry.id) == to:
@@ -233,15 +275,18 @@ class References(Machine):
         return False
 
     def _register(self, entry: ObjectEntry, borrower: ProcessId, container: bytes = b"") -> None:
-        """Counts `borrower` in at the owner, or asks whoever keeps the object alive for us to have it counted in."""
+        """Counts `borrower` in at the owner."""
         if entry.owned:
             if entry.borrowers is None:
                 entry.borrowers = {}
             self._count(entry, borrower, 1)
-        elif entry.owed > 0 or entry.guard is None:
-            self._tell(owner_of(entry.id), entry.id, borrower, container)
-        else:
+        elif entry.owed == 0 and entry.guard is not None and entry.guard.voucher == owner_of(entry.id):
             self._tell_voucher(entry.guard, entry.id, borrower)
+        else:
+            self._borrow_directly(
+                entry
+            )  # a voucher could die with the borrower's name, and nobody would know
+            self._tell(owner_of(entry.id), entry.id, borrower, container)
 
     def _tell_voucher(self, guard: Guard, object_id: bytes, borrower: ProcessId) -> None:
         """Has whoever stands behind `guard` count `borrower` in for an object that lives by it."""
@@ -253,6 +298,7 @@ class References(Machine):
         if self.has_died(to):  # what it vouched for may still be saved by its owner
             to, container = owner_of(object_id), b""
         if not self.has_died(to):
+            self._told[to] = None
             self._effects.append(TellBorrower(to, ObjectId(object_id), borrower, container))
 
     def _borrow_directly(self, entry: ObjectEntry) -> None:
@@ -260,6 +306,7 @@ class References(Machine):
         while not entry.owned and entry.owed == 0 and entry.guard is not None:
             guard = self._leave_guard(entry)
             entry.owed = 1
+            entry.registrar = guard.voucher
             self._tell(ProcessId(guard.voucher), entry.id, self.me, guard.container)
             if not isinstance(guard, ObjectEntry):
                 return
@@ -276,8 +323,10 @@ class References(Machine):
 
     def _count(self, entry: ObjectEntry, borrower: ProcessId, change: int) -> None:
         if self.has_died(borrower):
-            return
-        if node_of(borrower) != self._node and borrower not in self._watched:
+            if change < 0:
+                return  # all its borrows end at once
+            self._settle(borrower)  # it may have handed the ref on
+        elif node_of(borrower) != self._node and borrower not in self._watched:
             self._watched.add(borrower)  # this process may have nothing else to do with it
             self._effects.append(TellWatch(borrower))
         if entry.borrowers is None:
@@ -331,7 +380,10 @@ class References(Machine):
                 entry.held or entry.guarded
             ):  # what guards others is let go of after them
                 entry.owed = 1
+                entry.registrar = guard.voucher
                 kept.append((entry.id, guard.container))
+                if self.has_died(ProcessId(guard.voucher)):
+                    self._claim(entry, guard.voucher)
         guarded.clear()
         return kept
 
@@ -343,33 +395,116 @@ class References(Machine):
     # -------------------------------------------------------------------------------------------------- deaths
 
     def on_process_died(self, gone: ProcessId | NodeId) -> list[ObjectEntry]:
-        """A process is dead, or a node with all its processes: their borrows end. Gives what they owned."""
+        """A process is dead, or a node with all its processes. Gives what they owned.
+
+        What this process has from them it claims; what they had of it is kept until all others have done so.
+        """
         self._dead[gone] = None
         if len(self._dead) > DEAD_REMEMBERED:
             del self._dead[next(iter(self._dead))]
         self._watched = {process for process in self._watched if not process.startswith(gone)}
+        self._unsettled = {dead for dead in self._unsettled if not dead.startswith(gone)}
+        self._told = {process: None for process in self._told if not process.startswith(gone)}
         lost = []
         for entry in list(self.entries.values()):
             if entry.owned:
-                if entry.borrowers:
-                    self._end_borrows(entry, gone)
+                if entry.borrowers and any(
+                    count < 0 or borrower.startswith(gone) for borrower, count in entry.borrowers.items()
+                ):
+                    self._settle(gone)
             elif entry.id.startswith(gone):
                 lost.append(entry)
-            elif entry.owed == 0 and entry.guard is not None and entry.guard.voucher.startswith(gone):
-                # Nobody vouches for it any more: this may come too late, and cannot harm.
-                voucher = self._leave_guard(entry).voucher
-                if entry.held:
-                    entry.owed = 1
-                    self._tell(ProcessId(voucher), entry.id, self.me)
+            else:
+                if entry.guard is not None and entry.guard.voucher.startswith(gone):
+                    voucher = self._leave_guard(entry).voucher
+                    if entry.owed == 0 and entry.held:
+                        entry.owed = 1
+                        entry.registrar = voucher
+                if entry.registrar is not None and (not entry.registrar or entry.registrar.startswith(gone)):
+                    self._claim(entry, gone)
+        if any(process.startswith(gone) for process in self._estates):
+            self._settle(gone)
+        for process in [process for process in self._echoes if process.startswith(gone)]:
+            del self._echoes[process]
+        self._speak_if_heard()
         return lost
 
+    def _claim(self, entry: ObjectEntry, gone: bytes) -> None:
+        """Tells the owner how often this process counts: what `gone` was to say of it may be lost."""
+        entry.registrar = None
+        owner = owner_of(entry.id)
+        if not self.has_died(owner):
+            self._told[owner] = None
+            self._effects.append(TellClaim(owner, ObjectId(entry.id), entry.owed, gone))
+
+    def on_borrow_claimed(self, object_id: bytes, borrower: ProcessId, owed: int) -> None:
+        """A borrower says how often it was to be counted in, whatever of that has come."""
+        entry = self.entries.get(object_id)
+        if entry is not None and entry.owned:
+            missing = owed - (entry.borrowers or {}).get(borrower, 0)
+            if missing > 0:
+                self._count(entry, borrower, missing)
+
+    def keep_for_heirs(self, process: ProcessId, entries: Iterable[ObjectEntry]) -> None:
+        """A process that is dead, or bound to die, had these of this one: those that it gave them to may be unknown."""
+        estate = self._estates.setdefault(process, [])
+        for entry in entries:
+            entry.pins += 1
+            estate.append(entry)
+        if self.has_died(process):
+            self._settle(process)
+
+    def _settle(self, dead: bytes) -> None:
+        """Has it settled who has what from a dead process or node."""
+        gone = dead if dead in self._dead else dead[:NODE_ID_BYTES]
+        if gone not in self._unsettled:
+            self._unsettled.add(gone)
+            self._effects.append(AskSettled(gone))
+
+    def on_settled(self, gone: bytes) -> None:
+        """Whoever has something from the dead one has said so: its borrows end.
+
+        So do counts below zero: what would have made up for them was lost.
+        """
+        if gone not in self._unsettled:
+            return
+        self._unsettled.discard(gone)
+        for entry in list(self.entries.values()):
+            if entry.owned and entry.borrowers:
+                self._end_borrows(entry, gone)
+        for process in [process for process in self._estates if process.startswith(gone)]:
+            self.unpin(self._estates.pop(process))
+
     def _end_borrows(self, entry: ObjectEntry, gone: bytes) -> None:
-        assert entry.borrowers is not None
-        ended = [borrower for borrower in entry.borrowers if borrower.startswith(gone)]
+        borrowers = entry.borrowers.items()
+        ended = [borrower for borrower, count in borrowers if count < 0 or borrower.startswith(gone)]
         for borrower in ended:
             del entry.borrowers[borrower]
         if ended and not entry.held:
             self._free_if_unused(entry)
+
+    def on_asked_to_speak(self, number: int) -> None:
+        """The node asks whether all that this process has said of borrowers, after deaths above all, has been heard."""
+        for process in self._told:
+            self._echoes[process] = self._echoes.get(process, 0) + 1
+            self._effects.append(AskEcho(process))
+        self._told.clear()
+        self._asked_to_speak.append(number)
+        self._speak_if_heard()
+
+    def on_echoed(self, process: ProcessId) -> None:
+        """A process has taken in what it was told before it was asked for an echo."""
+        left = self._echoes.get(process, 0) - 1
+        if left > 0:
+            self._echoes[process] = left
+        else:
+            self._echoes.pop(process, None)
+        self._speak_if_heard()
+
+    def _speak_if_heard(self) -> None:
+        if self._asked_to_speak and not self._echoes:
+            self._effects += [Speak(number) for number in self._asked_to_speak]
+            self._asked_to_speak.clear()
 
     def has_died(self, process: ProcessId) -> bool:
         """Whether the process is known to be dead: what it owned will never come."""

@@ -283,10 +283,12 @@ class NodeCluster:
         """A node is to hear of the death of a process of this one, though that never spoke to it."""
         self._acquaintances.met(process, node)
 
-    def tell_of_death(self, notice: m.ProcessDied) -> None:
-        """A process of this node is dead: other nodes that know it hear."""
-        for node in self._acquaintances.on_process_died(notice.process):
+    def tell_of_death(self, notice: m.ProcessDied) -> list[NodeId]:
+        """A process of this node is dead: other nodes that know it hear. Gives them."""
+        nodes = self._acquaintances.on_process_died(notice.process)
+        for node in nodes:
             self._mailbox.post(manager_of(node), encode(notice))
+        return nodes
 
     # --------------------------------------------------------------------------------- from other node managers
 

@@ -64,6 +64,7 @@ from skate.node.puller import Puller
 from skate.node.recovery import HeadRecovery, Survivors
 from skate.node.scheduling import Details, NodeScheduling, arguments_from
 from skate.node.scheduling import Hooks as SchedulingHooks
+from skate.node.settlements import Settlements
 from skate.node.spiller import Spiller
 from skate.node.state import NodeState
 from skate.node.strangers import Stranger, Strangers
@@ -173,13 +174,16 @@ class NodeManager:
             self._groups.is_gone,
             self._groups.life_ended,
         )
+        self._settlements = Settlements(node, self._processes, self._post)
         self._handlers |= self._actors.handlers | self._groups.handlers | puller.from_owners
+        self._handlers |= self._settlements.from_processes
         actors = self._actors.handlers
         self._strangers = Strangers(
             {
                 m.WatchActor.code: actors[m.WatchActor.code],  # type: ignore[attr-defined]
                 m.KillActor.code: actors[m.KillActor.code],  # type: ignore[attr-defined]
                 m.WatchProcess.code: self._watch_process,  # type: ignore[attr-defined]
+                m.SettleDeath.code: self._settlements.from_processes[m.SettleDeath.code],  # type: ignore[attr-defined]
                 m.ReturnLease.code: self._return_lease,  # type: ignore[attr-defined]
                 m.ActorStarted.code: actors[m.ActorStarted.code],  # type: ignore[attr-defined]
                 m.ActorLeaves.code: actors[m.ActorLeaves.code],  # type: ignore[attr-defined]
@@ -211,6 +215,7 @@ class NodeManager:
             self._mailbox.close()
             raise
         self._scheduling.roster = self._head.roster = self.cluster.roster
+        self._settlements.cluster = self.cluster
         self.cluster.survivors = Survivors(self._head, self._scheduling, self._actors, self._groups)
         self._scheduling.hooks = SchedulingHooks(
             post=self._post,
@@ -234,7 +239,10 @@ class NodeManager:
             self._mailbox.watch(os.pidfd_open(starter), lambda: self._end("who started it is gone"))
         spiller.join(self._mailbox, self.warn_drivers)
         self.cluster.handle(
-            puller.from_managers | self._groups.from_managers | {m.RollCall.code: self._called}  # type: ignore[attr-defined]
+            puller.from_managers
+            | self._groups.from_managers
+            | self._settlements.from_managers
+            | {m.RollCall.code: self._called}  # type: ignore[attr-defined]
         )
         post_bulk = self._mailbox.post_bulk
         puller.join(self._post, post_bulk, self._arguments_fetched, in_cluster=cluster is not None)
@@ -827,7 +835,7 @@ class NodeManager:
         self._scheduling.owner_left(process.id)
         self._groups.process_left(process.id)
         self._tell_all(notice)
-        self.cluster.tell_of_death(notice)
+        self._settlements.process_died(process.id, self.cluster.tell_of_death(notice))
         self._actors.process_left(process.id, notice.cause)
 
     def _unlink(self, process: ProcessId) -> None:
@@ -865,6 +873,7 @@ class NodeManager:
         self._undecided = True  # what its owners had here is free
         self._tell_all(notice)
         self._head.node_died(notice.node)
+        self._settlements.node_died(notice.node)
         self._puller.node_died(notice.node, json.loads(notice.cause)["node_died"])
         self._drop_objects(notice.node)
         self._strangers.on_node_died(notice.node, notice.cause)

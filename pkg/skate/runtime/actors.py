@@ -420,6 +420,6 @@ class Actors:
             _, error, inside = pack_failure(error_of(line))
         finally:
             refs.unpickling_under(before)
-        contents: list[tuple[bytes, bytes | None]] = [(ref.entry.id, b"") for ref in inside]
+        contents: list[tuple[bytes, bytes]] = [(ref.entry.id, b"") for ref in inside]
         for call in calls:
             self._runtime.submission.finish(call, error, contents)

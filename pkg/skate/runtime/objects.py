@@ -19,7 +19,16 @@ from skate._c.plain import Serialized, to_bytes, unpack
 from skate._c.refs import FAILED, INLINE, NOTHING, PENDING, STORED, ObjectEntry, ObjectRef, Waiter
 from skate._c.steps import enter_section, leave_section, let_in, section
 from skate.config import INLINE_BYTES
-from skate.core.references import Effect, FreeValue, TellBorrower, TellWatch
+from skate.core.references import (
+    AskEcho,
+    AskSettled,
+    Effect,
+    FreeValue,
+    Speak,
+    TellBorrower,
+    TellClaim,
+    TellWatch,
+)
 from skate.exceptions import (
     GetTimeoutError,
     ObjectLostError,
@@ -27,7 +36,7 @@ from skate.exceptions import (
     ReferenceCountingAssertionError,
     TaskError,
 )
-from skate.ids import NodeId, ObjectId, ProcessId, manager_of, object_id, owner_of
+from skate.ids import PROCESS_ID_BYTES, NodeId, ObjectId, ProcessId, manager_of, object_id, owner_of
 from skate.runtime.arrivals import Arrivals
 from skate.runtime.large_arguments import LargeArguments
 from skate.store.local import NotHere
@@ -83,6 +92,11 @@ class Objects:
         runtime.handle(m.ObjectReady, self._answered)
         runtime.handle(m.AddBorrower, self._borrower_added)
         runtime.handle(m.ReleaseBorrow, self._borrow_released)
+        runtime.handle(m.ClaimBorrow, self._borrow_claimed)
+        runtime.handle(m.Echo, lambda asker: runtime.post(asker, m.Echoed()))
+        runtime.handle(m.Echoed, self._references.on_echoed)
+        runtime.handle(m.Speak, lambda _, number, dead: self._references.on_asked_to_speak(number))
+        runtime.handle(m.DeathSettled, lambda _, dead: self._references.on_settled(dead))
 
     # ------------------------------------------------------------------------------------------------------ put
 
@@ -282,7 +296,7 @@ class Objects:
         entry: ObjectEntry,
         state: Any,
         value: Any,
-        contents: Iterable[tuple[bytes, bytes | None]] | None = None,
+        contents: Iterable[tuple[bytes, bytes]] | None = None,
     ) -> None:
         """A PENDING object has its value or error: whoever waits for it hears. Under the lock."""
         if contents and entry.owned:
@@ -431,12 +445,18 @@ class Objects:
             self.settle(entry, state, value)
 
     def _borrower_added(
-        self, _: ProcessId, identifier: ObjectId, borrower: ProcessId, container: bytes
+        self, sender: ProcessId, identifier: ObjectId, borrower: ProcessId, container: bytes
     ) -> None:
-        self._references.on_borrower_added(identifier, borrower, container)
+        if not self._references.has_died(sender):  # (late: the borrower claims what it was to say)
+            self._references.on_borrower_added(identifier, borrower, container)
 
     def _borrow_released(self, borrower: ProcessId, identifier: ObjectId, owed: int, kept: Any) -> None:
         self._references.on_borrow_released(identifier, borrower, owed, checks.objects(kept))
+
+    def _borrow_claimed(self, borrower: ProcessId, identifier: ObjectId, owed: int, gone: bytes) -> None:
+        if len(gone) == PROCESS_ID_BYTES:
+            self._runtime.hear_out(ProcessId(gone))  # what it has said of the borrower is in the claim
+        self._references.on_borrow_claimed(identifier, borrower, owed)
 
     def owner_died(self, gone: ProcessId | NodeId) -> None:
         """A process is gone, or a node: borrows of theirs end, what only they knew is lost. Under the lock."""
@@ -467,5 +487,15 @@ class Objects:
             self._runtime.post(effect.to, m.AddBorrower(effect.object, effect.borrower, effect.container))
         elif type(effect) is TellWatch:
             self._runtime.post(manager_of(effect.process), m.WatchProcess(effect.process))
+        elif type(effect) is TellClaim:
+            self._runtime.post(effect.to, m.ClaimBorrow(effect.object, effect.owed, effect.gone))
+        elif type(effect) is AskEcho:
+            self._runtime.post(effect.to, m.Echo())
+        elif type(effect) is Speak:
+            self._runtime.post(self._runtime.node, m.Spoken(effect.number))
+        elif type(effect) is AskSettled:
+            dead = effect.dead
+            manager = manager_of(dead) if len(dead) == PROCESS_ID_BYTES else self._runtime.node
+            self._runtime.post(manager, m.SettleDeath(dead))
         else:
             self._runtime.post(effect.to, m.ReleaseBorrow(effect.object, effect.owed, effect.kept))

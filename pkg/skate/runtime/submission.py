@@ -273,7 +273,9 @@ class Submission:
             self._calls.call_done(lease, task)
         else:
             self._dispatcher.task_done(lease, task, seconds, clock.monotonic())  # type: ignore[arg-type]
-        if kept and not self._references.has_died(worker):
+        if worker in self._closed or self._references.has_died(worker):
+            self._leave_to_heirs(task, worker)
+        elif kept:
             self._references.on_kept(kept, worker)
         if values and values[-1][0] == FAILED and self._wants_retry(task, values[-1][1]) and task.may_retry():
             self._take_back(task, worker, values)
@@ -359,9 +361,7 @@ class Submission:
         cause = error.task_error.cause if isinstance(error, TaskError) else error
         return isinstance(cause, wanted)
 
-    def finish(
-        self, task: OwnedTask, error: Any, contents: list[tuple[bytes, bytes | None]] | None = None
-    ) -> None:
+    def finish(self, task: OwnedTask, error: Any, contents: list[tuple[bytes, bytes]] | None = None) -> None:
         """A task fails without an answer, with a packed error; `contents` are the refs inside. Under the lock."""
         del self.tasks[task.id]
         state = FAILED
@@ -379,11 +379,18 @@ class Submission:
 
     def free_results(self, task: OwnedTask, worker: ProcessId) -> None:
         """The worker that ran the task is dead: drops what it had put into the store already. Under the lock."""
+        self._leave_to_heirs(task, worker)
         copies = self._runtime.copies
         for entry in task.returns:
             copies.drop_unanswered(entry.id, worker)
         if task.stream is not None:
             copies.drop_unanswered(object_id(task.id, task.stream.received + 1), worker)
+
+    def _leave_to_heirs(self, task: OwnedTask, worker: ProcessId) -> None:
+        """Whoever got refs from a dead worker that this had from the arguments must be heard before they may go."""
+        arguments = [*task.nested, *(task.dependencies or ())]
+        if arguments:
+            self._references.keep_for_heirs(worker, arguments)
 
     def _let_go(self, task: OwnedTask) -> None:
         """Nothing of the call is needed any more but its values."""

@@ -81,9 +81,9 @@ def actor(value: Any) -> dict[str, Any]:
 
 
 def refs(value: Any) -> list[Any]:
-    """Refs that a process holds, or that are in a value: [(object, container or None), …]."""
+    """Refs that a process holds, or that are in a value: [(object, container or via), …]."""
     for identifier, container in rows(value, 2):
-        if not _is(identifier, OBJECT_ID_BYTES) or not (container is None or isinstance(container, bytes)):
+        if not _is(identifier, OBJECT_ID_BYTES) or not isinstance(container, bytes):
             raise FrameError(f"a ref is no ({identifier!r:.60}, {container!r:.60})")
     return list(value)
 

@@ -16,7 +16,7 @@ Who says what:
     worker -> owner      TaskDone, TasksReturned, StreamItem, StreamBegins, ActorMade
     node -> actor        BecomeActor, EndActor
     actor -> node        ActorStarted, ActorLeaves
-    borrower <-> owner   AskObject, ObjectReady, AddBorrower, ReleaseBorrow
+    borrower <-> owner   AskObject, ObjectReady, AddBorrower, ReleaseBorrow, ClaimBorrow, Echo, Echoed
     node -> node         NodesChanged (from the head), NodeReport, Goodbye, ProcessDied, FetchChunk, Chunk,
                          ChunkMissing
     any node -> owner    FindCopy, CopyMade, PullEnded
@@ -27,7 +27,9 @@ Who says what:
                          RoomMade, RollCall
     head -> node         PrepareBundles, CommitBundles, ReturnBundles, EndGroup, ClaimRoom, DropClaim, GroupStands,
                          StateReply
-    process -> any node  WatchProcess, LogsShown (from drivers)
+    process -> any node  WatchProcess, SettleDeath, LogsShown (from drivers)
+    any node -> process  DeathSettled
+    node -> node, process Speak; the answer is Spoken
 
 An owner of tasks that calls an actor's methods pushes them to the actor's process as it pushes tasks to workers.
 """
@@ -869,6 +871,52 @@ class ReleaseBorrow(NamedTuple):
     kept: Plain  # None, or [object id, …]
 
 
+@_message(36)
+class ClaimBorrow(NamedTuple):
+    """The sender holds the object, and counts so often. Whoever was to say so is dead, and it may never have left."""
+
+    object: ObjectId
+    owed: int
+    gone: bytes  # the dead process or node
+
+
+@_message(37)
+class Echo(NamedTuple):
+    """Answered at once: then what was said before was heard."""
+
+
+@_message(38)
+class Echoed(NamedTuple):
+    """The answer."""
+
+
+@_message(112)
+class SettleDeath(NamedTuple):
+    """The sender keeps what a dead process or node held until all who may have it from there have claimed it."""
+
+    dead: bytes
+
+
+@_message(113)
+class DeathSettled(NamedTuple):
+    """They have."""
+
+    dead: bytes
+
+
+@_message(114)
+class Speak(NamedTuple):
+    """Say once what you have claimed, after this death above all, has been heard; see core.settling."""
+
+    number: int
+    dead: bytes
+
+
+@_message(115)
+class Spoken(NamedTuple):
+    number: int
+
+
 #: what only a node manager says to a process -> whether only its own does (who ends, who is dead, what it asked)
 SAID_BY: dict[type[Any], bool] = {
     Registered: True,
@@ -881,6 +929,8 @@ SAID_BY: dict[type[Any], bool] = {
     StoreWarning: True,
     ExitIfUnused: True,
     Resume: True,
+    Speak: True,
+    DeathSettled: False,
     LeaseGranted: False,
     LeasesFailed: False,
     ReclaimLease: False,

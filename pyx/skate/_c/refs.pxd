@@ -33,6 +33,7 @@ cdef class ObjectEntry(Guard):
     cdef public dict borrowers          # owned: process id -> how often it was named a borrower less how often it left
     cdef public object contents         # owned: entries of the refs inside the value, each pinned; else None
     cdef public Py_ssize_t owed         # borrowed: how often the owner was told that this process borrows it
+    cdef public bytes registrar         # borrowed: who was to tell the owner; None: it was told from here; b"": several
     cdef public Guard guard             # borrowed, owed 0: whose life keeps it alive at its owner
     cdef public bint asked              # borrowed: the owner was asked for its value
     cdef public bint abandoned          # owned and PENDING: nobody holds it any more; drop the value when it comes
