@@ -349,7 +349,7 @@ class Process:
         self.world.hear_out(process, self)
         self.act()
         for task_id, task in list(self.tasks.items()):
-            if task.worker.me == process:
+            if task.worker.me == process and task_id in self.tasks:  # (it may have failed with another)
                 del self.tasks[task_id]
                 self.references.keep_for_heirs(process, [*task.nested, *task.dependencies])
                 self.world.lost.add(task.result.id)
@@ -369,7 +369,8 @@ class World:
         #: the node manager's: who has still to speak about a death
         self.settling = Settling()
         self.links: dict[tuple[ProcessId, ProcessId], deque[Message]] = {}
-        #: objects that a dead process held, handed on or named in its mail: nothing is promised for them
+        #: objects inside values of dead owners, or in calls of dead callers that have not begun: nobody has a ref to
+        #: them yet, and nothing is promised for them
         self.tainted: set[bytes] = set()
         self.ending = False
         #: results of tasks whose worker died
@@ -450,28 +451,35 @@ class World:
 
     # -- deaths
 
-    def kill(self, process: Process, mail_arrives: bool) -> None:
+    def kill(self, process: Process, sent: int) -> None:
+        """Of what it has said to each of the others, the first `sent` messages have left it."""
         process.alive = False
-        self.taint(process.references.entries)
+        for identifier in list(self.inside):
+            if owner_of(identifier) == process.me:
+                self.taint(self.inside[identifier])
         for pair, messages in self.links.items():
-            if process.me in pair:
-                self.taint(ids_in(list(messages)))
-                if pair[1] == process.me or not mail_arrives:
-                    messages.clear()
+            if pair[1] == process.me:
+                messages.clear()
+            while pair[0] == process.me and len(messages) > sent:
+                messages.pop()
+            self.taint(
+                ids_in([message for message in messages if message[0] == "pushed" and pair[0] == process.me])
+            )
         for other in self.living():
-            self.send(NODE, other.me, ("process_died", process.me))
+            self.taint(ids_in([task for task in other.inbox_of_tasks if task[0] == process.me]))
+            self.send(ProcessId(NODE), other.me, ("process_died", process.me))
+        self.settling.process_died(process.me, [other.me for other in self.living()], ())
+        self.act()
+        for other in self.living():
             if other.running is not None and other.running.owner == process.me and len(self.living()) > 1:
-                self.kill(other, mail_arrives)
+                self.kill(other, sent)
 
     def taint(self, ids: Iterable[bytes]) -> None:
         """These and what is inside them."""
         for identifier in list(ids):
-            if identifier in self.tainted:
-                continue
-            self.tainted.add(identifier)
-            entry = self.by_id[owner_of(identifier)].references.entries.get(identifier)
-            if entry is not None:
-                self.taint([inner.id for inner in entry.contents or ()])
+            if identifier not in self.tainted:
+                self.tainted.add(identifier)
+                self.taint(self.inside.get(identifier, ()))
 
     # -- the end
 
@@ -496,7 +504,8 @@ class World:
     def deliver_all(self) -> None:
         while pairs := self.under_way():
             for pair in pairs:
-                self.deliver(pair)
+                if self.links[pair]:  # (the dead were perhaps heard out)
+                    self.deliver(pair)
 
 
 class ReferencesModel(RuleBasedStateMachine):
@@ -654,12 +663,13 @@ class ReferencesModel(RuleBasedStateMachine):
 
 
 class ReferencesModelWithDeaths(ReferencesModel):
-    """The same, and processes die; what they did not touch is as safe as ever, and nothing is kept for the dead."""
+    """The same, and processes die, with mail that they have not sent or not read: whatever living processes hold is as
+    safe as ever, whoever they have it from, and nothing is kept for the dead."""
 
     @precondition(lambda self: len(self.world.living()) > 2)
-    @rule(number=ReferencesModel.numbers, mail_arrives=st.booleans())
-    def kill(self, number: int, mail_arrives: bool) -> None:
-        self.world.kill(self.process(number), mail_arrives)
+    @rule(number=ReferencesModel.numbers, sent=st.sampled_from([0, 1, 2, 9]))
+    def kill(self, number: int, sent: int) -> None:
+        self.world.kill(self.process(number), sent)
 
     def teardown(self) -> None:
         world = self.world

@@ -47,6 +47,7 @@ class ObjectEntry(Guard):
     borrowers: dict[bytes, int] | None
     contents: list[ObjectEntry] | None
     owed: int
+    registrar: bytes | None
     guard: Guard | None
     asked: bool
     abandoned: bool

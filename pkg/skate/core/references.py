@@ -476,8 +476,8 @@ class References(Machine):
             self.unpin(self._estates.pop(process))
 
     def _end_borrows(self, entry: ObjectEntry, gone: bytes) -> None:
-        borrowers = entry.borrowers.items()
-        ended = [borrower for borrower, count in borrowers if count < 0 or borrower.startswith(gone)]
+        assert entry.borrowers is not None
+        ended = [each for each, count in entry.borrowers.items() if count < 0 or each.startswith(gone)]
         for borrower in ended:
             del entry.borrowers[borrower]
         if ended and not entry.held:

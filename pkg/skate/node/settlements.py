@@ -31,8 +31,14 @@ class Settlements:
         #: node -> questions about its death, which this one has not heard of: (manager, number)
         self._early: dict[bytes, list[tuple[ProcessId, int]]] = {}
         #: what processes of any node say, and what other managers do
-        self.from_processes = {m.SettleDeath.code: self._asked, m.Spoken.code: self._spoken}  # type: ignore[attr-defined]
-        self.from_managers = {m.Speak.code: self._asked_by_manager, m.Spoken.code: self._manager_spoken}  # type: ignore[attr-defined]
+        self.from_processes: dict[int, Callable[..., None]] = {
+            m.SettleDeath.code: self._asked,  # type: ignore[attr-defined]
+            m.Spoken.code: self._spoken,  # type: ignore[attr-defined]
+        }
+        self.from_managers: dict[int, Callable[..., None]] = {
+            m.Speak.code: self._asked_by_manager,  # type: ignore[attr-defined]
+            m.Spoken.code: self._manager_spoken,  # type: ignore[attr-defined]
+        }
 
     def _registered(self) -> list[ProcessId]:
         return [process.id for process in self._processes.values() if process.registered]
