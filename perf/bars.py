@@ -50,7 +50,28 @@ class Below:
         return "met" if summary.median < self.figure else "missed"
 
 
-Bar = Ahead | Below
+@dataclass(frozen=True)
+class AtLeast:
+    """A figure or more, in the median of rounds."""
+
+    row: str
+    figure: float
+    unit: str
+
+    def __str__(self) -> str:
+        return f"≥{self.figure:,g} {self.unit}"
+
+    def verdict(self, results: Results) -> Verdict:
+        summary = results.summary(self.row, results.subject)
+        if not summary:
+            return "unknown"
+        return "met" if summary.median >= self.figure else "missed"
+
+
+Bar = Ahead | Below | AtLeast
+
+#: The ways that perf/rows/sizes.py goes.
+_WAYS = ["argument", "result", "echo", "dict", "bytes", "str", "put", "borrowed", "stream"]
 
 #: With many in flight, and on the small rows: what no one-at-a-time latency can hide.
 _TWENTY_TIMES_RAY = [
@@ -100,6 +121,10 @@ BARS: list[Bar] = [
     Below("session.first_result", 0.5),
     # A short task that sat behind the long one would take these 5 s.
     Below("pipeline.behind_a_long_one", 2.5),
+    # A wake each; and nobody falls to a slow path.
+    *(AtLeast(f"crowds.turn_{count}", 12_000, "calls/s") for count in (60, 250, 500)),
+    AtLeast("crowds.flight_share", 50, "%"),
+    *(Below(f"sizes.{way}_step", 1.3, "×") for way in _WAYS),
 ]
 
 

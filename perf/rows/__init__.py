@@ -14,6 +14,8 @@ _FIRST = [
     "objects",
     "store",
     "arguments",
+    "sizes",
+    "crowds",
     "graphs",
     "pipeline",
     "groups",
