@@ -1,8 +1,8 @@
 """Which functions the workers know that an owner pushes tasks to: each is sent once, and again where it was forgotten.
 
-Pure. State: of each worker, what it was sent. A program that makes functions in a loop and drops them has workers forget
-them, too, after a while. Invariant: a worker is not told to forget what it was pushed and has not
-answered, so it never lacks what it is to run.
+Pure. State: of each worker, what it was sent. A program that makes functions in a loop and drops them has workers
+forget them, too, after a while. Invariant: a worker is not told to forget what it was pushed and has not answered,
+so it never lacks what it is to run.
 """
 
 from __future__ import annotations

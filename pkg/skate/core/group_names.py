@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from skate._c.resources import UNITS_PER_ONE
-from skate.options import BUNDLE
+from skate.options import BUNDLE as BUNDLE  # (others have it from here)
 
 #: of `bundle`, which those ask for that need nothing else, too, each bundle has so much, and each task takes so little
 BUNDLE_UNITS: Final = 1000 * UNITS_PER_ONE
