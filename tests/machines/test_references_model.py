@@ -451,8 +451,11 @@ class World:
 
     # -- deaths
 
-    def kill(self, process: Process, sent: int) -> None:
-        """Of what it has said to each of the others, the first `sent` messages have left it."""
+    def kill(self, process: Process, sent: int, *, actors: bool) -> None:
+        """Of what it has said to each of the others, the first `sent` messages have left it.
+
+        Workers that run its tasks end with it; `actors` that run its calls do not.
+        """
         process.alive = False
         for identifier in list(self.inside):
             if owner_of(identifier) == process.me:
@@ -471,8 +474,9 @@ class World:
         self.settling.process_died(process.me, [other.me for other in self.living()], ())
         self.act()
         for other in self.living():
-            if other.running is not None and other.running.owner == process.me and len(self.living()) > 1:
-                self.kill(other, sent)
+            runs_for_it = other.running is not None and other.running.owner == process.me
+            if runs_for_it and not actors and len(self.living()) > 1:
+                self.kill(other, sent, actors=actors)
 
     def taint(self, ids: Iterable[bytes]) -> None:
         """These and what is inside them."""
@@ -667,9 +671,51 @@ class ReferencesModelWithDeaths(ReferencesModel):
     safe as ever, whoever they have it from, and nothing is kept for the dead."""
 
     @precondition(lambda self: len(self.world.living()) > 2)
-    @rule(number=ReferencesModel.numbers, sent=st.sampled_from([0, 1, 2, 9]))
-    def kill(self, number: int, sent: int) -> None:
-        self.world.kill(self.process(number), sent)
+    @rule(number=ReferencesModel.numbers, sent=st.sampled_from([0, 1, 2, 9]), actors=st.booleans())
+    def kill(self, number: int, sent: int, actors: bool) -> None:
+        self.world.kill(self.process(number), sent, actors=actors)
+
+    @rule(number=ReferencesModel.numbers, to=ReferencesModel.numbers, boxed=st.booleans())
+    def lend(self, number: int, to: int, boxed: bool) -> None:
+        """An object lives by a task alone that somebody else runs."""
+        process, worker = self.process(number), self.process(to)
+        if process is worker or worker.running is not None or worker.inbox_of_tasks:
+            return
+        with process:
+            process.put([], keep=True)
+            if boxed:
+                process.put(process.kept[-1:], keep=True)
+            process.submit(worker, process.kept[-1:], [], keep=True)
+            del process.kept[-2 - boxed :]
+        self.deliver_a_link(self.world.processes.index(process), self.world.processes.index(worker))
+        if worker.inbox_of_tasks:
+            with worker:
+                worker.begin_task()
+
+    @rule(
+        number=ReferencesModel.numbers,
+        to=ReferencesModel.numbers,
+        pick=st.integers(0, 7),
+        ends=st.booleans(),
+        sent=st.sampled_from([None, None, 0, 1, 2, 9]),
+    )
+    def hand_on(self, number: int, to: int, pick: int, ends: bool, sent: int | None) -> None:
+        """Somebody calls an actor, which keeps what it is given; and perhaps is killed before it reads the answer."""
+        process, actor = self.process(number), self.process(to)
+        if process is actor or actor.running is not None or actor.inbox_of_tasks:
+            return
+        with process:
+            process.submit(actor, self.pick(process, [pick]), [], keep=False)
+        me, receiver = self.world.processes.index(process), self.world.processes.index(actor)
+        self.deliver_a_link(me, receiver)
+        if actor.inbox_of_tasks:
+            with actor:
+                actor.begin_task()
+                actor.kept += actor.running.locals
+                if ends:
+                    actor.end_task([])
+        if sent is not None and len(self.world.living()) > 2:
+            self.world.kill(process, sent, actors=True)
 
     def teardown(self) -> None:
         world = self.world
