@@ -24,8 +24,17 @@ def prepare() -> None:
     from skate.driver import nodes
 
     start = "from skate.node.main import"
-    assert start in nodes._BOOT
-    nodes._BOOT = nodes._BOOT.replace(start, f"from chaos.examined import install; install(); {start}")
+    boot = nodes.boot
+
+    def boot_examined(*what: Any) -> list[str]:
+        arguments = boot(*what)
+        assert any(start in each for each in arguments)
+        return [
+            each.replace(start, f"from chaos.examined import install; install(); {start}")
+            for each in arguments
+        ]
+
+    nodes.boot = boot_examined
 
 
 def install() -> None:

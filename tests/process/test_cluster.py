@@ -569,9 +569,10 @@ def test_a_joining_node_prints_why_it_was_refused(cluster: Cluster, tmp_path: Pa
     """Another protocol: the node's own module says that it speaks one."""
     program = (
         "import sys; from skate import cli; from skate.driver import nodes\n"
-        "nodes._BOOT = nodes._BOOT.replace('main(', "
-        "'import skate.node.cluster as c; was = c.identity; '\n"
-        "'c.identity = lambda: was()._replace(python=\"3.99\"); main(')\n"
+        "boot = nodes.boot\n"
+        "other = 'import skate.node.cluster as c; was = c.identity; ' \\\n"
+        "    'c.identity = lambda: was()._replace(python=\"3.99\"); main('\n"
+        "nodes.boot = lambda *what: [each.replace('main(', other) for each in boot(*what)]\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     done = subprocess.run(
