@@ -111,7 +111,7 @@ class Tasks(Load):
         text = f"no {self.random.random()}"
         self.fails(
             wrong.options(**self.retries()).remote(text),
-            lambda error: isinstance(error, ValueError) and error.args == (text,),
+            lambda error: isinstance(error, ValueError) and error.args[0].args == (text,),
         )
 
 
