@@ -61,7 +61,7 @@ def tables() -> list[int]:
     kept = (
         runtime.references.entries,
         runtime.submission.tasks,
-        runtime.objects._callbacks,
+        runtime.objects.loops.awaiting(),
         runtime.objects.when_freed,
         runtime._queries,
         runtime.effects,

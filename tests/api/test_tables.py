@@ -80,7 +80,7 @@ class TestWaiters:
 
         asyncio.run(give_up())
         assert waiters(ref) == 0
-        assert not current.runtime.objects._callbacks
+        assert not current.runtime.objects.loops._known
         gate.open()
 
     def test_of_futures_that_are_dropped_or_cancelled(self, gate: Gate) -> None:

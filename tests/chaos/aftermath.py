@@ -89,7 +89,7 @@ def known_to_the_driver() -> list[str]:
         "lines of calls": dict(calls.lines),
         "late lives": calls._late,
         "copies": runtime.copies.machine.placed,
-        "callbacks": runtime.objects._callbacks,
+        "event loops": runtime.objects.loops._known,
         "to be told of frees": runtime.objects.when_freed,
         "questions": runtime._queries,
         "groups": runtime.groups._states,

@@ -336,7 +336,7 @@ def test_a_callbacks_last_reference_is_dropped_where_a_finalizer_may_call(start_
     async def main():
         ref = nap.remote(0.2)
         ref.add_done_callback(Calls())
-        runtime_callbacks = current.runtime.objects._callbacks
+        runtime_callbacks = current.runtime.objects.loops.running()._callbacks
         runtime_callbacks.clear()  # the ring holds the last reference
         return ref
 

@@ -10,6 +10,10 @@ class Section:
 
 section: Section
 
+class Undisturbed:
+    def __init__(self, call: Callable[..., object]) -> None: ...
+    def __call__(self, *args: object) -> Any: ...
+
 class Steps:
     dropped: deque[Any]
     def __init__(self, settle: Callable[[], None] | None = None) -> None: ...

@@ -9,12 +9,13 @@ from skate.net.mailbox cimport Mailbox
 cdef class Pump:
     cdef public Mailbox _mailbox
     cdef public Steps _steps
-    cdef public object _before_sleep, _reading, _thread
+    cdef public object _before_sleep, _reading, _thread, sleepers
     cdef public Alarm _alarm
-    cdef public bint _pump_reads, _ousted, _closed, _ending
+    cdef public bint _pump_reads, _ousted, _closed, _ending, _rung, _standing_by
     cdef public Py_ssize_t _wanted
     cdef public unsigned long _reader
     cdef public double last_read
+    cpdef bint stands_in(self) except -1
     cpdef bint may_sleep_on(self) except -1
     cpdef glance(self, double now, double interval)
     cpdef _begin_reading(self)

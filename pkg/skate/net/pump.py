@@ -5,10 +5,15 @@ itself, so a loop of `get(f.remote())` wakes no other thread. When no thread of 
 seconds, the pump thread takes over, so a program that computes for a minute still answers its peers. It gives the right
 up as soon as somebody wants it.
 
-The pump thread is in one of two places:
+An event loop in which refs are awaited (runtime/loops) looks at the inbox each turn, and then sleeps on it in its own
+selector. It does not hold the right meanwhile: what else wakes it, a timer perhaps, may keep it busy for long. So the
+pump stands by, and takes in what has lain there for PATIENCE seconds.
 
-    reading    it holds the right and sleeps in the inbox's epoll
-    resting    it sleeps on an alarm, and when that goes off looks whether somebody reads, or has lately
+The pump thread is in one of three places:
+
+    reading       it holds the right and sleeps in the inbox's epoll
+    standing by   event loops are woken by the inbox: it sleeps until they leave mail lying, or a timer is due
+    resting       it sleeps on an alarm, and when that goes off looks whether somebody reads, or has lately
 
 No wake-up is lost: whoever stops reading sets the alarm, PATIENCE seconds from then, unless it is set (`_leave`). And
 no thread is woken for nothing: who is about to sleep in the inbox clears it (Mailbox.fall_asleep). So a process that
@@ -24,6 +29,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any, Final
+from weakref import WeakSet
 
 from skate._c import clock
 from skate._c.alarm import Alarm
@@ -48,6 +55,12 @@ CALLBACK_SECONDS = 0.5
 #: seconds that are slept at a time by whoever waits longer: the system takes no number however large
 LONGEST_SLEEP = 86_400.0
 
+#: what an event loop hears that has looked at the inbox: there may be more; nothing is there, and the inbox wakes it;
+#: another thread reads
+MORE: Final = 0
+ASLEEP: Final = 1
+ANOTHERS: Final = 2
+
 
 class Pump:
     """Hands the right to read `mailbox` round.
@@ -69,6 +82,11 @@ class Pump:
         self._pump_reads = False
         self._wanted = 0  # program threads that wait for the pump to give up the right
         self._ousted = False
+        #: event loops whose selectors have the inbox in them
+        self.sleepers: WeakSet[Any] = WeakSet()
+        #: others are to ring where something comes: nobody reads, but somebody sleeps on the inbox
+        self._rung = False
+        self._standing_by = False
         #: what the pump rests on
         self._alarm = mailbox.alarm = Alarm()
         self._closed = False
@@ -154,9 +172,35 @@ class Pump:
         """Ends what `take` began."""
         self._leave()
 
+    def look(self, woken: bool) -> int:
+        """For an event loop that sleeps on the inbox: takes in what has come; MORE, ASLEEP or ANOTHERS. In a section.
+
+        `woken`: the inbox's descriptor is readable. Does not block but to spin, and until the pump steps aside.
+        """
+        if not self.take():
+            return ANOTHERS
+        mailbox = self._mailbox
+        try:
+            if woken:
+                mailbox.serve()
+                return MORE
+            if mailbox.spin():
+                return MORE
+            self._before_sleep()
+            if mailbox.read(0) or self._steps.has_put_off():
+                return MORE
+            self._rung = mailbox.fall_asleep(True)
+            return ASLEEP if self._rung else MORE
+        finally:
+            self._leave()
+
+    def stands_in(self) -> bool:
+        """The pump's thread reads, as nobody else did."""
+        return self._pump_reads or self._standing_by
+
     def may_sleep_on(self) -> bool:
         """Whoever reads may be asleep, and nothing was said to it: what waits to leave would wait until it wakes."""
-        return not self._ousted if self._pump_reads else self._reader != 0
+        return not self._ousted if self._pump_reads else self._reader != 0 or self._standing_by
 
     def another_thread_reads(self) -> bool:
         """A thread of the program other than this one has the right to read, and may be asleep with it."""
@@ -215,6 +259,9 @@ class Pump:
     def _begin_reading(self) -> None:
         """This thread has got the right."""
         self._reader = threading.get_ident()
+        if self._rung:
+            self._rung = False
+            self._mailbox.wake_up()
         self._steps.begin_reading()
 
     def _leave(self) -> None:
@@ -222,7 +269,7 @@ class Pump:
         self.last_read = clock.monotonic()
         self._reader = 0
         self._reading.release()
-        if not self._alarm.is_set:
+        if not (self._alarm.is_set or (self._rung and self._standing_by)):
             self._alarm.set(PATIENCE)
         self._steps.end_reading()
 
@@ -250,6 +297,9 @@ class Pump:
                 self._unless_closed(self._before_sleep)
                 self._rest()
                 continue
+            if self.sleepers:
+                self._unless_closed(self._stand_by)
+                continue
             self._pump_reads = True
             self._begin_reading()
             try:
@@ -270,6 +320,24 @@ class Pump:
             if steps.has_put_off():
                 return
             self._mailbox.read(timeout, idle=False)
+
+    def _stand_by(self) -> None:
+        """With the right to read: takes in what lies there, then leaves what comes to those who sleep on the inbox."""
+        self._standing_by = True  # first: from here on mail of others leaves at once
+        timeout: float | None = 0.0
+        try:
+            self._begin_reading()
+            try:
+                timeout = self._before_sleep()
+                self._rung = not self._mailbox.serve() and self._mailbox.fall_asleep(True)
+            finally:
+                self._reader = 0
+                self._reading.release()
+                self._end_reading()
+            if self._rung and not self._closed:
+                self._alarm.stand_by(self._mailbox.fileno(), timeout, PATIENCE)
+        finally:
+            self._standing_by = False
 
     def _unless_closed(self, act: Callable[[], object]) -> None:
         """`act()`; what it raises, a callback of the program's perhaps, does not end the thread."""

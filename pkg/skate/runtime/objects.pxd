@@ -7,9 +7,9 @@ from skate.runtime.runtime cimport Runtime
 
 cdef class Objects:
     cdef public Runtime _runtime
-    cdef public object large_arguments, before_blocking, blocking, _arrivals
+    cdef public object large_arguments, before_blocking, blocking, loops, _arrivals
     cdef public References _references
-    cdef public dict _callbacks, _askers, when_freed
+    cdef public dict _askers, when_freed
     cpdef value(self, ObjectEntry entry, bint block=*, deadline=*, run=*)
     cpdef settle(self, ObjectEntry entry, int state, value, contents=*)
     cpdef _load(self, ObjectEntry entry, bint block, deadline)

@@ -39,6 +39,7 @@ from skate.exceptions import (
 from skate.ids import PROCESS_ID_BYTES, NodeId, ObjectId, ProcessId, manager_of, object_id, owner_of
 from skate.runtime.arrivals import Arrivals
 from skate.runtime.large_arguments import LargeArguments
+from skate.runtime.loops import Loops
 from skate.store.local import NotHere
 from skate.store.serialization import from_bytes, serialize
 from skate.wire import checks
@@ -78,8 +79,7 @@ class Objects:
         self._references = runtime.references
         self.large_arguments = LargeArguments(runtime, self)
         self._arrivals = Arrivals(runtime)
-        #: (object id, callback for an event loop) -> the waiter, if any, until it has rung or is removed
-        self._callbacks: dict[tuple[bytes, Any], tuple[Waiter, ...]] = {}
+        self.loops = Loops(runtime)
         #: PENDING object of this process -> the borrowers that have asked for it
         self._askers: dict[bytes, set[ProcessId]] = {}
         #: id of an object of this process -> what to call, under the lock, when it is freed
@@ -319,6 +319,17 @@ class Objects:
         self.ask_owners(pending)
         return waiter
 
+    def watch(self, entry: ObjectEntry, callback: Any) -> Waiter | None:
+        """As `when_ready` of one object, and not under the lock."""
+        if entry.owned:
+            waiter = Waiter(callback)
+            return waiter if refs.watch_one(entry, waiter) else None
+        runtime = self._runtime
+        with runtime.lock:
+            waiter = self.when_ready([entry], callback)
+            runtime.mailbox.flush()  # its owner may have been asked for it
+            return waiter
+
     def fail_pending(self, error: BaseException) -> None:
         packed = pack_error(error)
         for entry in list(self._references.entries.values()):
@@ -327,12 +338,10 @@ class Objects:
 
     # ------------------------------------------------------------------------------------------------ event loops
 
-    def _do_later(self, call: Callable[[], None], _: Waiter | None = None) -> None:
-        self._runtime.later(call)
-
     async def await_ref(self, ref: ObjectRef) -> Any:
         """The object's value, in any event loop."""
-        await self.until_ready(ref)
+        if ref.entry.state == PENDING:
+            await self.until_ready(ref)
         try:
             return self.value(ref.entry, False)
         except NotHere:
@@ -340,54 +349,15 @@ class Objects:
 
     async def until_ready(self, ref: ObjectRef) -> None:
         """Returns when the object is there, or has failed."""
-        if ref.entry.state == PENDING:
-            ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            waiter = self._ring_loop(ref, partial(wake, ready))
+        inbox = self.loops.running()
+        ready: asyncio.Future[None] = inbox.loop.create_future()
+        waiter = inbox.expect(ref, partial(wake, ready))
+        if waiter is not None:
             try:
                 await ready
             finally:
-                if waiter is not None and not waiter.done:
-                    with self._runtime.lock:
-                        refs.unwatch([ref.entry], waiter)
-
-    def add_done_callback(self, ref: ObjectRef, callback: Any, context: Any) -> None:
-        """Has the running event loop call `callback(ref)` once the object is there."""
-        key = (ref.entry.id, callback)
-
-        def call() -> None:
-            if self._callbacks.pop(key, None) is not None:
-                callback(ref)
-
-        self._callbacks[key] = ()
-        waiter = self._ring_loop(ref, call, context)
-        if waiter is not None and key in self._callbacks:
-            self._callbacks[key] = (waiter,)
-
-    def remove_done_callback(self, ref: ObjectRef, callback: Any) -> int:
-        waiters = self._callbacks.pop((ref.entry.id, callback), None)
-        if waiters:
-            with self._runtime.lock:
-                refs.unwatch([ref.entry], waiters[0])
-        return 0 if waiters is None else 1
-
-    def _ring_loop(self, ref: ObjectRef, call: Callable[[], None], context: Any = None) -> Waiter | None:
-        """Calls `call` in the running event loop once the object is there; returns who waits. Does not block."""
-        loop = asyncio.get_running_loop()
-
-        def ring() -> None:
-            try:
-                loop.call_soon_threadsafe(call, context=context)
-            except RuntimeError:
-                log.debug("the event loop that awaited %r is closed", ref)
-
-        runtime = self._runtime
-        with runtime.lock:
-            ready = partial(self._do_later, ring)
-            waiter = self.when_ready([ref.entry], ready)
-            if waiter is None:
-                ready()
-            runtime.mailbox.flush()
-        return waiter
+                if not waiter.done:
+                    inbox.give_up(ref, waiter)
 
     # ------------------------------------------------------------------------------------- owners and borrowers
 

@@ -25,6 +25,7 @@ from skate._c.steps import Steps, doze, let_in, section, with_signals
 from skate.core.methods import BUILT_IN, DEFAULT_GROUP, method_id
 from skate.exceptions import ActorExit
 from skate.ids import ActorId, ProcessId, manager_of, owner_of
+from skate.runtime.loops import LoopInbox
 from skate.store.serialization import load_function
 from skate.wire import messages as m
 from skate.worker.executor import CallThread, End, Executor, NewActor, Pushed, running
@@ -304,7 +305,10 @@ class EventLoop:
     ) -> None:
         self._executor = executor
         self._runtime = runtime
-        self._loop = asyncio.SelectorEventLoop(selector(runtime, self._start_calls))
+        sleeps_in = selector(runtime, self._start_calls)
+        self._loop = asyncio.SelectorEventLoop(sleeps_in)
+        if isinstance(sleeps_in, InboxSelector):
+            sleeps_in.awaited = runtime.objects.loops.adopt(self._loop)
         #: the thread that runs it; 0: none does yet
         self.thread: int = 0
         self._context = copy_context()
@@ -535,8 +539,18 @@ class InboxSelector(LoopSelector):
         self._mailbox = runtime.mailbox
         self._pump = runtime.pump
         self._inbox = self.register(self._mailbox.fileno(), selectors.EVENT_READ)
+        #: the refs that are awaited in the loop
+        self.awaited: LoopInbox
         #: when the kernel was asked last what is ready
         self._looked_at = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """As in selectors."""
+        came = self._start_calls() or self.awaited.has_arrivals()  # while a coroutine blocked
+        events = self._sleep(0 if came else timeout)
+        self._start_calls()
+        self.awaited.hand_out()
+        return events
 
     def _sleep(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         with section:
@@ -546,7 +560,12 @@ class InboxSelector(LoopSelector):
     def _read_undisturbed(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         if not self._pump.take():
             self._runtime.before_sleep()
-            return self._without_inbox(let_in(self._kernel, timeout))
+            awaited = self.awaited
+            awaited.looks = False  # first: from here on whoever brings something rings
+            try:
+                return self._without_inbox(let_in(self._kernel, 0 if awaited.has_arrivals() else timeout))
+            finally:
+                awaited.looks = True
         try:
             others = self._read_inbox(timeout)
         finally:
@@ -568,11 +587,14 @@ class InboxSelector(LoopSelector):
             timeout = 0
         elif due is not None:
             timeout = due if timeout is None else min(timeout, due)
+        awaited = self.awaited
+        awaited.looks = False
         try:
-            if timeout != 0 and not self._runtime.lock.has_put_off() and mailbox.fall_asleep(True):
+            if timeout != 0 and not self._is_wanted() and mailbox.fall_asleep(True):
                 doze(self.fileno(), timeout)
         finally:
             mailbox.wake_up()
+            awaited.looks = True
         ready = self._kernel(0)
         others = self._without_inbox(ready)
         if len(others) != len(ready) or timeout != 0:
@@ -581,6 +603,10 @@ class InboxSelector(LoopSelector):
 
     def _kernel(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         return selectors.EpollSelector.select(self, timeout)
+
+    def _is_wanted(self) -> bool:
+        """Something is to be called first."""
+        return self._runtime.lock.has_put_off() or self.awaited.has_arrivals()
 
     def _without_inbox(
         self, ready: list[tuple[selectors.SelectorKey, int]]

@@ -6,12 +6,22 @@ State: a timer of the kernel's (timerfd).
 import os
 
 from libc.errno cimport EINTR, errno
+from libc.math cimport ceil
 from libc.stdint cimport uint64_t
 from posix.time cimport CLOCK_MONOTONIC, itimerspec
 from posix.unistd cimport close as c_close
 from posix.unistd cimport read as c_read
 
 from skate._c.steps cimport keep_away, let_collect
+
+cdef extern from "poll.h" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd* watched, unsigned long number, int milliseconds)
+    enum:
+        POLLIN
 
 cdef extern from "sys/timerfd.h" nogil:
     int timerfd_create(int clock, int flags)
@@ -55,6 +65,30 @@ cdef class Alarm:
                 pass
         keep_away(before)
         self.is_set = False
+
+    def stand_by(self, int epoll, timeout, double patience):
+        """Sleeps until an epoll set has been readable for `patience` seconds, up to `timeout` seconds (None: for ever).
+
+        Ends, too, when it goes off. Needs the GIL for none of it: whoever deals in time with what comes is not
+        disturbed.
+        """
+        cdef pollfd watched[2]
+        cdef int before, milliseconds = -1, patient = max(1, <int>(patience * 1e3)), found
+        cdef uint64_t times
+        if timeout is not None:
+            milliseconds = <int>min(max(0.0, ceil(<double>timeout * 1e3)), 2e9)
+        watched[0].fd, watched[1].fd = epoll, self._timer
+        watched[0].events = watched[1].events = POLLIN
+        before = let_collect()
+        with nogil:
+            found = poll(watched, 2, milliseconds)
+            if found > 0 and not watched[1].revents:
+                found = poll(&watched[1], 1, patient)
+            if found > 0 and watched[1].revents:
+                c_read(self._timer, &times, sizeof(times))
+        keep_away(before)
+        if found > 0 and watched[1].revents:
+            self.is_set = False
 
     cdef _settle(self, double seconds):
         cdef itimerspec value

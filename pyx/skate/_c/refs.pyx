@@ -210,11 +210,11 @@ cdef class ObjectRef:
     def add_done_callback(self, callback, *, context=None):
         """Has the running event loop call `callback(ref)` once the value is there."""
         _refuse_former(self)
-        self.entry.home.objects.add_done_callback(self, callback, context)
+        self.entry.home.objects.loops.running().add_done_callback(self, callback, context)
 
     def remove_done_callback(self, callback):
         """Forgets a callback of `add_done_callback`; gives how many there were."""
-        return self.entry.home.objects.remove_done_callback(self, callback)
+        return self.entry.home.objects.loops.remove_done_callback(self, callback)
 
     def __hash__(self):
         return hash(self.entry.id)
@@ -409,6 +409,15 @@ def watch_entries(list entries, Waiter waiter):
     waiter.missing = len(entries)
     for each in entries:
         _add_waiter(<ObjectEntry>each, waiter)
+
+
+def watch_one(ObjectEntry entry, Waiter waiter):
+    """Makes `waiter` wait for an entry; False where that is not PENDING. Needs no lock."""
+    if entry.state != _PENDING:
+        return False
+    waiter.missing = 1
+    _add_waiter(entry, waiter)
+    return True
 
 
 def unwatch(list entries, Waiter waiter):

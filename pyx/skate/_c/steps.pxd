@@ -13,6 +13,9 @@ cdef void leave_quietly() noexcept
 cdef int let_collect() noexcept
 cdef void keep_away(int before) noexcept
 
+cdef class Undisturbed:
+    cdef object _call
+
 cdef class Steps:
     cdef PyThread_type_lock _lock
     cdef object _settle                 # called under the lock, before it is released, where something was dropped

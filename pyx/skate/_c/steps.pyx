@@ -415,6 +415,20 @@ cdef class Section:
 section = Section()
 
 
+cdef class Undisturbed:
+    """`call(*args)` in a section, from its first moment: in Python a handler could raise before it has begun one."""
+
+    def __cinit__(self, call):
+        self._call = call
+
+    def __call__(self, *args):
+        sk_enter()
+        try:
+            return self._call(*args)
+        finally:
+            leave_section()
+
+
 cdef class Steps:
     """A lock whose holder is in a section: `with steps:` is a step that nothing of the program's interrupts.
 
