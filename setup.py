@@ -44,6 +44,7 @@ COMPILED = [
     "skate.net.mailbox",
     "skate.net.pump",
     "skate.runtime.arguments",
+    "skate.runtime.futures",
     "skate.runtime.loops",
     "skate.runtime.objects",
     "skate.runtime.runtime",

@@ -261,6 +261,96 @@ class TestMap:
             next(results)
         gate.open()
 
+    def test_short_items_travel_together(self, executor: SkateExecutor) -> None:
+        """As many as take about 2 ms: found by what those took that have run."""
+
+        def task(_: int) -> str | None:
+            return skate.get_runtime_context().get_task_id()
+
+        tasks = list(executor.map(task, range(5_000)))
+        assert len(tasks) == 5_000
+        assert len(set(tasks)) < 1_000
+
+    def test_long_items_travel_alone(self, executor: SkateExecutor) -> None:
+        def task(_: int) -> str | None:
+            time.sleep(0.005)
+            return skate.get_runtime_context().get_task_id()
+
+        assert len(set(executor.map(task, range(20)))) == 20
+
+    def test_each_item_ends_on_its_own(self, executor: SkateExecutor, tally: Tally) -> None:
+        """Whatever travels with what: the results before a failure come, and what is behind it runs all the same."""
+
+        def call(number: int) -> int:
+            if number == 300:
+                raise LookupError("number 300")
+            if number > 900:
+                tally.add()
+            return number
+
+        results = executor.map(call, range(1_000))
+        assert [next(results) for _ in range(300)] == list(range(300))
+        eventually(lambda: tally.count == 99)
+        with pytest.raises(LookupError, match="number 300") as caught:
+            next(results)
+        assert isinstance(caught.value, TaskError)
+        assert "in call" in str(caught.value)
+        assert next(results, "end") == "end"
+
+    def test_an_item_that_cannot_be_pickled_in_its_place(self, executor: SkateExecutor) -> None:
+        items: list[object] = [*range(200), threading.Lock(), 7]
+        results = executor.map(lambda x: x, items)
+        assert [next(results) for _ in range(200)] == list(range(200))
+        with pytest.raises(SerializationError):
+            next(results)
+
+    def test_refs_among_the_items_arrive_as_values(self, executor: SkateExecutor) -> None:
+        refs = [skate.put(i) for i in range(50)]
+        assert list(executor.map(pow, refs, itertools.repeat(2))) == [i * i for i in range(50)]
+
+    def test_it_goes_on_though_nobody_takes_its_results(self, executor: SkateExecutor, tally: Tally) -> None:
+        executor.map(counted, [tally] * 500)
+        eventually(lambda: tally.count == 500)
+
+    def test_shutdown_waits_for_all_of_it(self, tally: Tally) -> None:
+        with SkateExecutor() as executor:
+            executor.map(counted, [tally] * 500)
+        assert tally.count == 500
+        with SkateExecutor(max_workers=1) as executor:
+            executor.map(counted, [tally] * 100)
+        assert tally.count == 600
+
+    def test_what_is_left_of_one_that_is_closed_does_not_run(
+        self, executor: SkateExecutor, tally: Tally
+    ) -> None:
+        def slow(_: int) -> None:
+            tally.add()
+            time.sleep(0.005)
+
+        results = executor.map(slow, range(200))
+        next(results)
+        results.close()
+        executor.shutdown()
+        assert tally.count < 50
+
+    def test_of_nothing_and_of_one(self, executor: SkateExecutor) -> None:
+        assert list(executor.map(square, [])) == []
+        assert list(executor.map(square)) == []
+        assert list(executor.map(square, [3])) == [9]
+
+    def test_several_at_once_from_threads(self, executor: SkateExecutor) -> None:
+        sums: list[int] = []
+
+        def use() -> None:
+            sums.append(sum(executor.map(square, range(500))))
+
+        threads = [threading.Thread(target=use) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert sums == [sum(i * i for i in range(500))] * 4
+
     @pytest.mark.parametrize("chunksize", [0, -1])
     def test_a_bad_chunksize(self, executor: SkateExecutor, chunksize: int) -> None:
         with pytest.raises(ValueError, match="chunksize"):
@@ -308,6 +398,83 @@ class TestCancel:
         assert begun.result(timeout=20) == "through"
         executor.shutdown()
         assert tally.count == 0
+
+
+class TestLazy:
+    """A future costs what its ref costs: nothing waits in its name until somebody asks for more than its value."""
+
+    def test_nothing_waits_for_a_call(self, executor: SkateExecutor, gate: Gate) -> None:
+        future = executor.submit(through, gate)
+        assert future._ref.entry.waiters is None
+        assert not future.done()
+        assert future._ref.entry.waiters is None
+        assert future.running()
+        assert future._ref.entry.waiters is not None
+        gate.open()
+        assert future.result(timeout=20) == "through"
+
+    def test_abandoned_futures_leave_nothing(self, executor: SkateExecutor, gate: Gate) -> None:
+        """One waiter at most is left, however many they are: that of the backlog."""
+        executor.submit(through, gate)
+        futures = [executor.submit(through, gate) for _ in range(200)]
+        entries = [entry for entry in executor._in_flight if entry.waiters is not None]
+        waiters = {id(entry.waiters) for entry in entries}
+        assert len(waiters) <= 1
+        del futures
+        gate.open()
+        executor.shutdown()
+        assert not executor._in_flight
+        assert executor._watch is None
+
+    def test_the_same_result_again(self, executor: SkateExecutor) -> None:
+        future = executor.submit(lambda: [1])
+        first = future.result(timeout=20)
+        assert future.result() is first
+        assert future.running() is False
+        assert future.result() is first
+        wait([future], timeout=20)
+        assert future.result() is first
+
+    def test_of_one_that_is_done_at_every_turn(self, executor: SkateExecutor) -> None:
+        """What it is asked first makes no difference."""
+        asks = [
+            lambda future: future.done() or future.result(),
+            lambda future: future.running(),
+            lambda future: future.cancel(),
+            lambda future: future.cancelled(),
+            lambda future: future.exception(),
+            lambda future: future.add_done_callback(lambda _: None),
+            lambda future: wait([future], timeout=20),
+            lambda future: next(concurrent.futures.as_completed([future], timeout=20)),
+            repr,
+        ]
+        for ask in asks:
+            for value in (1, "x" * 300_000):
+                future = executor.submit(lambda value=value: value)
+                ask(future)
+                assert future.result(timeout=20) == value
+                assert future.done()
+                ask(future)
+                assert future.exception() is None
+
+    def test_result_ends_with_a_cancel_elsewhere(self, gate: Gate) -> None:
+        with SkateExecutor(max_workers=1) as executor:
+            executor.submit(through, gate)
+            future = executor.submit(through, gate)
+            ended: list[str] = []
+
+            def read() -> None:
+                with pytest.raises(CancelledError):
+                    future.result(timeout=20)
+                ended.append("cancelled")
+
+            thread = threading.Thread(target=read)
+            thread.start()
+            eventually(lambda: future._waiting)
+            assert future.cancel()
+            thread.join(20)
+            assert ended == ["cancelled"]
+            gate.open()
 
 
 class TestMaxWorkers:
@@ -386,7 +553,7 @@ class TestShutdown:
     def test_its_thread_ends_with_the_backlog(self) -> None:
         with SkateExecutor(max_workers=1) as executor:
             wait([executor.submit(square, i) for i in range(20)])
-            eventually(lambda: executor._feeder is None)
+            eventually(lambda: not any(thread.name == "skate-executor" for thread in threading.enumerate()))
             assert executor.submit(square, 3).result() == 9
 
 

@@ -110,6 +110,8 @@ class TestWaiters:
     def test_a_future_is_dropped_in_the_middle_of_a_step(self, gate: Gate) -> None:
         ref = wait_for.remote(gate)
         dropped = [ref.future()]
+        assert waiters(ref) == 0  # nothing waits where only the value is wanted
+        assert not dropped[0].running()
         with current.runtime.lock:
             dropped.clear()
             assert waiters(ref) == 1

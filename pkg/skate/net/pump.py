@@ -194,6 +194,10 @@ class Pump:
         finally:
             self._leave()
 
+    def runs_here(self) -> bool:
+        """This is the pump's thread."""
+        return threading.current_thread() is self._thread
+
     def stands_in(self) -> bool:
         """The pump's thread reads, as nobody else did."""
         return self._pump_reads or self._standing_by

@@ -420,6 +420,22 @@ def watch_one(ObjectEntry entry, Waiter waiter):
     return True
 
 
+def watch_some(list entries, Waiter waiter, Py_ssize_t wanted):
+    """Makes `waiter` wait until `wanted` of these entries are ready; False where so many are. Needs no lock."""
+    cdef ObjectEntry entry
+    for each in entries:
+        wanted -= (<ObjectEntry>each).state != _PENDING
+    if wanted <= 0:
+        waiter.done = True
+        return False
+    waiter.missing = wanted
+    for each in entries:
+        entry = <ObjectEntry>each
+        if entry.state == _PENDING:
+            _add_waiter(entry, waiter)
+    return True
+
+
 def unwatch(list entries, Waiter waiter):
     """Takes a waiter that gave up off the entries it still waits for."""
     cdef ObjectEntry entry
