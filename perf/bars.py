@@ -106,6 +106,8 @@ BARS: list[Bar] = [
     Ahead("actors.queue_batches", "ray", 100),
     Below("actors.idle_memory", 15, "MB"),
     Ahead("tasks.in_flight", "executor", 5),
+    Ahead("futures.submit", "executor", 10),
+    Ahead("futures.map_items", "executor", 10),
     Ahead("lanes.crowded", "zeromq", 1),
     Below("lanes.idle_workers", 1, "%"),
     Ahead("objects.put_large", "objects.memcpy_touched", 0.8),

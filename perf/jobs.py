@@ -19,6 +19,10 @@ def small_value() -> bytes:
     return b"ok"
 
 
+def identity(value: object) -> object:
+    return value
+
+
 class Submitter:
     """An actor that is itself a client: submits tasks and gets them."""
 

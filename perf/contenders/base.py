@@ -14,6 +14,8 @@ An adapter says in `can` what it is able to do; a measurement says in `needs` wh
     handles       actors' handles as arguments, and inside().call_methods
     queue         queue
     pool          pool
+    futures       futures and awaitables of tasks' handles
+    executor      executor: an executor of concurrent.futures' interface
     streams       stream
     groups        placement groups
     cluster       cluster: nodes that stand for machines
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from typing import Any, NoReturn, Protocol
 
 Submit = Callable[..., Any]
@@ -125,6 +128,18 @@ class Contender:
     def pool(self, processes: int) -> Any:
         """What has multiprocessing.Pool's methods."""
         self._lacks("pools")
+
+    def future(self, handle: Any) -> Future[Any]:
+        """The concurrent.futures.Future of a task's handle."""
+        self._lacks("futures")
+
+    def awaitable(self, handle: Any) -> Any:
+        """What a coroutine awaits for it."""
+        self._lacks("futures")
+
+    def executor(self) -> Executor:
+        """One that runs in as many processes as there are CPUs. The row shuts it down."""
+        self._lacks("executors")
 
     def stream(self, function: Callable[..., Iterator[Any]]) -> Callable[..., Iterable[Any]]:
         """What submits a call of a generator function and returns handles of its items, as they come."""

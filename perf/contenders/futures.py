@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -11,7 +12,7 @@ from perf.contenders.base import Contender, Submit
 
 
 class Pool(Contender):
-    can = frozenset({"session", "tasks"})
+    can = frozenset({"session", "tasks", "futures"})
     pool: Executor
 
     def stop(self) -> None:
@@ -19,6 +20,12 @@ class Pool(Contender):
 
     def task(self, function: Callable[..., Any]) -> Submit:
         return partial(self.pool.submit, function)
+
+    def future(self, handle: Any) -> Any:
+        return handle
+
+    def awaitable(self, handle: Any) -> Any:
+        return asyncio.wrap_future(handle)
 
     def get(self, handle: Any) -> Any:
         return handle.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ class RayLike(Contender):
     not_encrypted: ClassVar[dict[str, Any]] = {}
     can = frozenset(
         {"session", "tasks", "refs", "objects", "wait", "nesting", "nested refs", "groups", "cluster"}
-        | {"actors", "async actors", "threads", "handles", "queue", "pool", "streams"}
+        | {"actors", "async actors", "threads", "handles", "queue", "pool", "streams", "futures"}
     )
 
     def __init__(self, name: str, *, is_rival: bool, import_name: str = "") -> None:
@@ -82,6 +83,12 @@ class RayLike(Contender):
 
     def pool(self, processes: int) -> Any:
         return self._util("multiprocessing").Pool(processes)
+
+    def future(self, handle: Any) -> Future[Any]:
+        return handle.future()  # type: ignore[no-any-return]
+
+    def awaitable(self, handle: Any) -> Any:
+        return handle
 
     def stream(self, function: Callable[..., Iterator[Any]]) -> Callable[..., Iterable[Any]]:
         return self.module.remote(function).remote
