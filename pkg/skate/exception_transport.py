@@ -3,7 +3,8 @@
 Pickle's own way calls `type(exc)(*exc.args)`, which loses or garbles every class whose `__init__` takes other
 arguments than it hands to `super().__init__`. Here an exception is built again without its `__init__`: by the
 built-in class it stands on, from that class's own arguments, and then its attributes are put back. Classes
-that define their own pickling (`__reduce__`, `__setstate__`, copyreg) keep it.
+that define their own pickling (`__reduce__`, `__setstate__`, copyreg) keep it. What it was raised from, or while, comes
+along (`__cause__`, `__context__`), which pickle leaves behind, if it can be pickled.
 
 Owns no state. Callers: `skate.task_error`, and `skate._c.plain` for exceptions among values. `dump` never
 raises for what a user's exception does: what cannot travel is named in its answer instead, since the task's
@@ -16,6 +17,7 @@ import copyreg
 import io
 import pickle
 import traceback
+from collections import deque
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -23,6 +25,8 @@ from skate import dependencies
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for classes made at run time, clear for built-in ones
 _REPR_LIMIT_CHARS = 200
+#: exceptions of a chain of causes and contexts that travel, the nearest first
+_CHAIN_LIMIT = 16
 
 
 class Dumped(NamedTuple):
@@ -34,12 +38,51 @@ class Dumped(NamedTuple):
 
 
 def dump(exc: BaseException) -> Dumped:
-    """Pickle `exc` whole, else without the attributes that cannot be pickled, else not at all."""
+    """Pickle `exc` whole, else without its chain, or the attributes that cannot be pickled, else not at all."""
+    chain = _chain(exc)
     try:
-        data, refs = _pickle(exc)
-        return Dumped(data, "", refs)
+        return Dumped(*_pickle(exc, chain))
     except Exception as whole_error:
-        return _dump_what_travels(exc, whole_error)
+        if not chain:
+            return _dump_what_travels(exc, whole_error)
+    try:  # (its text tells of the chain all the same)
+        return Dumped(*_pickle(exc))
+    except Exception as own_error:
+        return _dump_what_travels(exc, own_error)
+
+
+def _chain(exc: BaseException) -> list[BaseException]:
+    """Those that have a cause or context that is to travel: `exc`, and so on along the chain."""
+    linked: list[BaseException] = []
+    coming = deque([exc])
+    seen = {id(exc)}
+    while coming and len(linked) < _CHAIN_LIMIT:
+        each = coming.popleft()
+        links = [link for link in (each.__cause__, each.__context__) if link is not None]
+        if links:
+            linked.append(each)
+        for link in links:
+            if id(link) not in seen:
+                seen.add(id(link))
+                coming.append(link)
+    return linked
+
+
+def _linked(exc: BaseException, reduced: Any) -> Any:
+    """What a `__reduce__` has returned for `exc`, with its links beside its state."""
+    links = exc.__cause__, exc.__context__, exc.__suppress_context__
+    made_by, args, state, items, pairs, set_state = (*reduced, None, None, None, None)[:6]
+    return made_by, args, (links, state, set_state), items, pairs, _set_linked
+
+
+def _set_linked(exc: BaseException, linked: tuple[Any, Any, Any]) -> None:
+    links, state, set_state = linked
+    if state is not None:
+        if set_state is not None:
+            set_state(exc, state)
+        else:
+            exc.__setstate__(state)  # that of BaseException, or the class's own
+    exc.__cause__, exc.__context__, exc.__suppress_context__ = links
 
 
 def load(data: bytes) -> BaseException:
@@ -127,26 +170,37 @@ def _pickler_class() -> type:
     from skate._c.refs import ObjectRef  # which imports this module
 
     class ExceptionPickler(dependencies.cloud_pickler()):
-        def __init__(self, file: io.BytesIO) -> None:
+        def __init__(self, file: io.BytesIO, linked: list[BaseException]) -> None:
             super().__init__(file, protocol=5)
             self.refs: list[ObjectRef] = []
+            self._linked = {id(exc) for exc in linked}
 
         def reducer_override(self, obj: Any) -> Any:
             if type(obj) is ObjectRef:
                 self.refs.append(obj)
-            if isinstance(obj, BaseException) and pickles_as_usual(type(obj)):
-                return reduce(obj)
-            return super().reducer_override(obj)
+            if not isinstance(obj, BaseException):
+                return super().reducer_override(obj)
+            usual = pickles_as_usual(type(obj))
+            if id(obj) not in self._linked:
+                return reduce(obj) if usual else super().reducer_override(obj)
+            reduced = reduce(obj) if usual else _reduced(obj)
+            return _linked(obj, reduced) if type(reduced) is tuple else reduced
 
     return ExceptionPickler
 
 
-def _pickle(value: object) -> tuple[bytes, tuple[Any, ...]]:
-    """(the pickle, the ObjectRefs inside)."""
+def _reduced(exc: BaseException) -> Any:
+    """As its class would have it."""
+    registered: Any = copyreg.dispatch_table.get(type(exc))
+    return exc.__reduce_ex__(5) if registered is None else registered(exc)
+
+
+def _pickle(value: object, linked: list[BaseException] | None = None) -> tuple[bytes, str, tuple[Any, ...]]:
+    """(the pickle, "", the ObjectRefs inside): Dumped's fields. `linked` are those whose causes and contexts count."""
     file = io.BytesIO()
-    pickler = _pickler_class()(file)
+    pickler = _pickler_class()(file, linked or [])
     pickler.dump(value)
-    return file.getvalue(), tuple(pickler.refs)
+    return file.getvalue(), "", tuple(pickler.refs)
 
 
 def _dump_what_travels(exc: BaseException, whole_error: Exception) -> Dumped:
@@ -155,7 +209,7 @@ def _dump_what_travels(exc: BaseException, whole_error: Exception) -> Dumped:
     try:
         args = tuple(_argument_or_repr(index, arg, lost) for index, arg in enumerate(_native_args(exc)))
         own, members = ({k: v for k, v in part.items() if _travels(k, v, lost)} for part in _state(exc))
-        data, refs = _pickle(_Rebuilt(type(exc), args, (own, members)))
+        data, _, refs = _pickle(_Rebuilt(type(exc), args, (own, members)))
     except Exception as class_error:
         return Dumped(None, f"{_describe(whole_error)}; without its attributes: {_describe(class_error)}")
     return Dumped(data, "left behind: " + "; ".join(lost) if lost else _describe(whole_error), refs)

@@ -63,6 +63,58 @@ class TestErrors:
         (value, seven) = skate.get(error_of(fail.remote([skate.put(1)])).args[1], timeout=20)
         assert (skate.get(value[0]), seven) == (1, 7)
 
+    @pytest.mark.parametrize("how", ["cause", "context", "deep", "own pickling", "group"])
+    def test_what_it_was_raised_from_and_while(self, how: str) -> None:
+        """An error travels with its chain, and what is inside that lives as what is in itself does."""
+
+        class Own(ValueError):
+            def __reduce__(self):
+                return Own, self.args
+
+        @skate.remote
+        def fail_in_turn(how: str) -> None:
+            try:
+                raise LookupError("first", skate.put([None, 7]))
+            except LookupError as first:
+                if how == "context":
+                    raise ValueError("second")
+                if how == "own pickling":
+                    raise Own("second") from first
+                if how == "group":
+                    raise ExceptionGroup("second", [ValueError()]) from first
+                if how == "deep":
+                    try:
+                        raise KeyError("between") from first
+                    except KeyError as between:
+                        raise ValueError("second") from between
+                raise ValueError("second") from first
+
+        error = error_of(fail_in_turn.remote(how))
+        assert error.args[0] == "second"
+        first = error.__context__ if how == "context" else error.__cause__
+        if how == "deep":
+            assert isinstance(first, KeyError)
+            first = first.__cause__
+        assert isinstance(first, LookupError)
+        assert error.__suppress_context__ == (how != "context")
+        assert skate.get(first.args[1], timeout=20) == [None, 7]
+
+    def test_a_chain_that_cannot_travel_stays_behind(self) -> None:
+        import threading
+
+        @skate.remote
+        def fail_in_turn(links: int) -> None:
+            error = ValueError("second", 7)
+            last: BaseException = error
+            for _ in range(links):
+                last.__cause__ = LookupError("first")
+                last = last.__cause__
+            last.__cause__ = last.__context__ = error if links > 1 else LookupError(threading.Lock())
+            raise error
+
+        for links in (0, 1, 2, 3_000):
+            assert error_of(fail_in_turn.remote(links)).args == ("second", 7)
+
     def test_of_each_return_value(self) -> None:
         refs = fail.options(num_returns=3).remote([])
         errors = [error_of(ref) for ref in refs]
