@@ -178,7 +178,7 @@ class Pump:
         `woken`: the inbox's descriptor is readable. Does not block but to spin, and until the pump steps aside.
         """
         if not self.take():
-            return ANOTHERS
+            return MORE if self._pump_reads else ANOTHERS  # (the pump is about to step aside)
         mailbox = self._mailbox
         try:
             if woken:
