@@ -62,14 +62,18 @@ class LazyFuture(Future[Any]):
 
     def done(self) -> bool:
         """Whether it has its value or error, or was cancelled."""
-        if "_condition" in self.__dict__:
-            return super().done()
         if self._answer is not None:
             return True
+        if "_condition" in self.__dict__:
+            return super().done()
         if self._ref is None:
             return False
         state = self._ref.entry.state
         return super().done() if state == STORED else state != PENDING  # (that may have to be brought here)
+
+    def running(self) -> bool:
+        """Whether its call has begun, and is not done."""
+        return self._answer is None and super().running()
 
     def result(self, timeout: float | None = None) -> Any:
         """What the call returned. Blocks; raises what the call raised, TimeoutError, or CancelledError."""
@@ -239,7 +243,7 @@ class LazyFuture(Future[Any]):
 
     def cancel(self) -> bool:
         """Ends the wait for the object; what makes it goes on. False where it is there, or the call has begun."""
-        if not super().cancel():
+        if self._answer is not None or not super().cancel():
             return False
         waits = False
         with self._runtime.lock:
