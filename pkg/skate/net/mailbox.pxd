@@ -24,7 +24,7 @@ cdef class Mailbox:
     cdef public Inbox _lanes
     cdef public Alarm alarm
     cdef public double _socket_looked_at
-    cdef public bint closed
+    cdef public bint closed, _socket_is_silent
     @cython.locals(link=Link, lane=Lane)
     cpdef bint post(self, bytes to, bytes record) except -1
     @cython.locals(link=Link)

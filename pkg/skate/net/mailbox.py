@@ -125,7 +125,10 @@ class Mailbox:
         self._epoll = select.epoll()
         self._doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         #: descriptor -> what to call when it is readable
-        self._watched: dict[int, Callable[[], None]] = {self._doorbell: self._answer_doorbell}
+        self._watched: dict[int, Callable[[], None]] = {
+            self._doorbell: self._answer_doorbell,
+            self._inbox.fileno(): self._socket_speaks,
+        }
         self._epoll.register(self._inbox.fileno(), select.EPOLLIN)
         self._epoll.register(self._doorbell, select.EPOLLIN)
         #: others ring it where this process sleeps; -1 without lanes
@@ -137,6 +140,8 @@ class Mailbox:
         #: what came by the socket from peers with lanes, before its mark was read
         self._early: dict[ProcessId, deque[tuple[ProcessId, Records]]] = {}
         self._socket_looked_at = 0.0
+        #: nothing is left in the socket, so its descriptor becomes readable when something comes
+        self._socket_is_silent = False
         #: what is to wake another thread of this process if nobody reads for a while; None: nothing is
         self.alarm: Alarm | None = None
         self.closed = False
@@ -367,14 +372,18 @@ class Mailbox:
         `idle`: nothing else runs in this process meanwhile. Returns whether anything came. Returns early when poked,
         when a watched descriptor was served, or when the handler of a signal is to run.
         """
+        if timeout == 0:
+            self._socket_is_silent = False  # (the kernel is not asked)
+            return self._take_in()
         if self._take_in():
             return True
-        if timeout == 0:
-            return False
         try:
-            events = doze(self._epoll.fileno(), timeout) if self.fall_asleep(idle) else []
+            asleep = self.fall_asleep(idle)
+            events = doze(self._epoll.fileno(), timeout) if asleep else []
         finally:
             self.wake_up()
+        if asleep:
+            self._socket_looked_at = clock.monotonic()
         self._serve(events)
         return self._take_in()
 
@@ -428,8 +437,10 @@ class Mailbox:
 
     def _take_in(self) -> bool:
         taken = self._lanes is not None and self._read_lanes(self._lanes)
-        if taken and clock.monotonic() - self._socket_looked_at < SOCKET_SECONDS:
-            return True
+        if self._socket_is_silent and (
+            not taken or clock.monotonic() - self._socket_looked_at < SOCKET_SECONDS
+        ):
+            return taken
         return self._read_socket() or taken
 
     def _read_lanes(self, lanes: Inbox) -> bool:
@@ -467,8 +478,12 @@ class Mailbox:
     def _read_socket(self) -> bool:
         inbox = self._inbox
         taken = 0
-        # The descriptor of a ZeroMQ socket tells of changes only: look at the socket before sleeping on it.
-        while taken < READ_FRAMES and inbox.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        self._socket_is_silent = False
+        while taken < READ_FRAMES:
+            # The descriptor of a ZeroMQ socket tells of changes only, from the look on that finds nothing.
+            if not inbox.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                self._socket_is_silent = True
+                break
             message = inbox.recv_multipart(zmq.NOBLOCK)
             taken += 1
             self._receive(message)
@@ -515,6 +530,9 @@ class Mailbox:
         self._early.setdefault(by, deque()).append((origin, records))
         if lanes.is_stalled(by):
             self._take_early(lanes, by)
+
+    def _socket_speaks(self) -> None:
+        self._socket_is_silent = False
 
     def _answer_bell(self) -> None:
         empty(self._bell)
