@@ -22,7 +22,7 @@ SIZES = tuple(8 << step for step in range(20))
 #: of a stream
 ITEMS = 10
 #: calls of one size before the next has its turn take about so long
-TURN_S = 0.005
+TURN_S = 0.002
 
 
 class Echo:

@@ -9,8 +9,11 @@ from typing import Any, Final
 
 #: of skate itself
 VERSION: Final = "0.1.0"
-#: packed values up to this size live with their owner and travel inside messages; larger ones go to the store
-INLINE_BYTES: Final = 100_000
+#: packed values up to this size live with their owner and travel inside messages; larger ones go to the store, for
+#: within a node the one copy into it costs less than the several that a message makes
+INLINE_BYTES: Final = 30_000
+#: and what is on its way to another node, where a message costs less than to fetch an object
+INLINE_BETWEEN_NODES: Final = 100_000
 #: seconds of silence after which what waits for a peer leaves at once
 CORK_SECONDS: Final = 0.0005
 #: seconds between two looks into the inbox by a thread that is busy submitting or running short tasks

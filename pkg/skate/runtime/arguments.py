@@ -68,7 +68,8 @@ class _StandIns:
         compact = plain.compact(value, INLINE_BYTES)
         if type(compact) is not plain.Serialized:
             return compact
-        if compact.total_bytes > INLINE_BYTES:
+        size = compact.total_bytes
+        if size > INLINE_BYTES and size > self._objects.inline_argument_bytes:
             return self.for_large(value, compact)
         self.nested += compact.refs
         return plain.Parcel(compact)

@@ -18,7 +18,7 @@ from skate._c.clock import monotonic
 from skate._c.plain import Serialized, to_bytes, unpack
 from skate._c.refs import FAILED, INLINE, NOTHING, PENDING, STORED, ObjectEntry, ObjectRef, Waiter
 from skate._c.steps import enter_section, leave_section, let_in, section
-from skate.config import INLINE_BYTES
+from skate.config import INLINE_BETWEEN_NODES, INLINE_BYTES
 from skate.core.references import (
     AskEcho,
     AskSettled,
@@ -131,11 +131,25 @@ class Objects:
             leave_section()
         return ref
 
-    def keep(self, identifier: bytes, packed: Serialized, again: bool = False) -> tuple[int, Any]:
-        """Puts a packed value where its size says: (state, what the entry's `value` is then). See LocalStore.put."""
-        if packed.total_bytes <= INLINE_BYTES:
+    @property
+    def inline_argument_bytes(self) -> int:
+        """Larger arguments go to the store. (Who calls does not know on which node of a cluster.)"""
+        return INLINE_BETWEEN_NODES if self._runtime.in_cluster else INLINE_BYTES
+
+    def keep(
+        self, identifier: bytes, packed: Serialized, again: bool = False, owner: ProcessId | None = None
+    ) -> tuple[int, Any]:
+        """Puts a packed value where its size says: (state, what the entry's `value` is then). See LocalStore.put.
+
+        `owner`: it is on its way there, where that is another process.
+        """
+        size = packed.total_bytes
+        if size <= INLINE_BYTES or (size <= INLINE_BETWEEN_NODES and self._is_elsewhere(owner)):
             return INLINE, to_bytes(packed)
         return STORED, self._runtime.store.put(identifier, packed, again=again)
+
+    def _is_elsewhere(self, owner: ProcessId | None) -> bool:
+        return owner is not None and self._runtime.mailbox.is_elsewhere(owner)
 
     # ------------------------------------------------------------------------------------------------------ get
 

@@ -631,7 +631,9 @@ class Executor:
         serialized = serialize(value, "the result of {}()", "result", name)
         identifier = object_id(pushed.task, index)
         with section:  # what is in the store is known to be, whatever comes in between
-            state, stored = self._runtime.objects.keep(identifier, serialized, pushed.attempt > 0)
+            state, stored = self._runtime.objects.keep(
+                identifier, serialized, pushed.attempt > 0, pushed.owner
+            )
             if state == STORED:
                 if pushed.stored is None:
                     pushed.stored = set()
