@@ -19,7 +19,7 @@ from skate.ids import NodeId, ProcessId, node_of
 from skate.net.callers import Callers
 from skate.net.cluster import RETRY_MOST_MS, RETRY_MS, SILENCE_MS, ClusterSockets, NodeLink
 from skate.net.cluster import log as cluster_log
-from skate.net.mailbox import Link, Mailbox
+from skate.net.mailbox import NEVER, Link, Mailbox
 from skate.net.node_mailbox import NodeMailbox
 from skate.wire.cluster import WireError
 
@@ -342,6 +342,7 @@ class _Simulated:
         self._deliver = deliver
         self._links: dict[ProcessId, Link] = {}
         self._waiting: list[Link] = []
+        self._waits_since = NEVER
         self._watched: dict[int, Callable[[], None]] = {}
         self._early: dict[Any, Any] = {}
         self._exchange = self._lanes = None

@@ -21,7 +21,7 @@ from skate._c.frames import FrameError
 from skate._c.lanes import LONGEST_RECORD, MOST_INBOXES, MOST_WRITERS, STALLED, STARVED, Exchange, Inbox, Lane
 from skate.ids import NodeId, ProcessId, process_id
 from skate.net import exchange
-from skate.net.mailbox import Mailbox
+from skate.net.mailbox import Link, Mailbox
 from skate.wire import messages as m
 from skate.wire.messages import SCHEMAS, encode
 
@@ -497,6 +497,18 @@ def test_a_writer_that_is_killed_leaves_whole_records(memory: int) -> None:
     _killed_while_it_writes(memory, 10)
 
 
+class Socket:
+    """Stands where a link has its socket: notes what is sent."""
+
+    def __init__(self, number: int, sent: list[int]) -> None:
+        self._number, self._sent = number, sent
+
+    def send(self, frame: bytes, flags: int) -> None:
+        self._sent.append(self._number)
+
+    def close(self) -> None: ...
+
+
 class TestMailboxes:
     """Two mailboxes in one process, one after the other."""
 
@@ -528,6 +540,29 @@ class TestMailboxes:
             ours.flush()
             theirs.read(1)
         assert heard == list(range(sent))
+
+    def test_what_is_due_leaves_with_what_is_nearly_due(
+        self, pair: tuple[Mailbox, Mailbox, list[int]]
+    ) -> None:
+        """So a look at all that waits, however many peers it is for, comes with a share of them, and never early."""
+        ours, _, _ = pair
+        began, pause = perf_counter(), 1000.0
+        sent: list[int] = []
+        for number in range(100):
+            peer = process_id(NODE, 100 + number)
+            link = ours._links[peer] = Link(peer, None)
+            link.socket = Socket(number, sent)
+            link.flushed_at = began + number * pause / 100
+            ours.post(peer, record(number))
+        assert ours.flush_due(began + 0.9 * pause, pause)
+        assert sent == [], "none is due"
+        assert ours.flush_due(began + pause, pause)
+        assert sent == list(range(26)), "the first is due, a quarter nearly"
+        assert ours.flush_due(began + 1.2 * pause, pause)
+        assert len(sent) == 26
+        assert ours.flush_due(began + 1.5 * pause, pause)
+        assert not ours.flush_due(began + 3 * pause, pause)
+        assert sent == list(range(100))
 
     def test_a_slow_reader_blocks_nobody(self, pair: tuple[Mailbox, Mailbox, list[int]]) -> None:
         ours, theirs, heard = pair

@@ -23,7 +23,7 @@ cdef class Mailbox:
     cdef public int _doorbell, _bell
     cdef public Inbox _lanes
     cdef public Alarm alarm
-    cdef public double _socket_looked_at
+    cdef public double _socket_looked_at, _waits_since
     cdef public bint closed, _socket_is_silent
     @cython.locals(link=Link, lane=Lane)
     cpdef bint post(self, bytes to, bytes record) except -1

@@ -52,6 +52,9 @@ READ_RECORDS = 256
 READ_BATCHES = 64
 #: milliseconds that closing waits for what was sent last
 LINGER_MS = 500
+#: later than any time; and the part of a pause after which a message leaves with others
+NEVER = float("inf")
+NEARLY = 0.75
 #: seconds for which a busy reader of lanes does not look at the socket
 SOCKET_SECONDS = 0.0005
 
@@ -122,6 +125,8 @@ class Mailbox:
         os.chmod(self._path(me), 0o600)  # whatever the program's umask is, peers get in
         self._links: dict[ProcessId, Link] = {}
         self._waiting: list[Link] = []
+        #: of those that wait, when the first got something last
+        self._waits_since = NEVER
         self._epoll = select.epoll()
         self._doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         #: descriptor -> what to call when it is readable
@@ -193,23 +198,27 @@ class Mailbox:
         if not link.waits:
             link.waits = True
             self._waiting.append(link)
+            self._waits_since = min(self._waits_since, link.flushed_at)
 
     def flush(self) -> None:
         """Sends all that waits. What a peer has no room for waits for the next flush. Does not block."""
-        waiting = self._waiting
-        if waiting:
-            self._waiting = [link for link in waiting if not self._send(link)]
+        if self._waiting:
+            self._keep_waiting([link for link in self._waiting if not self._send(link)])
+
+    def _keep_waiting(self, links: list[Link]) -> None:
+        self._waiting = links
+        self._waits_since = min([link.flushed_at for link in links], default=NEVER)
 
     def flush_due(self, now: float, pause: float) -> bool:
-        """Sends what waits for peers that got nothing in the last `pause` seconds; True where some still waits."""
-        for link in self._waiting:
-            if now - link.flushed_at >= pause:
-                break
-        else:
-            return bool(self._waiting)  # the usual case: none is due
-        self._waiting = [
-            link for link in self._waiting if now - link.flushed_at < pause or not self._send(link)
-        ]
+        """Sends what waits for peers that got nothing in the last `pause` seconds; True where some still waits.
+
+        What is nearly due leaves with what is: so a look at all that wait sends a share of it, however many they are.
+        """
+        if self._waiting and now - self._waits_since >= pause:
+            nearly = pause * NEARLY
+            self._keep_waiting(
+                [link for link in self._waiting if now - link.flushed_at < nearly or not self._send(link)]
+            )
         return bool(self._waiting)
 
     def _send(self, link: Link) -> bool:
