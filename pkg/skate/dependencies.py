@@ -8,6 +8,8 @@ cloudpickle   `Pickler.dispatch_table` is a ChainMap of type -> reducer, with a 
               reducer of code leaves out in which file it was written; older ones keep it. Its reducer of a class gives
               (`_make_skeleton_class`, (…, name, bases, attributes given at the making, …), (attributes, {}), …), and
               the classes it has met are in `_DYNAMIC_CLASS_TRACKER_BY_CLASS`.
+linecache     an entry of `cache` is (size, time, lines, name); one without a time came from no file, and is kept:
+              a notebook's cell.
 copyreg       `_slotnames(cls)` lists the slots of a class and its bases, with private names as they are stored.
 numpy         the dtype of an array of a native type is one object for the whole process, and is never freed.
 
@@ -17,6 +19,7 @@ Owns no state but caches. Imports cloudpickle and numpy at first use: most progr
 from __future__ import annotations
 
 import copyreg
+import linecache
 from collections.abc import Callable
 from functools import cache
 from types import CodeType
@@ -26,11 +29,14 @@ from skate._c.steps import section
 
 #: letters of numpy's native types
 NATIVE_DTYPES = "?bBhHiIlLqQefdgFDG"
+#: cells of notebooks whose source is kept for tracebacks
+SOURCES_KEPT = 256
 
 
 @cache
 def cloud_pickler() -> Any:
-    """A subclass of cloudpickle's Pickler under which code keeps the name of its file, so that tracebacks show it.
+    """A subclass of cloudpickle's Pickler under which code keeps the name of its file, so that tracebacks show it, and,
+    where that is no file but a notebook's cell, the source.
 
     cloudpickle's own class, which others in the process use, stays as it is.
     """
@@ -43,7 +49,11 @@ def cloud_pickler() -> Any:
     def reduce_named(code: CodeType) -> tuple[Any, ...]:
         # A copy of the name for each code object: whether two of them share a string would be seen in the pickle,
         # and functions are known by the digests of theirs.
-        return _named_code, (*reduce_code(code), "".join(code.co_filename))
+        return _named_code, (
+            *reduce_code(code),
+            "".join(code.co_filename),
+            _source_without_file(code.co_filename),
+        )
 
     class CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
         dispatch_table = theirs.new_child({CodeType: reduce_named})
@@ -51,7 +61,40 @@ def cloud_pickler() -> Any:
     return CloudPickler
 
 
-def _named_code(make: Callable[..., CodeType], arguments: tuple[Any, ...], filename: str) -> CodeType:
+#: name -> its entry in linecache, and its source as one string: the same one each time, which a pickle has once
+_sources: dict[str, tuple[Any, str]] = {}
+#: names of sources that have come from other processes, oldest first
+_arrived_sources: dict[str, None] = {}
+
+
+def is_without_file(name: str) -> bool:
+    """Whether linecache knows the source of that name, though there is no file."""
+    entry = linecache.cache.get(name)
+    return entry is not None and len(entry) == 4 and entry[1] is None
+
+
+def _source_without_file(name: str) -> str | None:
+    if not is_without_file(name):
+        return None
+    entry = linecache.cache[name]
+    known = _sources.get(name)
+    if known is None or known[0] is not entry:
+        if len(_sources) >= SOURCES_KEPT:
+            _sources.clear()
+        known = _sources[name] = entry, "".join(entry[2])  # type: ignore[misc]
+    return known[1]
+
+
+def _named_code(
+    make: Callable[..., CodeType], arguments: tuple[Any, ...], filename: str, source: str | None = None
+) -> CodeType:
+    if source is not None and (filename in _arrived_sources or filename not in linecache.cache):
+        _arrived_sources[filename] = None
+        linecache.cache[filename] = len(source), None, source.splitlines(True), filename
+        if len(_arrived_sources) > SOURCES_KEPT:
+            oldest = next(iter(_arrived_sources))
+            del _arrived_sources[oldest]
+            linecache.cache.pop(oldest, None)
     return make(*arguments).replace(co_filename=filename)
 
 

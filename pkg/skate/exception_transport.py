@@ -17,11 +17,12 @@ import copyreg
 import io
 import pickle
 import traceback
-from collections import deque
+from collections import ChainMap, deque
 from functools import cache
+from types import FunctionType
 from typing import Any, NamedTuple, cast
 
-from skate import dependencies
+from skate import dependencies, reducers
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for classes made at run time, clear for built-in ones
 _REPR_LIMIT_CHARS = 200
@@ -172,6 +173,7 @@ def _pickler_class() -> type:
     class ExceptionPickler(dependencies.cloud_pickler()):
         def __init__(self, file: io.BytesIO, linked: list[BaseException]) -> None:
             super().__init__(file, protocol=5)
+            self.dispatch_table = ChainMap(*self.dispatch_table.maps, reducers.table())
             self.refs: list[ObjectRef] = []
             self._linked = {id(exc) for exc in linked}
 
@@ -179,7 +181,8 @@ def _pickler_class() -> type:
             if type(obj) is ObjectRef:
                 self.refs.append(obj)
             if not isinstance(obj, BaseException):
-                return super().reducer_override(obj)
+                reduced = super().reducer_override(obj)
+                return reducers.of_definition(obj, reduced) if isinstance(obj, type | FunctionType) else reduced
             usual = pickles_as_usual(type(obj))
             if id(obj) not in self._linked:
                 return reduce(obj) if usual else super().reducer_override(obj)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import array
 import functools
+import importlib
 import io
 import os
 import pickle
@@ -23,6 +24,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from contextvars import Context, ContextVar
+from types import FunctionType
 from typing import Any, Final
 
 from skate import dependencies
@@ -54,11 +56,30 @@ def of_definition(definition: Any, reduced: Any) -> Any:
 def _of_class(cls: type, reduced: Reduced) -> Reduced:
     if len(reduced) != 6:  # a built-in one
         return reduced
+    module = _real_module(cls)
+    if module is not None:
+        return _of_module, (module, cls.__qualname__)
     make, arguments, state, _, _, fill = reduced
     slots = vars(cls).get("__slots__")
     if slots is not None and make is dependencies.cloud_skeleton():
         arguments, state = _with_slots(cls, slots, arguments, state)
     return _skeleton, (make, arguments), (fill, state), None, None, _fill_class
+
+
+def _real_module(cls: type) -> str | None:
+    """The module that has a class which says that it is another's, as pytest's outcomes say that they are built in."""
+    functions = (each for each in vars(cls).values() if isinstance(each, FunctionType))
+    names = dict.fromkeys(
+        [base.__module__ for base in cls.__mro__[1:]] + [each.__module__ for each in functions]
+    )
+    for name in names:
+        if name != "__main__" and getattr(sys.modules.get(name), cls.__qualname__, None) is cls:
+            return name
+    return None
+
+
+def _of_module(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
 
 
 def _with_slots(cls: type, slots: Any, arguments: Reduced, state: Any) -> tuple[Reduced, Any]:

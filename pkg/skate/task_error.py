@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 import types
 import weakref
 from typing import Any, NamedTuple
 
-from skate import exception_transport
+from skate import dependencies, exception_transport
 
 logger = logging.getLogger("skate")
 
@@ -126,6 +127,8 @@ class TaskError(SkateError):
         self.ip = ip or node
         self.actor_repr = actor_repr
         self.actor_id = actor_id
+        #: the line that names the exception
+        self.summary = _summary(cause)
         self.note = ""
         self.via = ()
         self.via_skipped = 0
@@ -161,14 +164,22 @@ class TaskError(SkateError):
         """This error as a TaskError alone, not also of the user's class."""
         return self
 
-    def as_instanceof_cause(self) -> TaskError:
+    def as_instanceof_cause(self) -> BaseException:
         """An exception to raise, new at each call: a TaskError that is an instance of the cause's class too.
 
-        It has the attributes of the cause (the user's win where names collide, except `cause` itself).
+        It has the attributes of the cause (the user's win where names collide, except `cause` itself). An outcome of
+        a test (pytest's skip, xfail, fail) is raised as what it is, from the TaskError: it has to pass by whoever
+        catches an Exception.
         Where the cause's class cannot be combined with TaskError: a plain TaskError, and a warning in the
         log, one a class.
         """
         cause_class = type(self.cause)
+        if any(base.__module__ == "_pytest.outcomes" for base in cause_class.__mro__) and not isinstance(
+            self.cause, Exception
+        ):
+            outcome = exception_transport.rebuild(cause_class, self.cause)
+            outcome.__cause__ = self._copy()
+            return outcome
         if (
             isinstance(self, cause_class)
             or cause_class is UnserializableException
@@ -188,12 +199,15 @@ class TaskError(SkateError):
         text = self.traceback_str.strip()
         where = f"{self.actor_repr}." if self.actor_repr else ""
         parts = [
-            f"{where}{self.function_name}() failed{place_of(self.pid, self.node)}: {_summary(text)}\n\n{text}"
+            f"{where}{self.function_name}() failed{place_of(self.pid, self.node)}: {self.summary}\n\n{text}"
         ]
         shown = [str(step) for step in self.via]
         if self.via_skipped:
             shown.insert(self.VIA_LIMIT // 2, f"… {self.via_skipped} more tasks in between …")
-        hints = [self.note and f"The exception object did not travel whole: {self.note}", _hint(self.cause)]
+        hints = [
+            self.note and f"The exception object did not travel whole: {self.note}",
+            _hint(self.cause, self.summary),
+        ]
         return "\n\n".join(part for part in [*parts, *shown, *hints] if part)
 
     def _copy(self) -> TaskError:
@@ -231,16 +245,14 @@ def _load_task_error(
     error = TaskError.__new__(TaskError)
     vars(error).update(fields)
     if cause_pickle is None:
-        error.cause = UnserializableException(
-            f"{_summary(error.traceback_str)} (could not be pickled: {note})"
-        )
+        error.cause = UnserializableException(f"{error.summary} (could not be pickled: {note})")
     else:
         try:
             error.cause = exception_transport.load(cause_pickle)
         except Exception as load_error:  # its class is missing here, or its own unpickling raises
             reason = f"{type(load_error).__name__}: {load_error}"
             error.note = f"it could not be unpickled in this process ({reason})"
-            error.cause = UnserializableException(f"{_summary(error.traceback_str)} ({error.note})")
+            error.cause = UnserializableException(f"{error.summary} ({error.note})")
             vars(error)["_cause_pickle"] = cause_pickle, refs
     error.args = (error.cause,)
     return error
@@ -267,7 +279,7 @@ class _Dual:
     def __reduce_ex__(self, protocol: object) -> tuple:
         return _Dual.__reduce__(self)
 
-    def as_instanceof_cause(self) -> TaskError:
+    def as_instanceof_cause(self) -> BaseException:
         return self.task_error.as_instanceof_cause()
 
 
@@ -303,7 +315,7 @@ def _new_dual(dual: type, error: TaskError) -> TaskError:
     return instance
 
 
-def _load_dual(error: TaskError) -> TaskError:
+def _load_dual(error: TaskError) -> BaseException:
     return error.as_instanceof_cause()
 
 
@@ -351,16 +363,28 @@ def _leave_out_our_frames(report: traceback.TracebackException, seen: set[int]) 
         return
     seen.add(id(report))
     theirs = [frame for frame in report.stack if not _is_ours(frame.filename)]
-    if theirs:
-        report.stack[:] = theirs
+    report.stack[:] = [_with_its_own_line(frame) for frame in theirs or report.stack]
     for other in (report.__cause__, report.__context__, *(report.exceptions or ())):
         if other is not None:
             _leave_out_our_frames(other, seen)
 
 
+def _with_its_own_line(frame: traceback.FrameSummary) -> traceback.FrameSummary:
+    """The frame, without a line of source where that would be another file's.
+
+    Compiled modules name their files relative to where they were built, and such a name is looked for on sys.path,
+    where it may be the standard library's.
+    """
+    name = frame.filename
+    known = os.path.isabs(name) or name.startswith("<") or os.path.exists(name)
+    if known or dependencies.is_without_file(name):
+        return frame
+    return traceback.FrameSummary(name, frame.lineno, frame.name, lookup_line=False, line="")
+
+
 def _format(exc: BaseException) -> str:
     try:
-        report = traceback.TracebackException.from_exception(exc)
+        report = traceback.TracebackException.from_exception(exc, lookup_lines=False)
         _leave_out_our_frames(report, set())
         return "".join(report.format())
     except Exception as error:  # an exception may do anything when it is looked at
@@ -371,7 +395,8 @@ def _format(exc: BaseException) -> str:
 
 def _user_frames(exc: BaseException) -> str:
     stack = traceback.extract_tb(exc.__traceback__)
-    return "".join(traceback.format_list([frame for frame in stack if not _is_ours(frame.filename)])).rstrip()
+    theirs = [_with_its_own_line(frame) for frame in stack if not _is_ours(frame.filename)]
+    return "".join(traceback.format_list(theirs)).rstrip()
 
 
 def drop_tracebacks(exc: BaseException | None) -> None:
@@ -387,21 +412,37 @@ def drop_tracebacks(exc: BaseException | None) -> None:
         todo += [link.__cause__, link.__context__]
 
 
-def _summary(traceback_text: str) -> str:
-    """The line of a traceback that names the exception: the first after the last frame."""
-    lines = traceback_text.strip().splitlines() or ["(no traceback)"]
-    tail = len(lines)
-    while tail > 0 and not lines[tail - 1].startswith((" ", "Traceback ")):
-        tail -= 1
-    return lines[tail] if tail < len(lines) else lines[-1].strip()
+def _summary(exc: BaseException) -> str:
+    """The exception's class and the first line of its message, whatever else the message has."""
+    try:
+        parts = traceback.format_exception_only(exc)
+    except Exception as error:  # an exception may do anything when it is looked at
+        return f"{type(exc).__qualname__} (formatting it raised {type(error).__name__})"
+    # a SyntaxError begins with the place in its source
+    text = "".join(parts[next((at for at, part in enumerate(parts) if not part.startswith(" ")), 0) :])
+    first, _, rest = text.partition("\n")
+    if (
+        first.endswith(": ") and rest.strip() and len(parts[0]) > len(first) + 1
+    ):  # a message that begins with an empty line
+        return first + rest.strip().partition("\n")[0]
+    return first.rstrip()
 
 
 def place_of(pid: int, node: str) -> str:
     return f" (pid={pid}, node={node})" if node else f" (pid={pid})"
 
 
-def _hint(exc: BaseException) -> str:
-    if isinstance(exc, ValueError) and "read-only" in str(exc):
+#: what numpy, scipy, the buffer protocol, Cython and others call memory that is not to be written to
+_READ_ONLY = re.compile(
+    r"read-?only|not writ(e)?able|writeable\b|must be [\w, -]*writable|read-write|own its data", re.I
+)
+_MEMORY = re.compile(r"array|buffer|memory|destination|\bbase\b|bytes-like|object is not writable", re.I)
+
+
+def _hint(exc: BaseException, summary: str) -> str:
+    if isinstance(exc, OSError | AttributeError):  # of files and of attributes
+        return ""
+    if _READ_ONLY.search(summary) and _MEMORY.search(summary):
         return (
             "Hint: arrays that come out of skate are read-only, because every process shares the same bytes. "
             "Write to a copy: `a = a.copy()`."

@@ -3,6 +3,8 @@
 import asyncio
 import dataclasses
 import gc
+import io
+import linecache
 import pickle
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import weakref
 
 import cloudpickle
 import pytest
-from skate import exception_transport, exceptions
+from skate import dependencies, exception_transport, exceptions
 from skate._c import plain
 from skate.exceptions import (
     ActorDiedError,
@@ -24,6 +26,7 @@ from skate.exceptions import (
     UnserializableException,
     WorkerCrashedError,
 )
+from skate.store.serialization import dump_function, load_function
 
 RAY_NAMES = [
     "ActorAlreadyExistsError",
@@ -587,3 +590,149 @@ def test_reconstruction_reason():
     error = ObjectReconstructionFailedError(b"\x0a", "PUT")
     assert "0a" in str(error)
     assert "put()" in str(error)
+
+
+# --- the first line, and what it says -------------------------------------------------------------------------
+
+
+def noted(error, note):
+    error.add_note(note)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "summary"),
+    [
+        (ValueError("singular:\n  [0 0]\n  [0 0]"), "ValueError: singular:"),
+        (AssertionError("\nNot equal to tolerance\n DESIRED: 1"), "AssertionError: Not equal to tolerance"),
+        (noted(KeyError("k"), "a note\n  with an indented line"), "KeyError: 'k'"),
+        (ValueError("a\nTraceback (most recent call last):\n  File"), "ValueError: a"),
+        (ValueError(), "ValueError"),
+        (ValueError("\n\n"), "ValueError:"),
+        (ValueError("x\r\n y"), "ValueError: x"),
+        (
+            ExceptionGroup("all of them", [ValueError(1), KeyError(2)]),
+            "ExceptionGroup: all of them (2 sub-exceptions)",
+        ),
+        (SyntaxError("bad", ("cell", 1, 2, "a b")), "SyntaxError: bad"),
+    ],
+    ids=repr,
+)
+def test_the_first_line_is_the_exceptions(error, summary):
+    """However many lines the message has, indented or empty ones, and whatever stands below it."""
+    first = str(failed(error)).splitlines()[0]
+    assert first == f"f() failed (pid=11, node=n1): {summary}"
+    assert str(sent(failed(error))).splitlines()[0] == first
+
+
+@pytest.mark.parametrize("name", ["skip", "xfail", "fail"])
+def test_outcomes_of_tests_stay_what_they_are(name):
+    """An outcome is no Exception, and pytest's own classes say that they are built in."""
+    with pytest.raises(getattr(pytest, name).Exception) as caught:
+        getattr(pytest, name)("for a reason")
+    error = sent(failed(caught.value)).as_instanceof_cause()
+    assert type(error) is type(caught.value)
+    assert error.msg == "for a reason"
+    assert isinstance(error.__cause__, TaskError)
+    assert not isinstance(error, Exception)
+
+
+def test_every_wording_of_a_write_to_a_shared_array_gets_a_hint():
+    """numpy has six of them; scipy, memoryviews, ctypes and Cython have their own. Files and attributes have none."""
+    import numpy as np
+    import scipy.fft
+
+    shared = plain.unpack(plain.to_bytes(plain.serialize(np.zeros(100))))
+    writes = {
+        "assignment": lambda: shared.__setitem__(0, 1),
+        "in place": lambda: shared.__iadd__(1),
+        "out": lambda: np.add(shared, 1, out=shared),
+        "setflags": lambda: shared.setflags(write=True),
+        "sort": lambda: shared.sort(),
+        "place": lambda: np.place(shared, shared == 0, 1),
+        "resize": lambda: shared.resize(3),
+        "shuffle": lambda: np.random.default_rng().shuffle(shared),
+        "random": lambda: np.random.default_rng().random(out=shared),
+        "scipy": lambda: scipy.fft.fft(shared.view(complex), overwrite_x=True),
+        "memoryview": lambda: memoryview(shared).cast("B").__setitem__(0, 1),
+        "readinto": lambda: io.BytesIO(b"x").readinto(memoryview(shared).cast("B")),
+        "ctypes": lambda: np.ctypeslib.as_ctypes(shared),
+        "ndpointer": lambda: np.ctypeslib.ndpointer(float, flags="W").from_param(shared),
+    }
+
+    for name, write in writes.items():
+        with pytest.raises(Exception) as caught:
+            write()
+        assert "a.copy()" in str(failed(caught.value)), (name, caught.value)
+    for other in (
+        ValueError("buffer source array is read-only"), TypeError("Cannot modify readonly array of type: readonly array"),
+    ):  # fmt: skip
+        assert "a.copy()" in str(failed(other))
+    for other in (
+        OSError(30, "Read-only file system", "array.npy"), AttributeError("readonly attribute of the array"),
+        ValueError("the database is read-only"),
+    ):  # fmt: skip
+        assert "a.copy()" not in str(failed(other))
+
+
+# --- whose lines a traceback shows ------------------------------------------------------------------------------
+
+
+def function_of(source, filename):
+    namespace = {"__name__": "__main__"}
+    exec(compile(source, filename, "exec"), namespace)
+    return namespace["f"]
+
+
+SOURCE = "def f():\n    wrong = 0\n    return 1 / wrong\n"
+
+
+def told_elsewhere(function, forget=()):
+    """What a process tells of it that has nothing but the function's pickle."""
+    data = dump_function(function).data
+    for name in forget:
+        linecache.cache.pop(name, None)
+    try:
+        load_function(data)()
+    except ZeroDivisionError as error:
+        return str(TaskError.from_exception(error, "f", 1, "n"))
+    raise AssertionError("it did not fail")
+
+
+@pytest.mark.parametrize("name", ["/tmp/ipykernel_17/1234.py", "<ipython-input-3>", "cell 5"])
+def test_a_cells_source_travels_with_its_functions(name):
+    """Source that no file has: of a notebook, of an interactive session, made by a library."""
+    linecache.cache[name] = len(SOURCE), None, SOURCE.splitlines(True), name
+    try:
+        text = told_elsewhere(function_of(SOURCE, name), [name])
+        assert f'File "{name}", line 3, in f\n    return 1 / wrong' in text
+        assert (
+            dump_function(function_of(SOURCE, name)).digest == dump_function(function_of(SOURCE, name)).digest
+        )
+    finally:
+        linecache.cache.pop(name, None)
+        dependencies._arrived_sources.pop(name, None)
+
+
+def test_a_files_source_is_read_where_it_is_shown(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(SOURCE)
+    assert f'File "{path}", line 3, in f\n    return 1 / wrong' in told_elsewhere(
+        function_of(SOURCE, str(path))
+    )
+
+
+def test_a_compiled_modules_frame_shows_no_other_files_line():
+    """Its file is named relative to where it was built; the standard library has one of that name, on sys.path."""
+    text = told_elsewhere(function_of(SOURCE, "queue.py"))
+    assert '  File "queue.py", line 3, in f\nZeroDivisionError' in text
+
+
+def test_few_sources_are_kept(monkeypatch):
+    monkeypatch.setattr(dependencies, "SOURCES_KEPT", 3)
+    monkeypatch.setattr(dependencies, "_arrived_sources", {})
+    for n in range(5):
+        dependencies._named_code(lambda: compile("1", "x", "eval"), (), f"cell {n}", "1\n")
+    assert [f"cell {n}" in linecache.cache for n in range(5)] == [False, False, True, True, True]
+    for n in range(5):
+        linecache.cache.pop(f"cell {n}", None)
