@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Callable
 from contextvars import Context, ContextVar
 from types import FunctionType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from skate import dependencies
 
@@ -61,7 +61,7 @@ def _of_class(cls: type, reduced: Reduced) -> Reduced:
         return _of_module, (module, cls.__qualname__)
     make, arguments, state, _, _, fill = reduced
     slots = vars(cls).get("__slots__")
-    if slots is not None and make is dependencies.cloud_skeleton():
+    if slots is not None and make is dependencies.cloud_skeleton() and NamedTuple not in arguments[2]:
         arguments, state = _with_slots(cls, slots, arguments, state)
     return _skeleton, (make, arguments), (fill, state), None, None, _fill_class
 

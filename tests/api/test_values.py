@@ -255,7 +255,7 @@ def test_refs_inside_what_is_pickled_by_itself(cpu2: None) -> None:
 
 
 DEFINITIONS = """
-    import contextvars, dataclasses, enum, functools, multiprocessing, concurrent.futures, sys
+    import contextvars, dataclasses, enum, functools, multiprocessing, concurrent.futures, sys, typing
     import skate
 
     skate.init(num_cpus=1)
@@ -311,6 +311,12 @@ DEFINITIONS = """
     @dataclasses.dataclass(frozen=True, slots=True)
     class Frozen:
         a: int = 0
+    class Pair(typing.NamedTuple):
+        a: int = 0
+    class Number(int):
+        __slots__ = ()
+    class Numbers(list):
+        __slots__ = ("name",)
 
     @skate.remote
     def told(x):
@@ -326,6 +332,25 @@ DEFINITIONS = """
     private.b(5)
     assert skate.get(same.remote(private)).b() == 5
     assert skate.get(same.remote(Frozen(3))) == Frozen(3)
+    for sent in (Pair(3), Number(4)):
+        got, loose = skate.get(told.remote(sent))
+        assert type(got) is type(sent) and got == sent and not loose
+    numbers = Numbers([1])
+    numbers.name = "one"
+    assert skate.get(same.remote(numbers)).name == "one"
+
+    # --- classes of errors
+    class Problem(Exception):
+        seen = 0
+    @skate.remote
+    def fail():
+        raise Problem("x")
+    for _ in range(3):
+        try:
+            skate.get(fail.remote())
+        except Problem:
+            Problem.seen += 1
+    assert Problem.seen == 3
 
     # --- caches
     @functools.lru_cache(maxsize=10)

@@ -665,7 +665,7 @@ def test_every_wording_of_a_write_to_a_shared_array_gets_a_hint():
             write()
         assert "a.copy()" in str(failed(caught.value)), (name, caught.value)
     for other in (
-        ValueError("buffer source array is read-only"), TypeError("Cannot modify readonly array of type: readonly array"),
+        ValueError("buffer source array is read-only"), TypeError("Cannot modify readonly array of type: array"),
     ):  # fmt: skip
         assert "a.copy()" in str(failed(other))
     for other in (
