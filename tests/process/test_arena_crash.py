@@ -143,7 +143,8 @@ class World:
         self.arena.check()
         for row in self.arena.objects():
             assert row["pins"] == {}
-            assert self.arena.delete(row["id"])
+            self.arena.delete(row["id"])
+            assert not self.arena.contains(row["id"])
         stats = self.arena.stats()
         assert (stats["used"], stats["pinned"]) == (0, 0)
         assert stats["free_blocks"] == 1
