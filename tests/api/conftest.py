@@ -34,3 +34,14 @@ def warned_of(captured: Callable[[], str], caplog: pytest.LogCaptureFixture) -> 
         return eventually(lambda: said if text in (said := captured() + caplog.text) else "")
 
     return until
+
+
+@pytest.fixture
+def printed(captured) -> Callable[[str], list[str]]:
+    """Waits until a text was printed, and gives all lines so far, without colours."""
+
+    def until(text: str) -> list[str]:
+        eventually(lambda: text in captured())
+        return captured().splitlines()
+
+    return until

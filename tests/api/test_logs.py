@@ -5,12 +5,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
 
 import pytest
 import skate
-
-from .rendezvous import eventually
 
 pytestmark = pytest.mark.transport
 
@@ -20,17 +17,6 @@ def say(*words: str) -> int:
     for word in words:
         print(word)
     return os.getpid()
-
-
-@pytest.fixture
-def printed(captured) -> Callable[[str], list[str]]:
-    """Waits until a text was printed, and gives all lines so far, without colours."""
-
-    def until(text: str) -> list[str]:
-        eventually(lambda: text in captured())
-        return captured().splitlines()
-
-    return until
 
 
 def test_prefixed_with_name_and_process(skate_start, printed) -> None:

@@ -187,3 +187,28 @@ def test_what_cannot_be_encoded_is_escaped_and_costs_no_other_line(tmp_path: Pat
         said = (tmp_path / stream).read_text("latin-1")
         for text in (") before\n", ") a check mark \\u2713\n", "\\U0001f600" * 2000, ") after\n"):
             assert text in said, stream
+
+
+@pytest.mark.parametrize("descriptor", ["1", "1 / 0"], ids=["with a descriptor", "without"])
+def test_a_stream_that_refuses_a_line_gets_the_others(tmp_path: Path, descriptor: str) -> None:
+    child = run(
+        f"""
+class Output:
+    encoding = "utf-8"
+    def flush(self): pass
+    def fileno(self): return {descriptor}
+    def write(self, text):
+        if "bad" in text:
+            raise ValueError(text)
+        os.write(1, text.encode())
+
+sys.stdout = Output()
+skate.get(say.remote("one", "bad", "two"), timeout=20)
+skate.shutdown()
+os._exit(0)
+        """,
+        tmp_path,
+    )
+    assert child.wait(30) == 0
+    assert [line.split(") ")[1] for line in (tmp_path / "stdout").read_text().splitlines()] == ["one", "two"]
+    assert "1 lines that tasks printed could not be shown on stdout" in (tmp_path / "stderr").read_text()

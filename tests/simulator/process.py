@@ -228,6 +228,8 @@ class NoOutput:
     name = ""
     dirty = False
 
+    def stay(self, name: str) -> None: ...
+
     def flush(self) -> None: ...
 
 

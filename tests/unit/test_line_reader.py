@@ -8,8 +8,19 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from skate.node.logs import CUT, LINE_BYTES, READ_BYTES, TAIL_CHARACTERS, LineReader
-from skate.worker.output import MARK
+from skate._c import clock
+from skate.node.logs import (
+    CUT,
+    LINE_BYTES,
+    READ_BYTES,
+    TAIL_CHARACTERS,
+    UNFINISHED_SECONDS,
+    LineReader,
+    Unfinished,
+)
+from skate.worker.output import mark_of
+
+MARK = mark_of("a secret")
 
 
 class Pipe:
@@ -18,7 +29,7 @@ class Pipe:
     def __init__(self) -> None:
         ours, self.theirs = os.pipe()
         self.said: list[tuple[str, str]] = []
-        self.reader = LineReader(ours, "stdout", lambda _, name, text: self.said.append((name, text)))
+        self.reader = LineReader(ours, "stdout", MARK, lambda _, name, text: self.said.append((name, text)))
 
     def write(self, data: bytes) -> None:
         for at in range(0, len(data), READ_BYTES // 2):
@@ -85,3 +96,69 @@ def test_what_a_death_quotes_is_bounded(pipe: Pipe) -> None:
     pipe.write(b"y" * (3 * LINE_BYTES) + b"\nthe end\n")
     assert all(len(line) <= TAIL_CHARACTERS + len(CUT) for line in pipe.reader.tail)
     assert pipe.reader.tail[-1] == "the end"
+
+
+class TestUnfinished:
+    """A line that has no end is given out once it has stood for long enough, and each of its bytes once."""
+
+    @pytest.fixture
+    def unfinished(self, pipe: Pipe) -> Unfinished:
+        def read(_: object, reader: LineReader) -> None:
+            reader.read()
+            unfinished.note(None, reader)
+
+        unfinished = Unfinished(read)
+        return unfinished
+
+    def test_it_is_given_when_it_is_due(self, pipe: Pipe, unfinished: Unfinished) -> None:
+        pipe.write(b"whole\nhalf")
+        unfinished.note(None, pipe.reader)
+        now = clock.monotonic()
+        due = unfinished.step(now)
+        assert due is not None
+        assert now < due <= now + UNFINISHED_SECONDS
+        assert pipe.lines() == ["whole"]
+        unfinished.step(due)
+        assert pipe.lines() == ["whole", "half"]
+        assert unfinished.step(due) is None
+
+    def test_what_has_come_meanwhile_counts(self, pipe: Pipe, unfinished: Unfinished) -> None:
+        pipe.write(b"half")
+        unfinished.note(None, pipe.reader)
+        os.write(pipe.theirs, b" and its end\nnext")
+        unfinished.step(clock.monotonic() + UNFINISHED_SECONDS)
+        assert pipe.lines() == ["half and its end"]
+
+    def test_its_end_is_no_line(self, pipe: Pipe) -> None:
+        pipe.write(b"half")
+        pipe.reader.give_unfinished()
+        pipe.write(b"\nnext\n\nhalf")
+        pipe.reader.give_unfinished()
+        pipe.write(b" more\n")
+        assert pipe.lines() == ["half", "next", "", "half", " more"]
+
+    def test_no_character_and_no_mark_is_torn(self, pipe: Pipe) -> None:
+        data = f"a✓\U0001f600{MARK}somebody\nb\x1ec".encode()
+        for byte in data:
+            pipe.write(bytes([byte]))
+            pipe.reader.give_unfinished()
+        assert "".join(text for name, text in pipe.said if not name) == "a✓\U0001f600"
+        assert "".join(text for name, text in pipe.said if name == "somebody") == "b\x1ec"
+
+    def test_a_pipe_that_is_not_read_is_left(self, pipe: Pipe, unfinished: Unfinished) -> None:
+        pipe.write(b"half")
+        unfinished.note(None, pipe.reader)
+        unfinished.leave(pipe.reader)
+        assert unfinished.step(clock.monotonic() + UNFINISHED_SECONDS) is None
+        assert pipe.lines() == []
+
+
+def test_only_the_marks_of_this_worker_count(pipe: Pipe) -> None:
+    pipe.write(f"{mark_of('another')}forged\n{MARK[:-2]}:forged\nmine\n{MARK}real\nits\n".encode())
+    assert [name for name, _ in pipe.said] == ["", "real"]
+    assert pipe.said[-1] == ("real", "its")
+
+
+def test_what_a_death_quotes_moves_no_cursor(pipe: Pipe) -> None:
+    pipe.write(b"\x1b[2Jgone\n")
+    assert pipe.reader.tail[-1] == "\\x1b[2Jgone"

@@ -86,7 +86,7 @@ def init(
     namespace: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
     ignore_reinit_error: bool = False,
-    log_to_driver: bool = True,
+    log_to_driver: bool | Literal["raw"] = True,
     logging_level: int | str = logging.INFO,
     **ignored: Any,
 ) -> RuntimeInfo:
@@ -102,7 +102,8 @@ def init(
     object_spilling_limit bytes at most, and never the last 5% of the disk.
     labels: of the node, for those who choose among nodes by labels.
     runtime_env: {"env_vars": {name: value}}: variables of all tasks and actors of this program; their own come on top.
-    log_to_driver: whether what tasks print appears here.
+    log_to_driver: whether what tasks print appears here. Control characters are escaped, but for tabs and colours;
+    "raw" passes on all of them.
 
     Other arguments of Ray's `init` are accepted, with a warning that says what to do instead. Raises RuntimeError for
     what is no argument, where a node cannot start, and when skate runs already (unless ignore_reinit_error); ValueError
@@ -113,6 +114,8 @@ def init(
         raise TypeError(f"namespace must be a str or None, got {namespace!r}")
     if namespace == "":
         raise ValueError("namespace must not be empty; leave it out for a namespace of its own")
+    if isinstance(log_to_driver, str) and log_to_driver != "raw":
+        raise ValueError(f'log_to_driver must be True, False or "raw", got {log_to_driver!r}')
     environment = check_runtime_env("runtime_env", runtime_env) or {}
     variables = environment.get("env_vars") or {}
     check_variables_together(variables)
@@ -162,7 +165,7 @@ def init(
             "variables": list(variables.items()),
         }
         atexit.register(_end_with_process)
-        _session = Session(job, bool(log_to_driver), node)
+        _session = Session(job, log_to_driver, node)
         return RuntimeInfo(
             _session.facts | {"hostname": socket.gethostname(), "node_id": _session.facts["node"]}
         )

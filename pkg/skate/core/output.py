@@ -1,4 +1,8 @@
-"""How much of what a program's tasks print its driver has been sent and has yet to show, and which pipes wait for that.
+"""What a driver shows of what its tasks print: how much of it has been sent, which pipes wait, and in which characters.
+
+What a task prints is shown as text. Colours stay, and end with their line; all else that a terminal would obey (the
+cursor, the screen, titles) is escaped: so nothing that is printed changes the name that stands before it, or other
+lines. A carriage return begins another line.
 
 Pure. State, a job: the characters sent and not shown, the pipes that wait, whether the driver shows anything at all.
 Events: sent, hold_up, shown, closed, tick.
@@ -10,6 +14,7 @@ nobody: tasks go on, and what they print is dropped and counted, until it shows 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
@@ -17,6 +22,16 @@ from typing import Final, Generic, TypeVar
 WINDOW: Final = 16 << 20
 #: seconds that a driver which others wait for may show nothing
 STUCK_SECONDS: Final = 2.0
+
+#: the longest name that is shown before a line, in characters
+NAME_CHARACTERS: Final = 200
+#: what ends all colours
+RESET: Final = "\x1b[0m"
+_CONTROL: Final = r"[\x00-\x08\x0a-\x1f\x7f-\x9f]"
+_COLOUR: Final = r"\x1b\[[0-9;:]*m"
+_NAME_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROLS: Final = re.compile(_CONTROL)
+_COLOURS_OR_CONTROLS: Final = re.compile(f"({_COLOUR})|{_CONTROL}")
 
 Pipe = TypeVar("Pipe", bound=Hashable)
 
@@ -91,3 +106,31 @@ class OutputWindow(Generic[Pipe]):
             raise AssertionError(f"{len(self._waiting)} pipes wait until {self.deadline}")
         if self._waiting and (self._stuck or self._outstanding <= WINDOW):
             raise AssertionError("pipes wait for nothing")
+
+
+def shown_lines(text: str) -> list[str]:
+    """What was printed, as the lines that are shown."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        parts = [part for part in line.split("\r") if part] if "\r" in line else [line]
+        lines += map(without_controls, parts or [""])
+    return lines
+
+
+def without_controls(line: str) -> str:
+    """A line, its control characters escaped but for tabs and colours, which end with it."""
+    if _CONTROLS.search(line) is None:
+        return line
+    shown = _COLOURS_OR_CONTROLS.sub(lambda found: found[1] or _escaped(found[0]), line)
+    last = shown.rfind("\x1b")
+    return shown if last < 0 or shown.startswith((RESET, "\x1b[m"), last) else shown + RESET
+
+
+def name_to_show(name: str) -> str:
+    """A name for the beginning of a line: one line, without control characters, and not too long."""
+    shown = _NAME_CONTROLS.sub(lambda found: _escaped(found[0]), name)
+    return shown if len(shown) <= NAME_CHARACTERS else shown[: NAME_CHARACTERS - 1] + "…"
+
+
+def _escaped(character: str) -> str:
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character) or f"\\x{ord(character):02x}"

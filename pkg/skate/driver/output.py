@@ -5,12 +5,14 @@ be shown, a thread that shows it (started with the first of it), and how much co
 
 The program's streams may block for ever (a pipe that nobody reads), and they and its logging handlers may be of its own
 making, and raise. So whoever reads the inbox never writes to them: it leaves what is to be shown to these threads, and
-what cannot be shown is counted, and said once. A descriptor is written to only where it has room, so that the thread of
-a stuck outlet does not sleep in the middle of a write, with the stream's own lock.
+what cannot be shown is counted, and said once; each line is tried, whatever became of those before it. A descriptor is
+written to only where it has room, so that the thread of a stuck outlet does not sleep in the middle of a write, with
+the stream's own lock.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -22,6 +24,7 @@ from typing import Any, Final
 
 from skate._c.clock import monotonic
 from skate._c.steps import leave_signals
+from skate.core.output import name_to_show, shown_lines
 from skate.ids import ProcessId
 from skate.untouched import SimpleQueue, select
 
@@ -52,16 +55,18 @@ Tell = Callable[[ProcessId, int], None]
 class Output:
     """The outlets of a session. `tell` is called by their threads."""
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, tell: Tell, raw: bool) -> None:
+        """`raw`: what tasks print is passed on as it is, control characters and all."""
         whole = threading.Lock()
-        self._outlets = {name: Outlet(name, tell, whole) for name in ("stdout", "stderr")}
+        self._outlets = {name: Outlet(name, tell, whole, raw) for name in ("stdout", "stderr")}
         self._loggers = self._outlets["stderr"]
         self._pid = os.getpid()
         for name in LOGGERS:
             logging.getLogger(name).addFilter(self._divert)
 
-    def show(self, node: ProcessId, source: str, prefix: str, text: str) -> None:
+    def show(self, node: ProcessId, source: str, name: str, pid: int, text: str) -> None:
         """Lines that a task has printed, whose node is told once they are shown. Does not block."""
+        prefix = f"({name_to_show(name)} pid={pid})" if name else f"(pid={pid})"
         self._outlets["stderr" if source == "stderr" else "stdout"].put((node, prefix, text))
 
     def _divert(self, record: logging.LogRecord) -> bool:
@@ -84,8 +89,9 @@ class Output:
 class Outlet:
     """What goes to one of the program's streams."""
 
-    def __init__(self, name: str, tell: Tell, whole: threading.Lock) -> None:
+    def __init__(self, name: str, tell: Tell, whole: threading.Lock, raw: bool) -> None:
         self._name = name
+        self._raw = raw
         self._tell = tell
         #: held while lines are written, where both streams go to one file
         self._whole = whole
@@ -151,9 +157,10 @@ class Outlet:
             self._steps += 1
 
     def _show(self, node: ProcessId, prefix: str, text: str) -> None:
-        lines = [f"{prefix} {line}\n" for line in text.split("\n")]
+        shown = text.split("\n") if self._raw else shown_lines(text)
+        lines = [f"{prefix} {line}\n" for line in shown]
         with self._whole if _go_to_one_file() else nullcontext():
-            for piece in ["".join(lines)] if _descriptor(self._name) is None else _pieces(lines):
+            for piece in self._pieces(lines):
                 if not self._has_room() or not self._attempt(partial(self._write, piece)):
                     self._lost += piece.count("\n")
                 self._steps += 1
@@ -170,6 +177,14 @@ class Outlet:
                 self._told_at = now
                 del self._untold[node]
                 self._tell(node, characters)
+
+    def _pieces(self, lines: list[str]) -> list[str]:
+        """What is written at a time. Python's own streams take all of that or nothing: so lines are put together."""
+        if _descriptor(self._name) is None:
+            return lines
+        if isinstance(getattr(sys, self._name), io.TextIOWrapper):
+            return _pieces(lines)
+        return [piece for line in lines for piece in _pieces([line])]
 
     def _write(self, text: str) -> None:
         stream: Any = getattr(sys, self._name)

@@ -36,7 +36,7 @@ END_SECONDS = 10.0
 class Session:
     """One driver and its runtime; and its node manager, unless it came to one that was there."""
 
-    def __init__(self, job: dict[str, Any], log_to_driver: bool, node: dict[str, Any] | str) -> None:
+    def __init__(self, job: dict[str, Any], log_to_driver: bool | str, node: dict[str, Any] | str) -> None:
         """Starts a node manager with the configuration `node`, or comes to the one whose session has the folder `node`.
 
         Blocks until it is ready. RuntimeError that says why where it does not start.
@@ -44,7 +44,7 @@ class Session:
         with section:
             self._begin(job, log_to_driver, node)
 
-    def _begin(self, job: dict[str, Any], log_to_driver: bool, node: dict[str, Any] | str) -> None:
+    def _begin(self, job: dict[str, Any], log_to_driver: bool | str, node: dict[str, Any] | str) -> None:
         """In a section: a handler of a signal may raise where this waits for others, and Ctrl-C come there."""
         self._process: subprocess.Popen[bytes] | None = None
         folder = node
@@ -52,11 +52,11 @@ class Session:
             self._process, facts = let_in(nodes.start, folder)
             folder = facts["folder"]
         try:
-            self.facts = let_in(nodes.enter, folder, job, log_to_driver) | {
+            self.facts = let_in(nodes.enter, folder, job, bool(log_to_driver)) | {
                 "owner_pid": os.getpid(),
                 "job": job["id"],
             }
-            self._connect(job)
+            self._connect(job, raw=log_to_driver == "raw")
         except BaseException:
             if self._process is not None:
                 self._process.kill()  # its zygote clears up
@@ -69,7 +69,7 @@ class Session:
                 self._output.close()
             raise
 
-    def _connect(self, job: dict[str, Any]) -> None:
+    def _connect(self, job: dict[str, Any], raw: bool) -> None:
         for text in self.facts["warnings"]:
             warnings.warn(text, RuntimeWarning, stacklevel=6)
         node = NodeId(bytes.fromhex(self.facts["node"]))
@@ -86,7 +86,7 @@ class Session:
         self._left_because = ""
         self._pidfd = os.pidfd_open(self.facts["pid"])
         self._ending = False
-        self._output = Output(self._shown)
+        self._output = Output(self._shown, raw)
         runtime = self.runtime
         runtime.in_cluster = "address" in self.facts
         runtime.handle(m.Log, self._print)
@@ -172,7 +172,7 @@ class Session:
         self.runtime.finish(self._left)
 
     def _print(self, node: ProcessId, source: str, name: str, pid: int, text: str) -> None:
-        self._output.show(node, source, f"({name} pid={pid})" if name else f"(pid={pid})", text)
+        self._output.show(node, source, name, pid, text)
 
     def _shown(self, node: ProcessId, characters: int) -> None:
         runtime = self.runtime

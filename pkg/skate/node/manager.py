@@ -16,6 +16,7 @@ import json
 import logging
 import mmap
 import os
+import secrets
 import socket
 from collections.abc import Container, Iterable
 from contextlib import ExitStack
@@ -57,7 +58,7 @@ from skate.node.groups import PENDING_GROUPS, NodeGroups
 from skate.node.groups import Hooks as GroupHooks
 from skate.node.head import HeadLink
 from skate.node.ledger import NodeLedger
-from skate.node.logs import LineReader
+from skate.node.logs import LineReader, Unfinished
 from skate.node.names import replying
 from skate.node.processes import Job, Process, environment_of
 from skate.node.puller import Puller
@@ -75,6 +76,7 @@ from skate.store.local import LocalStore
 from skate.wire import checks, testament
 from skate.wire import messages as m
 from skate.wire.messages import encode
+from skate.worker.output import mark_of
 
 if TYPE_CHECKING:
     from skate.node.state_file import StateFile
@@ -129,6 +131,7 @@ class NodeManager:
         #: job id -> job, also after its driver has left, while detached actors of it live, and may start again
         self._jobs: dict[str, Job] = {}
         self._processes: dict[ProcessId, Process] = {}
+        self._unfinished = Unfinished(self._read)
         self._drivers: dict[ProcessId, Process] = {}
         #: drivers that have left -> until when they may read what was said to them last
         self._leaving: dict[ProcessId, float] = {}
@@ -624,11 +627,13 @@ class NodeManager:
                 worker.testament = mmap.mmap(file.fileno(), testament.BYTES)
             undo.callback(worker.testament.close)
             ends = []
+            worker.secret = secrets.token_hex(8)
             for source in ("stdout", "stderr"):
                 ours, theirs = os.pipe()
                 passed_on.callback(os.close, theirs)
                 ends.append(theirs)
-                reader = LineReader(ours, source, lambda *line: self._printed(worker, *line))
+                mark = mark_of(worker.secret)
+                reader = LineReader(ours, source, mark, lambda *line: self._printed(worker, *line))
                 undo.callback(self._close, worker, reader)
                 worker.readers.append(reader)
                 self._read_on([(worker, reader)])
@@ -712,14 +717,19 @@ class NodeManager:
             self._close(worker, reader)
         elif worker.job.output.hold_up((worker, reader), monotonic()):
             self._mailbox.unwatch(reader.fd)
+            self._unfinished.leave(reader)
+        else:
+            self._unfinished.note(worker, reader)
 
     def _read_on(self, readers: Iterable[tuple[Process, LineReader]]) -> None:
         for worker, reader in readers:
             self._mailbox.watch(reader.fd, partial(self._read, worker, reader))
+            self._unfinished.note(worker, reader)
 
     def _close(self, worker: Process, reader: LineReader) -> None:
         if reader.open:
             worker.job.output.closed((worker, reader))
+            self._unfinished.leave(reader)
             self._mailbox.unwatch(reader.fd)
             reader.close()
 
@@ -742,8 +752,8 @@ class NodeManager:
                     self._post(job.driver, m.Log("stderr", "", os.getpid(), text))
 
     def _wait_for_output(self, now: float) -> float | None:
-        """Gives up drivers that show nothing; gives the time of the next look, or None."""
-        due = None
+        """Gives up drivers that show nothing, and shows unfinished lines; gives the time of the next look, or None."""
+        due = self._unfinished.step(now)
         for job in self._jobs.values():
             waited = job.output.tick(now)
             if waited:

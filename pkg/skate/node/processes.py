@@ -56,6 +56,8 @@ class Process:
         self.pid = 0
         self.registered = False
         self.readers: list[LineReader] = []
+        #: of a worker, what tells the marks in its output from what is printed
+        self.secret = ""
         self.testament: mmap.mmap | None = None
         #: of a worker, its Kind: which leases it can serve
         self.worker_kind: Any = None

@@ -10,8 +10,8 @@ since it is a subreaper.
 
 It talks to the node manager over a socket pair that keeps message borders:
 
-    node -> zygote   {"fork": process id, "job": {...}} with the write ends of two pipes; {"kill": pid}; {"end": 1};
-                     {"zygote": {...}} with a file for what it writes, and its end of a channel of its own
+    node -> zygote   {"fork": process id, "job": {...}, "secret": …} with the write ends of two pipes; {"kill": pid};
+                     {"end": 1}; {"zygote": {...}} with a file for what it writes, and its end of a channel of its own
     zygote -> node   {"forked": process id, "pid": pid}; {"exited": pid, "status": n}; {"ended": 1};
                      {"unforked": process id, "why": text}
 
@@ -217,7 +217,10 @@ class Zygote:
             sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
             from skate.worker.main import run_worker
 
-            status = run_worker(bytes.fromhex(message["fork"]), self._config | {"job": message["job"]})
+            status = run_worker(
+                bytes.fromhex(message["fork"]),
+                self._config | {"job": message["job"], "secret": message["secret"]},
+            )
         except SystemExit as request:
             status = exit_status_of(request)
         except BaseException:

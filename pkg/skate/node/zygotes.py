@@ -67,7 +67,7 @@ class Zygotes:
         """Has a worker forked that writes to these. OSError where that cannot be asked for."""
         job, variables, _ = worker.worker_kind
         facts = worker.job.facts | {"variables": variables}
-        message = {"fork": worker.id.hex(), "job": facts}
+        message = {"fork": worker.id.hex(), "job": facts, "secret": worker.secret}
         if not variables:
             send(self._first, message, pipes)
             return

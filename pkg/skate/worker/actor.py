@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
-from types import AsyncGeneratorType, CoroutineType
+from types import AsyncGeneratorType, CoroutineType, WrapperDescriptorType
 from typing import TYPE_CHECKING, Any
 
 from skate._c import clock, refs
@@ -53,7 +53,7 @@ class HostedActor:
         self.spec = new.spec
         self.restarts = new.restarts
         self.name: str = new.spec["name"]
-        #: begins the lines that it prints
+        #: begins the lines that it prints, until it has a __repr__ of its own to tell
         self.shown: str = new.spec["class_name"]
         self.instance: Any = None
         #: what the constructor raised, packed; empty: nothing; None: it has not returned
@@ -95,6 +95,15 @@ class HostedActor:
         args, kwargs = executor.arguments(self, guards)
         self.instance = cls(*args, **kwargs)
         self._add_methods(executor, cls)
+        if not isinstance(cls.__repr__, WrapperDescriptorType):  # (object's, or a built-in container's)
+            executor.set_output_name(self._own_name())
+
+    def _own_name(self) -> str:
+        try:
+            return repr(self.instance) or self.shown
+        except Exception:
+            log.warning("%s.__repr__ raised: lines begin with the class's name", self.shown, exc_info=True)
+            return self.shown
 
     def say_again(self, runtime: Runtime) -> None:
         """Tells the actor's node how the constructor ended, once it has. Under the lock."""
@@ -162,6 +171,7 @@ def become_actor(executor: Executor, runtime: Runtime, new: NewActor) -> bool:
     """
     actor = executor.actor = HostedActor(new)
     spec = new.spec
+    executor.set_output_name(actor.shown)
     executor.serve(Lease(new.lease, ProcessId(new.actor), spec["depth"] + 1, new.allocation))
     runtime.objects.blocking = None  # an actor keeps what it holds while it waits
     if spec["asyncio"]:
@@ -269,7 +279,6 @@ class Threads:
     def run(self) -> None:
         """Serves until the actor ends."""
         executor, actor = self._executor, self._actor
-        executor.set_output_name(actor.shown)
         executor.sink = self._take
         try:
             actor.construct(executor, self._runtime)
@@ -456,7 +465,6 @@ class EventLoops:
     def run(self) -> None:
         """Serves until the actor ends."""
         executor = self._executor
-        executor.set_output_name(self._actor.shown)
         executor.on_end = self._main.end
         self._runtime.objects.before_blocking = self._warn_of_blocking
         executor.sink = self._main.take if len(self._loops) == 1 else self._take

@@ -335,8 +335,8 @@ class Executor:
             gc.collect()
 
     def set_output_name(self, name: str) -> None:
-        """What all lines that are printed from here on begin with."""
-        self._output.name = name
+        """What all lines that are printed from here on begin with, whichever way."""
+        self._output.stay(name)
 
     def flush_output(self) -> None:
         """What was printed is with the node before the answer is, even if this process is killed now."""
@@ -367,7 +367,8 @@ class Executor:
         self.current = pushed
         self._testament.begins(pushed.task)
         function = self._functions[pushed.function]
-        self._output.name = pushed.name or function.name if self.actor is None else self.actor.shown
+        if self.actor is None:
+            self._output.name = pushed.name or function.name
         guards: list[Guard] = []
         started = clock.monotonic_ns()
         try:

@@ -56,6 +56,7 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
     _see_what_the_driver_sees(job, own)
     _restore_threads(job["thread_variables"] | {name: own[name] for name in THREAD_VARIABLES if name in own})
     _be_random()
+    output = TaskOutput(config["secret"])
     logging.basicConfig(level=job["logging_level"], format="%(levelname)s %(name)s: %(message)s", force=True)
     with open(os.path.join(config["folder"], f"{me.hex()}.now"), "rb+") as file:
         memory = mmap.mmap(file.fileno(), testament.BYTES)
@@ -68,7 +69,7 @@ def run_worker(identity: bytes, config: dict[str, Any]) -> int:
     except OSError as error:
         print(f"this worker cannot speak to its node: {of_limit(error)}", file=sys.stderr)
         return 1
-    executor = Executor(runtime, testament.Testament(memory), TaskOutput(), become_actor)
+    executor = Executor(runtime, testament.Testament(memory), output, become_actor)
     current.set_runtime(runtime, current.facts_of(job, node, executor))
     with runtime.lock:
         runtime.post(manager, m.Register("worker", os.getpid(), None))
