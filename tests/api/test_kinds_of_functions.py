@@ -105,6 +105,36 @@ class TestWrappers:
         actor = skate.remote(Actor).options(num_cpus=0).remote()
         assert skate.get([wrapped.remote(1, **keywords), actor.pair.remote(1, **keywords)]) == [right] * 2
 
+    def test_whose_kind_is_their_own(self) -> None:
+        """A coroutine function around a plain one, a generator around one that is none."""
+
+        def later(function: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(function)
+            async def wrapper(*args: Any) -> Any:
+                return function(*args)
+
+            return wrapper
+
+        def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(function)
+            def wrapper(*args: Any) -> Iterator[Any]:
+                yield from function(*args)
+
+            return wrapper
+
+        class Actor:
+            @later
+            def double(self, x: int) -> int:
+                return 2 * x
+
+            @one_by_one
+            def count(self, n: int) -> range:
+                return range(n)
+
+        actor = skate.remote(Actor).options(num_cpus=0).remote()
+        assert skate.get(actor.double.remote(3)) == 6
+        assert [skate.get(ref) for ref in actor.count.remote(3)] == [0, 1, 2]
+
     def test_of_a_constructor(self) -> None:
         def with_seven(init: Callable[..., None]) -> Callable[..., None]:
             @functools.wraps(init)

@@ -14,7 +14,7 @@ from skate.api.actor_handle import ActorHandle, ActorType, Method
 from skate.api.remote_function import Exported, warn_not_yet
 from skate.api.scheduling import schedule_of, variables_of
 from skate.api.session import require_runtime
-from skate.callables import ANY_ARGUMENTS, own_signature, plain_arity
+from skate.callables import ANY_ARGUMENTS, is_generator, own_signature, plain_arity
 from skate.core.resources import actor_requests
 from skate.exceptions import ActorAlreadyExistsError
 from skate.options import ActorOptions, MethodOptions, resolve_num_returns, validate_method_options
@@ -207,10 +207,16 @@ def _type_of(cls: type, options: ActorOptions) -> ActorType:
         if not _is_method(name, plain):
             continue
         takes_self = hasattr(plain, "__get__") and not isinstance(function, staticmethod)
-        wrapped = inspect.unwrap(getattr(plain, "func", plain))
-        is_async = inspect.iscoroutinefunction(wrapped) or inspect.isasyncgenfunction(wrapped)
+        own = getattr(plain, "func", plain)
+        bodies = (
+            own,
+            inspect.unwrap(own),
+        )  # a wrapper may be of a kind of its own, or pass on what it is given
+        is_async = any(map(inspect.iscoroutinefunction, bodies)) or any(
+            map(inspect.isasyncgenfunction, bodies)
+        )
         asyncio = asyncio or is_async
-        generator = inspect.isgeneratorfunction(wrapped) or inspect.isasyncgenfunction(wrapped)
+        generator = any(map(is_generator, bodies))
         chosen: MethodOptions = getattr(plain, METHOD_OPTIONS, None) or validate_method_options()
         methods[name] = Method(
             chosen,
