@@ -182,7 +182,9 @@ def _pickler_class() -> type:
                 self.refs.append(obj)
             if not isinstance(obj, BaseException):
                 reduced = super().reducer_override(obj)
-                return reducers.of_definition(obj, reduced) if isinstance(obj, type | FunctionType) else reduced
+                return (
+                    reducers.of_definition(obj, reduced) if isinstance(obj, type | FunctionType) else reduced
+                )
             usual = pickles_as_usual(type(obj))
             if id(obj) not in self._linked:
                 return reduce(obj) if usual else super().reducer_override(obj)
