@@ -475,6 +475,7 @@ class EventLoops:
         finally:
             self._end_groups()
             self._main.cancel_what_runs()
+            self._runtime.objects.before_blocking = None  # exit handlers block no loop
 
     def _begin(self) -> None:
         """In the main loop: the instance is made there, before any call runs."""
