@@ -180,8 +180,12 @@ class LoopInbox:
 
     def _on_ring(self) -> None:
         self.hand_out()
-        if self.looks and not self._reads:
+        if self._reads:
+            return
+        if self.looks:
             self._look_next_turn()  # an exception of a handler may have come in the way of its last look
+        elif not self.number:
+            self._leave_selector()
 
     def has_arrivals(self) -> bool:
         """Whether `hand_out` has something to do."""
