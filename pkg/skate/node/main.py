@@ -252,6 +252,8 @@ def _make_arena(fd: int, store_bytes: int) -> Arena:
     try:
         return Arena.create(fd, store_bytes)
     except (OSError, ArenaFull, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            raise  # a limit on files, not on memory
         raise CannotStart(
             f"an object store of {store_bytes >> 20} MB cannot be made: {error}. Give the machine (the container, "
             "ulimit -v) more memory, or ask for a smaller store by init(object_store_memory=…)"
