@@ -50,7 +50,7 @@ if __name__ == "__main__":
         print(f"six tasks with {what}: at most {at_once} at once")
 
     # A GPU task is told which devices are its own. Two of them never share one; halves do.
-    for ids, visible in skate.get([on_gpu.remote() for _ in range(2)]):
+    for ids, visible in sorted(skate.get([on_gpu.remote() for _ in range(2)])):
         print(f"a GPU of its own: {ids}, CUDA_VISIBLE_DEVICES={visible}")
     halves = skate.get([on_half_a_gpu.remote() for _ in range(4)])
     print("four halves of two GPUs:", sorted(halves))

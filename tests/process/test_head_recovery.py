@@ -181,7 +181,7 @@ def test_tasks_and_calls_between_the_others_do_not_notice(
 def test_names_of_the_others_are_told_again(heads: Heads, program: Callable) -> None:
     here, there = heads.node("here"), heads.node("there")
     come_in(here)
-    box = skate.remote(Again)
+    box = skate.remote(resources={"here": 0.1})(Again)
     kept = box.options(name="kept").remote()
     ended = box.options(name="ended").remote()
     assert skate.get([kept.one.remote(), ended.one.remote()]) == [1, 1]

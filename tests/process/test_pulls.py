@@ -223,7 +223,7 @@ def test_the_only_copy_dies_with_its_node(cluster: Cluster, program: Callable) -
     maker, other = cluster.add_node(), cluster.add_node()
     program(
         maker,
-        "@skate.remote\nclass Maker:\n    def make(self, seed): return data(3_000_000, seed)\n"
+        "@skate.remote(num_cpus=1)\nclass Maker:\n    def make(self, seed): return data(3_000_000, seed)\n"
         "maker = Maker.remote()\ngive('maker', maker)\ninput()",
     )
     owner = program(
@@ -259,7 +259,7 @@ def test_the_source_is_killed_in_the_middle(cluster: Cluster, program: Callable,
     other = cluster.add_node(object_store_memory=500 * MB)
     program(
         maker,
-        f"@skate.remote\nclass Maker:\n    def make(self): return data({400 * MB})\n"
+        f"@skate.remote(num_cpus=1)\nclass Maker:\n    def make(self): return data({400 * MB})\n"
         "maker = Maker.remote()\ngive('maker', maker)\ninput()",
     )
     third = cluster.add_node(object_store_memory=500 * MB)

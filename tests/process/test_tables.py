@@ -16,7 +16,12 @@ from skate.util.placement_group import placement_group, remove_placement_group
 pytestmark = pytest.mark.timeout(60)
 
 #: the last ones are remembered, about 1,000 of each
-MEMORIES = {"ActorDirectory._causes", "GroupDirectory.removed_groups", "GroupDirectory._ends"}
+MEMORIES = {
+    "ActorDirectory._causes",
+    "GroupDirectory.removed_groups",
+    "GroupDirectory._ends",
+    "Settling._acquaintances",
+}
 #: there are as many as there are workers, some of which start and end as the node sees fit
 OF_WORKERS = {
     "Admission._idle",
@@ -25,6 +30,7 @@ OF_WORKERS = {
     "NodeMailbox._watched",
     "NodeManager._by_pid",
     "NodeManager._processes",
+    "Settlements._processes",
     "Zygotes._others",
 }
 
