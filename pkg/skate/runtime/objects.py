@@ -342,7 +342,7 @@ class Objects:
         with runtime.lock:
             waiter = self.when_ready([entry], callback)
             runtime.mailbox.flush()  # its owner may have been asked for it
-            return waiter
+        return waiter
 
     def fail_pending(self, error: BaseException) -> None:
         packed = pack_error(error)
