@@ -324,7 +324,9 @@ class TestBoundToEnd:
         maker = Maker.remote()
         pid = skate.get(maker.__ray_call__.remote(lambda self: os.getpid()))
         counter = skate.get(maker.make.remote(name))
-        skate.get(maker.__ray_call__.remote(lambda self: None))  # and what gave the handle away has let go of it
+        skate.get(
+            maker.__ray_call__.remote(lambda self: None)
+        )  # and what gave the handle away has let go of it
         os.kill(pid, signal.SIGSTOP)
         try:
             assert skate.get(skate.get_actor(name).increment.remote()) == 1

@@ -16,6 +16,8 @@ import pytest
 import skate
 from api.rendezvous import Gate, eventually
 from leftovers import folders, processes, segments, wait_for_nothing_left
+from skate.runtime import current
+from skate.wire import messages as m
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -402,3 +404,14 @@ class TestNested:
         eventually(lambda: not folders() and not segments())
         driver.kill()
         wait_for_nothing_left()
+
+
+def test_a_node_that_is_behind_hears_a_driver_out(skate_start, caplog: pytest.LogCaptureFixture) -> None:
+    """More than the lane has room for waits when the driver leaves: its last word comes after that, not never."""
+    skate_start(num_cpus=1)
+    runtime = current.runtime
+    with runtime.lock:
+        for _ in range(20_000):
+            runtime.post(runtime.node, m.ReturnLease(-1))
+    skate.shutdown()
+    assert "does not end" not in caplog.text

@@ -31,6 +31,8 @@ log = logging.getLogger("skate")
 
 #: seconds that a node manager may take to end
 END_SECONDS = 10.0
+#: until it is looked again whether a node that is behind with its mail has room for the last word
+ROOM_SECONDS = 0.02
 
 
 class Session:
@@ -121,8 +123,20 @@ class Session:
         with runtime.lock:
             runtime.post(self.node, m.Leave("its driver has called shutdown()"))
             runtime.mailbox.flush()  # another thread may be asleep in the inbox: it sends nothing
-            runtime.mailbox.leave_lanes()  # other threads may call on, until all is closed
-        runtime.pump.wait(self._left, runtime.lock, monotonic() + END_SECONDS)
+        deadline = monotonic() + END_SECONDS
+        while not self._leave_lanes() and monotonic() < deadline:
+            runtime.pump.wait(self._left, runtime.lock, monotonic() + ROOM_SECONDS)
+        runtime.pump.wait(self._left, runtime.lock, deadline)
+
+    def _leave_lanes(self) -> bool:
+        """Other threads may call on, until all is closed; False where the node has no room yet for what it is told."""
+        runtime = self.runtime
+        with runtime.lock:
+            runtime.mailbox.flush()
+            if runtime.mailbox.waits_for(self.node):
+                return False
+            runtime.mailbox.leave_lanes()
+        return True
 
     def _close(self, process_ends: bool) -> None:
         runtime = self.runtime

@@ -343,9 +343,14 @@ class Mailbox:
             self._lanes.release(peer)
             self._early.pop(peer, None)
 
+    def waits_for(self, peer: ProcessId) -> bool:
+        """Whether the peer has had no room yet for all that it was sent."""
+        link = self._links.get(peer)
+        return link is not None and bool(link.records)
+
     def leave_lanes(self) -> None:
         """Others are about to hear that this process has ended, and to give its rings away: what it still says goes by
-        ZeroMQ. After a flush.
+        ZeroMQ. Once nothing waits for a peer that is to read it: what was in the way of a lane is read after that.
         """
         self._exchange = None
         for link in self._links.values():
