@@ -412,6 +412,8 @@ def test_a_node_that_is_behind_hears_a_driver_out(skate_start, caplog: pytest.Lo
     runtime = current.runtime
     with runtime.lock:
         for _ in range(20_000):
-            runtime.post(runtime.node, m.Resume(1))  # not for a node, which says so in its log: that takes time
+            runtime.post(
+                runtime.node, m.Resume(1)
+            )  # not for a node, which says so in its log: that takes time
     skate.shutdown()
     assert "does not end" not in caplog.text

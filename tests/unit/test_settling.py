@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from skate.core.references import AskSettled, References
 from skate.core.settling import DEAD_REMEMBERED, AskToSpeak, Settling, TellSettled
 from skate.ids import NodeId, ProcessId, manager_of, process_id
 
@@ -99,3 +100,16 @@ def test_heirs_of_heirs_that_have_died_since_are_asked_as_well() -> None:
         settling.process_died(process_id(HERE, 100 + number), [A], [])
     assert settling.known_to(DEAD) is None, "then all nodes are asked"
     assert len(settling._acquaintances) == DEAD_REMEMBERED
+
+
+def test_of_a_dead_node_its_processes_are_not_asked_about_one_by_one() -> None:
+    """Its manager, which would have to answer, is dead, too: also where a process was known to be dead before."""
+    owner = References(A, None)
+    entry = owner.create(bytes(A) + bytes(12))
+    gone = process_id(THERE, 1)
+    owner.on_process_died(gone)
+    owner.on_process_died(THERE)
+    owner.keep_for_heirs(gone, [entry])
+    assert owner.take_effects() == [AskSettled(THERE)]
+    owner.on_settled(THERE)
+    assert entry.pins == 0

@@ -456,7 +456,8 @@ class References(Machine):
 
     def _settle(self, dead: bytes) -> None:
         """Has it settled who has what from a dead process or node."""
-        gone = dead if dead in self._dead else dead[:NODE_ID_BYTES]
+        node = dead[:NODE_ID_BYTES]
+        gone = node if node in self._dead else dead  # the manager of a dead node answers no question
         if gone not in self._unsettled:
             self._unsettled.add(gone)
             self._effects.append(AskSettled(gone))
