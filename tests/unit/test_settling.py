@@ -102,14 +102,18 @@ def test_heirs_of_heirs_that_have_died_since_are_asked_as_well() -> None:
     assert len(settling._acquaintances) == DEAD_REMEMBERED
 
 
-def test_of_a_dead_node_its_processes_are_not_asked_about_one_by_one() -> None:
-    """Its manager, which would have to answer, is dead, too: also where a process was known to be dead before."""
+def test_nothing_is_kept_for_the_heirs_of_other_nodes_processes() -> None:
+    """Nor where such a process was known to be dead before its node was."""
     owner = References(A, None)
     entry = owner.create(bytes(A) + bytes(12))
     gone = process_id(THERE, 1)
     owner.on_process_died(gone)
     owner.on_process_died(THERE)
     owner.keep_for_heirs(gone, [entry])
-    assert owner.take_effects() == [AskSettled(THERE)]
-    owner.on_settled(THERE)
+    assert entry.pins == 0
+    owner.on_process_died(DEAD)
+    owner.keep_for_heirs(DEAD, [entry])
+    assert entry.pins == 1
+    assert AskSettled(DEAD) in owner.take_effects()
+    owner.on_settled(DEAD)
     assert entry.pins == 0

@@ -325,7 +325,8 @@ class References(Machine):
         if self.has_died(borrower):
             if change < 0:
                 return  # all its borrows end at once
-            self._settle(borrower)  # it may have handed the ref on
+            if not self._settle(borrower):  # it may have handed the ref on
+                return
         elif node_of(borrower) != self._node and borrower not in self._watched:
             self._watched.add(borrower)  # this process may have nothing else to do with it
             self._effects.append(TellWatch(borrower))
@@ -454,13 +455,19 @@ class References(Machine):
         if self.has_died(process):
             self._settle(process)
 
-    def _settle(self, dead: bytes) -> None:
-        """Has it settled who has what from a dead process or node."""
-        node = dead[:NODE_ID_BYTES]
-        gone = node if node in self._dead else dead  # the manager of a dead node answers no question
-        if gone not in self._unsettled:
-            self._unsettled.add(gone)
-            self._effects.append(AskSettled(gone))
+    def _settle(self, dead: bytes) -> bool:
+        """Has it settled who has what from a dead process; False where nothing is kept for its heirs.
+
+        That is so of nodes that died, and of processes of other nodes: what they had ends at once, and who has
+        something from them may claim it too late.
+        """
+        if len(dead) == NODE_ID_BYTES or node_of(ProcessId(dead)) != self._node:
+            self._end_what_it_had(dead)
+            return False
+        if dead not in self._unsettled:
+            self._unsettled.add(dead)
+            self._effects.append(AskSettled(dead))
+        return True
 
     def on_settled(self, gone: bytes) -> None:
         """Whoever has something from the dead one has said so: its borrows end.
@@ -470,6 +477,9 @@ class References(Machine):
         if gone not in self._unsettled:
             return
         self._unsettled.discard(gone)
+        self._end_what_it_had(gone)
+
+    def _end_what_it_had(self, gone: bytes) -> None:
         for entry in list(self.entries.values()):
             if entry.owned and entry.borrowers:
                 self._end_borrows(entry, gone)
