@@ -144,9 +144,9 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, 1), object_id=ids)
     def delete(self, who: int, object_id: bytes) -> None:
-        known = object_id in self.sealed or object_id in self.making
+        sealed = object_id in self.sealed  # what is being made may come from a copy
         copied = any(each is self.sealed.get(object_id) for each in self.copied)
-        assert self.arenas[who].delete(object_id) == (known and not copied)
+        assert self.arenas[who].delete(object_id) == (sealed and not copied)
         self.sealed.pop(object_id, None)
         if object_id in self.making:
             _, writable, contents_ = self.making.pop(object_id)

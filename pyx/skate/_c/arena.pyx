@@ -678,8 +678,9 @@ cdef class Arena:
     def delete(self, bytes object_id not None):
         """Remove the object: its id is free at once, its memory with the last pin.
 
-        False if there may be a copy elsewhere: it is not in the arena, or was sealed or evicted as one that has a copy.
-        An unsealed object is removed as well; its maker's seal then raises NotMaking.
+        False if there may be a copy elsewhere: it is not in the arena, was sealed or evicted as one that has a copy, or
+        is unsealed, and may be made from one. An unsealed object is removed as well; its maker's seal then raises
+        NotMaking, but its maker may as well give up before that, and never hear of it.
         """
         cdef Request r
         call = self.enter()
@@ -895,7 +896,8 @@ cdef class Writable:
     def seal(self, *, bint copied=False):
         """From now the object cannot change, and get finds it; the maker's pin is gone.
 
-        `copied`: there is a copy of it elsewhere, of which `delete` then tells. BufferError while a writable view lives; NotMaking if it was deleted meanwhile, or sealed or aborted before.
+        `copied`: there is a copy of it elsewhere, of which `delete` then tells. BufferError while a writable view lives;
+        NotMaking if it was deleted meanwhile, or sealed or aborted before.
         """
         cdef Request r
         cdef int rc

@@ -520,7 +520,7 @@ cdef int op_delete(View* v, Request* r) noexcept nogil:
     cdef uint64_t b = lookup(v, r.id)
     if not b:
         return ABSENT
-    r.copied = v.blocks[b].copied != 0
+    r.copied = v.blocks[b].copied != 0 or v.blocks[b].state != SEALED  # it may be on its way back from a copy
     doom(v, b)
     return DONE
 
