@@ -102,6 +102,13 @@ def test_heirs_of_heirs_that_have_died_since_are_asked_as_well() -> None:
     assert len(settling._acquaintances) == DEAD_REMEMBERED
 
 
+def test_a_node_that_died_before_the_question_is_not_asked() -> None:
+    settling = Settling()
+    settling.process_died(DEAD, [A], [THERE, ELSEWHERE])
+    settling.node_died(THERE)
+    assert settling.known_to(DEAD) == [manager_of(ELSEWHERE)]
+
+
 def test_nothing_is_kept_for_the_heirs_of_other_nodes_processes() -> None:
     """Nor where such a process was known to be dead before its node was."""
     owner = References(A, None)

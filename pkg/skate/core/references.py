@@ -92,9 +92,9 @@ class Speak(NamedTuple):
 
 
 class AskSettled(NamedTuple):
-    """Effect: send SettleDeath(dead) to the manager of its node; of a dead node, to that of this process."""
+    """Effect: send SettleDeath(dead) to the manager of this node, which is the dead one's."""
 
-    dead: bytes
+    dead: ProcessId
 
 
 Effect = FreeValue | TellBorrower | TellRelease | TellWatch | TellClaim | AskEcho | Speak | AskSettled
@@ -114,8 +114,8 @@ class References(Machine):
         self._dead: dict[bytes, None] = {}
         #: processes of other nodes that have borrowed: their node was asked to tell of their death
         self._watched: set[ProcessId] = set()
-        #: dead processes and nodes of which something is kept until it is settled who has it from them
-        self._unsettled: set[bytes] = set()
+        #: dead processes of this node of which something is kept until it is settled who has it from them
+        self._unsettled: set[ProcessId] = set()
         #: process -> what it had of this one, pinned once more, for those that it may have handed that on to
         self._estates: dict[bytes, list[ObjectEntry]] = {}
         #: processes that were told of borrowers since they were last asked for an echo
@@ -461,15 +461,16 @@ class References(Machine):
         That is so of nodes that died, and of processes of other nodes: what they had ends at once, and who has
         something from them may claim it too late.
         """
-        if len(dead) == NODE_ID_BYTES or node_of(ProcessId(dead)) != self._node:
+        if len(dead) == NODE_ID_BYTES or node_of(dead) != self._node:
             self._end_what_it_had(dead)
             return False
-        if dead not in self._unsettled:
-            self._unsettled.add(dead)
-            self._effects.append(AskSettled(dead))
+        process = ProcessId(dead)
+        if process not in self._unsettled:
+            self._unsettled.add(process)
+            self._effects.append(AskSettled(process))
         return True
 
-    def on_settled(self, gone: bytes) -> None:
+    def on_settled(self, gone: ProcessId) -> None:
         """Whoever has something from the dead one has said so: its borrows end.
 
         So do counts below zero: what would have made up for them was lost.

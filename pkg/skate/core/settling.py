@@ -1,9 +1,9 @@
 """Who has still to speak about a death: processes that may have refs from the dead one, and have not claimed them yet.
 
-Pure; in each node manager. Whoever keeps something for the heirs of a dead process asks the manager of its node, and
-of a dead node the manager of its own. A *round* asks all processes of the node, and the managers of the nodes that the
-dead one was in touch with, which ask theirs in a round of their own. Each answers once the owners have heard its
-claims; when all have, so has whoever asked. What is asked follows the notice of the death on the same link.
+Pure; in each node manager. Whoever keeps something for the heirs of a dead process of its node asks the manager there.
+A *round* asks all processes of the node, and the managers of the nodes that the dead one was in touch with, which ask
+theirs in a round of their own. Each answers once the owners have heard its claims; when all have, so has whoever asked.
+What is asked follows the notice of the death on the same link.
 
 Who dies before it has spoken may have handed on what it had from the dead: then the round begins anew, with its heirs
 among those that are asked. Nothing ends a round but answers and deaths: who is stopped holds it up, no time does.
@@ -26,14 +26,14 @@ class AskToSpeak(NamedTuple):
 
     to: ProcessId
     number: int
-    dead: bytes
+    dead: ProcessId
 
 
 class TellSettled(NamedTuple):
     """Effect: all have spoken of `dead`. A manager is answered by the `number` of its question, a process without."""
 
     to: ProcessId
-    dead: bytes
+    dead: ProcessId
     number: int | None
 
 
@@ -42,7 +42,7 @@ class Round:
 
     __slots__ = ("askers", "dead", "waiting")
 
-    def __init__(self, dead: bytes, asker: ProcessId, number: int | None) -> None:
+    def __init__(self, dead: ProcessId, asker: ProcessId, number: int | None) -> None:
         self.dead = dead
         self.askers: list[tuple[ProcessId, int | None]] = [(asker, number)]
         #: who has yet to speak
@@ -63,7 +63,7 @@ class Settling(Machine):
     def asked(
         self,
         asker: ProcessId,
-        dead: bytes,
+        dead: ProcessId,
         processes: Iterable[ProcessId],
         others: Iterable[ProcessId],
         number: int | None = None,
@@ -79,12 +79,12 @@ class Settling(Machine):
                     return
         self._ask(Round(dead, asker, number), [*processes, *others])
 
-    def known_to(self, dead: bytes) -> list[ProcessId] | None:
+    def known_to(self, dead: ProcessId) -> list[ProcessId] | None:
         """The managers of nodes that a dead process of this node, or one that has died since, was in touch with."""
         if dead not in self._acquaintances:
             return None
         found = list(self._acquaintances)
-        since = found[found.index(ProcessId(dead)) :]
+        since = found[found.index(dead) :]
         return sorted({node for process in since for node in self._acquaintances[process]})
 
     def _ask(self, about: Round, whom: Iterable[ProcessId]) -> None:
@@ -124,7 +124,10 @@ class Settling(Machine):
                 self._ask(about, [*processes, *known])
 
     def node_died(self, node: NodeId) -> None:
-        """Another node is dead: nobody there speaks any more."""
+        """Another node is dead: nobody there speaks any more, in rounds that are to come either."""
+        for known in self._acquaintances.values():
+            if manager_of(node) in known:
+                known.remove(manager_of(node))
         for number, about in list(self.rounds.items()):
             about.askers = [(asker, asked) for asker, asked in about.askers if not asker.startswith(node)]
             about.waiting = {each for each in about.waiting if not each.startswith(node)}

@@ -186,7 +186,6 @@ class NodeManager:
                 m.WatchActor.code: actors[m.WatchActor.code],  # type: ignore[attr-defined]
                 m.KillActor.code: actors[m.KillActor.code],  # type: ignore[attr-defined]
                 m.WatchProcess.code: self._watch_process,  # type: ignore[attr-defined]
-                m.SettleDeath.code: self._settlements.from_processes[m.SettleDeath.code],  # type: ignore[attr-defined]
                 m.ReturnLease.code: self._return_lease,  # type: ignore[attr-defined]
                 m.ActorStarted.code: actors[m.ActorStarted.code],  # type: ignore[attr-defined]
                 m.ActorLeaves.code: actors[m.ActorLeaves.code],  # type: ignore[attr-defined]

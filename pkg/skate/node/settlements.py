@@ -1,18 +1,17 @@
 """What a node manager does so that whoever keeps something for the heirs of a dead process hears when all have spoken.
 
-State: core.settling's rounds; questions of other managers about nodes whose death is not known here yet.
+State: core.settling's rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from skate.core.settling import AskToSpeak, Settling
-from skate.ids import NODE_ID_BYTES, NodeId, ProcessId, manager_of, node_of
+from skate.ids import NodeId, ProcessId, manager_of, node_of
 from skate.node.cluster import NodeCluster
 from skate.node.processes import Process
-from skate.node.strangers import Stranger
 from skate.wire import messages as m
 
 
@@ -28,9 +27,7 @@ class Settlements:
         self._node = node
         self._processes = processes
         self._post = post
-        #: node -> questions about its death, which this one has not heard of: (manager, number)
-        self._early: dict[bytes, list[tuple[ProcessId, int]]] = {}
-        #: what processes of any node say, and what other managers do
+        #: what processes of this node say, and what other managers do
         self.from_processes: dict[int, Callable[..., None]] = {
             m.SettleDeath.code: self._asked,  # type: ignore[attr-defined]
             m.Spoken.code: self._spoken,  # type: ignore[attr-defined]
@@ -43,12 +40,10 @@ class Settlements:
     def _registered(self) -> list[ProcessId]:
         return [process.id for process in self._processes.values() if process.registered]
 
-    def _asked(self, asker: Process | Stranger, dead: bytes) -> None:
-        others: Iterable[ProcessId] | None = None
-        if len(dead) != NODE_ID_BYTES:
-            if node_of(dead) != self._node or dead in self._processes:
-                raise ValueError(f"{dead.hex()} is no dead process of this node")
-            others = self.machine.known_to(dead)
+    def _asked(self, asker: Process, dead: ProcessId) -> None:
+        if node_of(dead) != self._node or dead in self._processes:
+            raise ValueError(f"{dead.hex()} is no dead process of this node")
+        others = self.machine.known_to(dead)
         if others is None:
             others = [manager_of(row.node) for row in self.cluster.roster.living() if row.node != self._node]
         self.machine.asked(asker.id, dead, self._registered(), others)
@@ -58,10 +53,7 @@ class Settlements:
         self.machine.spoken(process.id, number)
         self._act()
 
-    def _asked_by_manager(self, node: NodeId, number: int, dead: bytes) -> None:
-        if len(dead) == NODE_ID_BYTES and not self.cluster.is_dead(NodeId(dead)):
-            self._early.setdefault(dead, []).append((manager_of(node), number))
-            return
+    def _asked_by_manager(self, node: NodeId, number: int, dead: ProcessId) -> None:
         self.machine.asked(manager_of(node), dead, self._registered(), (), number)
         self._act()
 
@@ -75,15 +67,8 @@ class Settlements:
         self._act()
 
     def node_died(self, node: NodeId) -> None:
-        """Another node is dead, and all processes here were told."""
-        self._early = {
-            dead: left
-            for dead, asked in self._early.items()
-            if (left := [each for each in asked if not each[0].startswith(node)])
-        }
+        """Another node is dead: nobody there speaks any more."""
         self.machine.node_died(node)
-        for asker, number in self._early.pop(node, ()):
-            self.machine.asked(asker, node, self._registered(), (), number)
         self._act()
 
     def _act(self) -> None:

@@ -478,8 +478,6 @@ class Objects:
         elif type(effect) is Speak:
             self._runtime.post(self._runtime.node, m.Spoken(effect.number))
         elif type(effect) is AskSettled:
-            dead = effect.dead
-            manager = manager_of(dead) if len(dead) == PROCESS_ID_BYTES else self._runtime.node
-            self._runtime.post(manager, m.SettleDeath(dead))
+            self._runtime.post(self._runtime.node, m.SettleDeath(effect.dead))
         else:
             self._runtime.post(effect.to, m.ReleaseBorrow(effect.object, effect.owed, effect.kept))

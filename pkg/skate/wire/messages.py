@@ -27,8 +27,8 @@ Who says what:
                          RoomMade, RollCall
     head -> node         PrepareBundles, CommitBundles, ReturnBundles, EndGroup, ClaimRoom, DropClaim, GroupStands,
                          StateReply
-    process -> any node  WatchProcess, SettleDeath, LogsShown (from drivers)
-    any node -> process  DeathSettled
+    process -> any node  WatchProcess, LogsShown (from drivers)
+    process -> node      SettleDeath; the answer is DeathSettled
     node -> node, process Speak; the answer is Spoken
 
 An owner of tasks that calls an actor's methods pushes them to the actor's process as it pushes tasks to workers.
@@ -892,16 +892,16 @@ class Echoed(NamedTuple):
 
 @_message(112)
 class SettleDeath(NamedTuple):
-    """The sender keeps what a dead process or node held until all who may have it from there have claimed it."""
+    """The sender keeps what a dead process of its node held until all who may have it from there have claimed it."""
 
-    dead: bytes
+    dead: ProcessId
 
 
 @_message(113)
 class DeathSettled(NamedTuple):
     """They have."""
 
-    dead: bytes
+    dead: ProcessId
 
 
 @_message(114)
@@ -909,7 +909,7 @@ class Speak(NamedTuple):
     """Say once what you have claimed, after this death above all, has been heard; see core.settling."""
 
     number: int
-    dead: bytes
+    dead: ProcessId
 
 
 @_message(115)
@@ -930,7 +930,7 @@ SAID_BY: dict[type[Any], bool] = {
     ExitIfUnused: True,
     Resume: True,
     Speak: True,
-    DeathSettled: False,
+    DeathSettled: True,
     LeaseGranted: False,
     LeasesFailed: False,
     ReclaimLease: False,
