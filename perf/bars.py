@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,10 +45,7 @@ class Below:
         return f"<{self.figure:g} {self.unit}"
 
     def verdict(self, results: Results) -> Verdict:
-        summary = results.summary(self.row, results.subject)
-        if not summary:
-            return "unknown"
-        return "met" if summary.median < self.figure else "missed"
+        return _judged(results, self.row, lambda median: median < self.figure)
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,15 @@ class AtLeast:
         return f"≥{self.figure:,g} {self.unit}"
 
     def verdict(self, results: Results) -> Verdict:
-        summary = results.summary(self.row, results.subject)
-        if not summary:
-            return "unknown"
-        return "met" if summary.median >= self.figure else "missed"
+        return _judged(results, self.row, lambda median: median >= self.figure)
+
+
+def _judged(results: Results, row: str, meets: Callable[[float], bool]) -> Verdict:
+    """Of the subject's median in a row."""
+    summary = results.summary(row, results.subject)
+    if not summary:
+        return "unknown"
+    return "met" if meets(summary.median) else "missed"
 
 
 Bar = Ahead | Below | AtLeast

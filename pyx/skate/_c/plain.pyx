@@ -129,66 +129,55 @@ def register_plain_type(cls: type) -> None:
 
 # --- making ------------------------------------------------------------------------------------------------------
 
-cpdef Serialized serialize(object value):
-    """Pickle `value`. Raises what its pickling raises; skate.store.serialization names the culprit."""
-    cdef Serialized out = Serialized.__new__(Serialized)
+cdef inline int _pickle(Serialized out, object value, Way way, bint beside) except -1:
+    """Pickles the value into `out`, with its refs; `beside`: buffers are kept out of band."""
     cdef PyObject *outer = current
-    cdef int budget = NODE_BUDGET
-    cdef Py_ssize_t weight = 0
-    cdef Way way
-    out.buffers = []
-    out.refs = []
-    if _ndarray is None:
-        _find_numpy()
-    if _serialize_bare(value, out):
-        return out
-    way = _way_of(value, &budget, &weight, 0)
     global current
     current = <PyObject *>out
     try:
-        if way == PLAIN:
+        if way == CLOUD:
+            out.inband = _cloud_dumps(value, out.buffers.append if beside else None)
+        elif way == PLAIN:
             out.inband = _dumps(value, 5)
-        elif way == PLAIN_WITH_BUFFERS:
-            out.inband = _dumps(value, 5, buffer_callback=out.buffers.append)
         else:
-            out.inband = _cloud_dumps(value, out.buffers.append)
+            out.inband = _dumps(value, 5, buffer_callback=out.buffers.append)
     finally:
         current = outer
     if len(out.refs) > 1:
         out.refs = list(dict.fromkeys(out.refs))
+    return 0
+
+
+cdef inline Serialized _empty():
+    cdef Serialized out = Serialized.__new__(Serialized)
+    out.buffers = []
+    out.refs = []
+    return out
+
+
+cpdef Serialized serialize(object value):
+    """Pickle `value`. Raises what its pickling raises; skate.store.serialization names the culprit."""
+    cdef Serialized out = _empty()
+    cdef int budget = NODE_BUDGET
+    cdef Py_ssize_t weight = 0
+    if _ndarray is None:
+        _find_numpy()
+    if not _serialize_bare(value, out):
+        _pickle(out, value, _way_of(value, &budget, &weight, 0), True)
     return out
 
 
 cpdef Serialized serialize_plain(object value):
     """As serialize(), of what `compact` has looked at: plain values, in tuples and dictionaries of any length."""
-    cdef Serialized out = Serialized.__new__(Serialized)
-    cdef PyObject *outer = current
-    out.buffers = []
-    out.refs = []
-    global current
-    current = <PyObject *>out
-    try:
-        out.inband = _dumps(value, 5, buffer_callback=out.buffers.append)
-    finally:
-        current = outer
-    if len(out.refs) > 1:
-        out.refs = list(dict.fromkeys(out.refs))
+    cdef Serialized out = _empty()
+    _pickle(out, value, PLAIN_WITH_BUFFERS, True)
     return out
 
 
 def dumps_inband(value: object) -> Serialized:
     """As serialize(), always by cloudpickle and with no buffer out of band: for functions and classes."""
-    cdef Serialized out = Serialized.__new__(Serialized)
-    cdef PyObject *outer = current
-    out.buffers = []
-    out.refs = []
-    global current
-    current = <PyObject *>out
-    try:
-        out.inband = _cloud_dumps(value, None)
-    finally:
-        current = outer
-    out.refs = list(dict.fromkeys(out.refs))
+    cdef Serialized out = _empty()
+    _pickle(out, value, CLOUD, False)
     return out
 
 
