@@ -338,6 +338,28 @@ class TestBoundToEnd:
         del counter
         assert is_free(name)
 
+    def test_what_its_maker_said_to_an_earlier_question_does_not_count(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first one was given up while the maker stood still: it is answered when the maker goes on, and then the
+        last handle has gone."""
+        maker = Maker.remote()
+        pid = skate.get(maker.__ray_call__.remote(lambda self: os.getpid()))
+        counter = skate.get(maker.make.remote(name))
+        skate.get(maker.__ray_call__.remote(lambda self: None))
+        os.kill(pid, signal.SIGSTOP)
+        goes_on = threading.Timer(0.5, os.kill, (pid, signal.SIGCONT))
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr("skate.runtime.actors.ANSWER_SECONDS", 0.1)
+                assert skate.get_actor(name) == counter
+            del counter
+            goes_on.start()
+            assert is_free(name)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            goes_on.cancel()
+
     def test_whose_making_was_interrupted(self, name: str) -> None:
         """Nobody got a handle of it, and nobody ever will: a detached one would have the name for ever."""
 

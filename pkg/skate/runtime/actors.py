@@ -104,6 +104,8 @@ class Actors:
         self._head_is_away = False
         #: actors that were killed from here, lately
         self._killed: dict[ActorId, None] = {}
+        #: makers that have a question for a token to answer that was given up
+        self._behind: set[ProcessId] = set()
         runtime.handle(m.HeadBack, self._head_back)
         runtime.handle(m.ActorState, self._state)
         runtime.handle(m.ActorMade, self._constructed)
@@ -306,6 +308,7 @@ class Actors:
 
     def process_died(self, who: ProcessId | NodeId, now: float) -> None:
         """A process is gone, or a node. While there is no head, its directory does not say so. Under the lock."""
+        self._behind = {maker for maker in self._behind if not maker.startswith(who)}
         if self._head_is_away:
             text = "Its process ended, and the head of the cluster, which would start it again, is away."
             for line in list(self.calls.lines.values()):
@@ -344,10 +347,16 @@ class Actors:
 
         Names are with the head, and who holds a handle is known to the actor's maker, by the token. What is said here
         reaches the maker before the question: so a handle that was dropped here before does not count any more. A maker
-        that does not answer within ANSWER_SECONDS may have been stopped: then the name alone counts.
+        that does not answer within ANSWER_SECONDS may have been stopped: then the name alone counts. When it goes on,
+        its answer must not be taken for one to a later question.
         """
         runtime = self._runtime
         waiter = Waiter()
+        maker, deadline = owner_of(actor), monotonic() + ANSWER_SECONDS
+        if maker in self._behind:
+            if not runtime.objects.hear_answers(maker, deadline):
+                return False
+            self._behind.discard(maker)
         with runtime.lock:
             line = self.calls.lines.get(actor)
             if actor in self._killed or (line is not None and line.state == DEAD):
@@ -362,11 +371,12 @@ class Actors:
             runtime.objects.ask_owners(pending)
             runtime.mailbox.flush()
         try:
-            runtime.pump.wait(waiter, runtime.lock, monotonic() + ANSWER_SECONDS)
+            runtime.pump.wait(waiter, runtime.lock, deadline)
         finally:
             if not waiter.done:
                 with runtime.lock:
                     refs.unwatch(pending, waiter)
+                    self._behind.add(maker)
         if runtime.broken is not None:
             raise runtime.why_broken()
         return bool(ref.entry.state == FAILED)

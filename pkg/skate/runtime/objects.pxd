@@ -9,7 +9,8 @@ cdef class Objects:
     cdef public Runtime _runtime
     cdef public object large_arguments, before_blocking, blocking, loops, _arrivals
     cdef public References _references
-    cdef public dict _askers, when_freed
+    cdef public dict _askers, _echo_waits, when_freed
+    cdef public Py_ssize_t _echoes_asked
     cpdef value(self, ObjectEntry entry, bint block=*, deadline=*, run=*)
     cpdef settle(self, ObjectEntry entry, int state, value, contents=*)
     cpdef _load(self, ObjectEntry entry, bint block, deadline)

@@ -82,6 +82,9 @@ class Objects:
         self.loops = Loops(runtime)
         #: PENDING object of this process -> the borrowers that have asked for it
         self._askers: dict[bytes, set[ProcessId]] = {}
+        #: (process, number) of an Echo -> who waits for its answer
+        self._echo_waits: dict[tuple[ProcessId, int], Waiter] = {}
+        self._echoes_asked = 0
         #: id of an object of this process -> what to call, under the lock, when it is freed
         self.when_freed: dict[bytes, Callable[[], None]] = {}
         #: called with "get" or "wait" before one; an asyncio actor warns there
@@ -93,8 +96,8 @@ class Objects:
         runtime.handle(m.AddBorrower, self._borrower_added)
         runtime.handle(m.ReleaseBorrow, self._borrow_released)
         runtime.handle(m.ClaimBorrow, self._borrow_claimed)
-        runtime.handle(m.Echo, lambda asker: runtime.post(asker, m.Echoed()))
-        runtime.handle(m.Echoed, self._references.on_echoed)
+        runtime.handle(m.Echo, lambda asker, number: runtime.post(asker, m.Echoed(number)))
+        runtime.handle(m.Echoed, self._echoed)
         runtime.handle(m.Speak, lambda _, number, dead: self._references.on_asked_to_speak(number))
         runtime.handle(m.DeathSettled, lambda _, dead: self._references.on_settled(dead))
 
@@ -442,10 +445,42 @@ class Objects:
             self._runtime.hear_out(ProcessId(gone))  # what it has said of the borrower is in the claim
         self._references.on_borrow_claimed(identifier, borrower, owed)
 
+    def hear_answers(self, process: ProcessId, deadline: float) -> bool:
+        """Blocks until all has come that the process has answered before; False where the clock passes the deadline.
+
+        A process that is dead answers nothing any more. Not under the lock.
+        """
+        runtime = self._runtime
+        waiter = Waiter()
+        with section:
+            with runtime.lock:
+                self._echoes_asked += 1
+                key = process, self._echoes_asked
+                if self._references.has_died(process):
+                    return True
+                self._echo_waits[key] = waiter
+                runtime.post(process, m.Echo(key[1]))
+                runtime.mailbox.flush()
+            try:
+                runtime.pump.wait(waiter, runtime.lock, deadline)
+            finally:
+                with runtime.lock:
+                    self._echo_waits.pop(key, None)
+        return waiter.done
+
+    def _echoed(self, process: ProcessId, number: int) -> None:
+        if number == 0:
+            self._references.on_echoed(process)
+        elif (waiter := self._echo_waits.get((process, number))) is not None:
+            self._runtime.finish(waiter)
+
     def owner_died(self, gone: ProcessId | NodeId) -> None:
         """A process is gone, or a node: borrows of theirs end, what only they knew is lost. Under the lock."""
         for askers in self._askers.values():
             askers.difference_update([asker for asker in askers if asker.startswith(gone)])
+        for (process, _), waiter in self._echo_waits.items():
+            if process.startswith(gone):
+                self._runtime.finish(waiter)
         errors: dict[ProcessId, bytes] = {}
         for entry in self._references.on_process_died(gone):
             if entry.state == PENDING or entry.state == STORED:
@@ -474,7 +509,7 @@ class Objects:
         elif type(effect) is TellClaim:
             self._runtime.post(effect.to, m.ClaimBorrow(effect.object, effect.owed, effect.gone))
         elif type(effect) is AskEcho:
-            self._runtime.post(effect.to, m.Echo())
+            self._runtime.post(effect.to, m.Echo(0))
         elif type(effect) is Speak:
             self._runtime.post(self._runtime.node, m.Spoken(effect.number))
         elif type(effect) is AskSettled:

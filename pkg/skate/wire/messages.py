@@ -882,12 +882,16 @@ class ClaimBorrow(NamedTuple):
 
 @_message(37)
 class Echo(NamedTuple):
-    """Answered at once: then what was said before was heard."""
+    """Answered at once: then what was said before was heard, and answered."""
+
+    number: int  # of who asks; 0: as core.references counts them
 
 
 @_message(38)
 class Echoed(NamedTuple):
     """The answer."""
+
+    number: int
 
 
 @_message(112)
