@@ -40,7 +40,8 @@ ACTORS = """
     Actor, AsyncActor = skate.remote(Base), skate.remote(Async)
 
     def report(name, *pids):
-        print(name, *pids, flush=True)
+        sys.stdout.write(" ".join(map(str, [name, *pids])) + "\\n")  # at once: what actors print is shown meanwhile
+        sys.stdout.flush()
 """
 
 ALL_KINDS = """
