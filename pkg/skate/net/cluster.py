@@ -28,8 +28,8 @@ from skate.core.delivery import Incoming, Outgoing
 from skate.ids import NodeId, ProcessId, manager_of, node_of
 from skate.net.callers import Callers, cut, listen_at, peer_of, shut_gate, strangers_allowed
 from skate.net.cluster_key import Keys
-from skate.net.mailbox import LINGER_MS, READ_FRAMES
-from skate.net.node_mailbox import SCARCE, SCARCE_SECONDS, NodeMailbox
+from skate.net.mailbox import LINGER_MS, READ_FRAMES, SCARCE, SCARCE_SECONDS
+from skate.net.node_mailbox import NodeMailbox
 from skate.wire.cluster import (
     ACK,
     BULK,

@@ -17,14 +17,14 @@ cdef class Link:
 cdef class Mailbox:
     cdef public bytes me
     cdef public str _folder
-    cdef public object _deliver, context, _inbox, _epoll, _exchange
+    cdef public object _deliver, context, _inbox, _epoll, _exchange, look_at, _scarce_since
     cdef public dict _links, _watched, _early
     cdef public list _waiting
     cdef public int _doorbell, _bell
     cdef public Inbox _lanes
     cdef public Alarm alarm
     cdef public double _socket_looked_at, _waits_since
-    cdef public bint closed, _socket_is_silent
+    cdef public bint closed, _leaving, _socket_is_silent
     @cython.locals(link=Link, lane=Lane)
     cpdef bint post(self, bytes to, bytes record) except -1
     @cython.locals(link=Link)

@@ -21,11 +21,12 @@ reader.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections import deque
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Final
 
 import zmq
 
@@ -33,6 +34,7 @@ from skate._c import clock, frames
 from skate._c.alarm import Alarm
 from skate._c.lanes import LONGEST_RECORD, STALLED, STARVED, Exchange, Inbox, Lane
 from skate._c.steps import doze, empty
+from skate.exceptions import SkateSystemError
 from skate.ids import NODE_ID_BYTES, PROCESS_ID_BYTES, ProcessId, manager_of
 from skate.net import exchange
 from skate.net.limits import allow_descriptors, check_mailbox
@@ -57,6 +59,12 @@ NEVER = float("inf")
 NEARLY = 0.75
 #: seconds for which a busy reader of lanes does not look at the socket
 SOCKET_SECONDS = 0.0005
+
+#: of a socket call: there are no descriptors, or buffers, for now; seconds until it is tried again; and after which
+#: whoever waits meanwhile hears of it
+SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+SCARCE_SECONDS: Final = 1.0
+SCARCE_PATIENCE: Final = 5.0
 
 #: descriptors that a peer may cost: a link, its way back, and in a node manager two pipes
 LINK_DESCRIPTORS = 4
@@ -147,8 +155,13 @@ class Mailbox:
         self._socket_looked_at = 0.0
         #: nothing is left in the socket, so its descriptor becomes readable when something comes
         self._socket_is_silent = False
+        #: when to try again to open what there was no descriptor for, and since when there has been none
+        self.look_at: float | None = None
+        self._scarce_since: float | None = None
         #: what is to wake another thread of this process if nobody reads for a while; None: nothing is
         self.alarm: Alarm | None = None
+        #: the process takes its leave: what it still says to others than its node manager matters no more
+        self._leaving = False
         self.closed = False
 
     def _open_lanes(self, place: exchange.Place) -> None:
@@ -201,9 +214,29 @@ class Mailbox:
             self._waits_since = min(self._waits_since, link.flushed_at)
 
     def flush(self) -> None:
-        """Sends all that waits. What a peer has no room for waits for the next flush. Does not block."""
+        """Sends all that waits. What a peer has no room for waits for the next flush. Does not block.
+
+        What there is no descriptor for waits for the first one after `look_at`.
+        """
+        due = self.look_at is not None and clock.monotonic() >= self.look_at
+        if due:
+            self.look_at = None
         if self._waiting:
             self._keep_waiting([link for link in self._waiting if not self._send(link)])
+        if due and self.look_at is None:  # there is one, or the peer is gone
+            self._scarce_since = None
+
+    def check_descriptors(self, now: float) -> None:
+        """For whoever waits: SkateSystemError where messages have waited SCARCE_PATIENCE seconds for a descriptor."""
+        if self._leaving or self._scarce_since is None:
+            return
+        if now - self._scarce_since >= SCARCE_PATIENCE:
+            self.look_at = now  # who waits next is not to hear of it where there are some again
+            raise SkateSystemError(
+                f"this process (pid {os.getpid()}) has had no descriptor left for {now - self._scarce_since:.0f} s, so "
+                "it cannot connect to those that it has messages for. Close files and sockets that are not needed, or "
+                "raise the limit (`ulimit -n`); the messages leave then."
+            )
 
     def _keep_waiting(self, links: list[Link]) -> None:
         self._waiting = links
@@ -269,12 +302,31 @@ class Mailbox:
         return not link.marked
 
     def _send_frame(self, link: Link, records: list[bytes]) -> bool:
-        if link.socket is None:
-            link.socket = self._connect(link.peer)
+        if link.socket is None and not self._connected(link):
+            return False
+        assert link.socket is not None
         try:
             link.socket.send(frames.frame(records), zmq.NOBLOCK)
         except zmq.Again:
             return False
+        return True
+
+    def _connected(self, link: Link) -> bool:
+        """Opens the link's socket; False where there is no descriptor for one, for now."""
+        now = clock.monotonic()
+        if self.look_at is not None and now < self.look_at:
+            return False
+        try:
+            link.socket = self._connect(link.peer)
+        except zmq.ZMQError as error:
+            if error.errno not in SCARCE:
+                raise
+            if self._scarce_since is None:
+                self._scarce_since = now
+                log.warning("process %s cannot be spoken to for now: %s", link.peer.hex(), error)
+            self.look_at = now + SCARCE_SECONDS
+            return False
+        self.look_at = self._scarce_since = None
         return True
 
     def is_elsewhere(self, process: ProcessId) -> bool:
@@ -352,6 +404,7 @@ class Mailbox:
         """Others are about to hear that this process has ended, and to give its rings away: what it still says goes by
         ZeroMQ. Once nothing waits for a peer that is to read it: what was in the way of a lane is read after that.
         """
+        self._leaving = True
         self._exchange = None
         for link in self._links.values():
             link.lane = None

@@ -7,11 +7,9 @@ receiver has a lane, the frame goes by the socket, and a mark in the lane says w
 
 from __future__ import annotations
 
-import errno
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import zmq
 
@@ -20,12 +18,6 @@ from skate._c.clock import monotonic
 from skate._c.lanes import Lane
 from skate.ids import NodeId, ProcessId, manager_of
 from skate.net.mailbox import FRAME_RECORDS, Link, Mailbox, Relay
-
-log = logging.getLogger("skate.net")
-
-#: of a socket call: there are no descriptors, or buffers, for now; and seconds until it is tried again
-SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-SCARCE_SECONDS: Final = 1.0
 
 Forward = Callable[[ProcessId, ProcessId, bytes, "memoryview | None"], None]
 
@@ -39,8 +31,6 @@ class NodeMailbox(Mailbox):
     _before: Callable[[], None] | None = None
     #: what says what was to be said since
     _held: list[Callable[[], Any]]
-    #: when to try again to say what there was no descriptor for; None: there was
-    look_at: float | None = None
 
     def hold(self, before: Callable[[], None]) -> None:
         """From here on nothing leaves until the next flush has called `before`."""
@@ -55,7 +45,6 @@ class NodeMailbox(Mailbox):
             for say in held:
                 say()
             self.poke()  # what is for other nodes leaves in the next turn
-        self.look_at = None
         super().flush()
 
     def post(self, to: ProcessId, record: bytes) -> bool:
@@ -137,11 +126,8 @@ class NodeMailbox(Mailbox):
         link.marked = not self._send_parts(link, record)
         return not link.marked
 
-    def _send_frame(self, link: Link, records: list[bytes]) -> bool:
-        return self._is_open(link) and super()._send_frame(link, records)
-
     def _send_parts(self, link: Link, parts: tuple[ProcessId, bytes]) -> bool:
-        if not self._is_open(link):
+        if link.socket is None and not self._connected(link):
             return False
         assert link.socket is not None
         assert not isinstance(link.socket, Relay)
@@ -149,17 +135,4 @@ class NodeMailbox(Mailbox):
             link.socket.send_multipart(parts, zmq.NOBLOCK)
         except zmq.Again:
             return False
-        return True
-
-    def _is_open(self, link: Link) -> bool:
-        """Whether the link has a socket. A node goes on where there is no descriptor for one: what waits, waits."""
-        if link.socket is None:
-            try:
-                link.socket = self._connect(link.peer)
-            except zmq.ZMQError as error:
-                if error.errno not in SCARCE:
-                    raise
-                log.warning("process %s cannot be spoken to for now: %s", link.peer.hex(), error)
-                self.look_at = monotonic() + SCARCE_SECONDS
-                return False
         return True

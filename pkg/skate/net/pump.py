@@ -227,6 +227,7 @@ class Pump:
             timeout = self._before_sleep()
             if waiter.done or steps.has_put_off():
                 return  # what was waited for was a timer's
+            mailbox.check_descriptors(clock.monotonic())
             if deadline is not None:
                 left = min(deadline - clock.monotonic(), LONGEST_SLEEP)
                 if left <= 0:

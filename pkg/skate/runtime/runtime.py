@@ -261,6 +261,8 @@ class Runtime:
                 self.act()
                 due = self._next_tick()
             self.mailbox.flush()
+            if self.mailbox.look_at is not None:
+                due = self.mailbox.look_at if due is None else min(due, self.mailbox.look_at)
         finally:
             self.lock.leave()
         return None if due is None else max(0.0, due - now)
