@@ -42,7 +42,7 @@ def settle(nodes: Callable[[], list[tuple[int, str]]], mark: bytes) -> tuple[flo
     began = time.monotonic()
     while True:
         gc.collect()
-        left = [*resources_in_use(), *objects_listed(), *known_to_the_driver(), *spilled(nodes())]
+        left = [*resources_in_use(), *objects_listed(nodes()), *known_to_the_driver(), *spilled(nodes())]
         seconds = time.monotonic() - began
         if not left or seconds > SETTLE_SECONDS:  # else it is too early to ask
             left += managers_have(nodes(), mark)
@@ -60,8 +60,12 @@ def resources_in_use() -> list[str]:
     ]
 
 
-def objects_listed() -> list[str]:
-    return [f"in the store: {each}" for each in state.list_objects(limit=5)]
+def objects_listed(nodes: list[tuple[int, str]]) -> list[str]:
+    managers = [pid for pid, _ in nodes]
+    return [
+        f"in the store: {each}" + ", made by its node manager" * (each.creator_pid in managers)
+        for each in state.list_objects(limit=5)
+    ]
 
 
 def spilled(nodes: list[tuple[int, str]]) -> list[str]:

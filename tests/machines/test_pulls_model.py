@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from skate.core.copies import Copies, TellCopy
 from skate.core.pulls import (
     ALL_BYTES,
@@ -43,6 +43,8 @@ class Node:
         self.node = node
         self.pulls = Pulls()
         self.store: set[ObjectId] = set()
+        #: what it has, and cannot read for now
+        self.unreadable: set[ObjectId] = set()
         self.places: dict[int, tuple[ObjectId, set[int]]] = {}
         self.questions: dict[int, tuple[ProcessId, ObjectId]] = {}
         self.answers: dict[int, tuple[Any, ...]] = {}
@@ -60,7 +62,6 @@ class Cluster(RuleBasedStateMachine):
         super().__init__()
         self.copies = Copies(HOME)
         self.nodes = {node: Node(node) for node in (HOME, *NODES)}
-        self.nodes[HOME].store |= set(OBJECTS)
         self.freed: set[ObjectId] = set()
         self.lost: set[ObjectId] = set()
         #: (from, to) -> calls to be made there; the owner is None
@@ -148,7 +149,8 @@ class Cluster(RuleBasedStateMachine):
         self.nodes[node].store.discard(object_id)
 
     def chunk_asked(self, source: NodeId, asker: NodeId, effect: AskChunk) -> None:
-        there = effect.object in self.nodes[source].store
+        node = self.nodes[source]
+        there = effect.object in node.store - node.unreadable
         if asker in self.nodes:
             self.say(source, asker, lambda: self.chunk_came(asker, source, effect, there))
 
@@ -161,6 +163,19 @@ class Cluster(RuleBasedStateMachine):
             node.pulls.on_chunk(effect.pull, effect.offset)
 
     # ------------------------------------------------------------------------------------------------------ rules
+
+    @initialize(
+        in_vain=st.lists(st.tuples(st.sampled_from([HOME, *NODES]), st.sampled_from(OBJECTS)), max_size=3),
+        made_at=st.tuples(*[st.sampled_from([HOME, HOME, NODES[0]])] * len(OBJECTS)),
+    )
+    def make(self, in_vain: list[tuple[NodeId, ObjectId]], made_at: tuple[NodeId, ...]) -> None:
+        """Attempts of the objects' tasks whose answers did not count, then those that did."""
+        for node, which in in_vain:
+            self.nodes[node].store.add(which)
+            self.copies.on_made_in_vain(which, node)
+        for node, which in zip(made_at, OBJECTS, strict=True):
+            self.nodes[node].store.add(which)
+            self.copies.on_made(which, node)
 
     def act_all(self) -> None:
         self.owner_acts()
@@ -190,6 +205,12 @@ class Cluster(RuleBasedStateMachine):
         """A copy is gone, and nobody was told."""
         if node in self.nodes:
             self.nodes[node].store.discard(which)
+
+    @rule(node=st.sampled_from(NODES), which=st.sampled_from(OBJECTS))
+    def stops_reading(self, node: NodeId, which: ObjectId) -> None:
+        """A copy that is on a disk, for example, which fails now and then."""
+        if node in self.nodes:
+            self.nodes[node].unreadable ^= {which}
 
     @rule(which=st.sampled_from(OBJECTS))
     def free(self, which: ObjectId) -> None:
@@ -253,8 +274,8 @@ class Cluster(RuleBasedStateMachine):
             assert not node.places
             assert not node.store & self.freed
             assert not node.pulls.bytes_under_way
-        for placed in self.copies.placed.values():
-            assert not placed.readers
+        for which, placed in self.copies.placed.items():
+            assert not placed.readers or which in self.lost
             assert not placed.waiting
 
 

@@ -5,10 +5,11 @@ pulling one from where, who waits for a turn. Of all other objects the bytes are
 
 A node manager that lacks an object asks for a copy (`on_asked`), and is told one node to pull from. So many may pull
 from one copy at a time; others wait until one of them is done, and may then pull from the new copy, too: a broadcast
-spreads as a tree. Who asks again says which nodes have failed him: for the owner they have no copy any more.
+spreads as a tree. Who asks again says which nodes have failed him: nobody is sent there any more. But what is there is
+dropped with the rest when the object is freed, and so is what an attempt of its task made whose answer did not count.
 
 Invariants (`check`): a copy's readers are those that were told it; nobody waits while a copy has a turn free, or while
-no copy is left; nobody waits and reads at once.
+no copy is left; nobody waits and reads at once; no copy is counted as stale.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ class TellCopy(NamedTuple):
 class Placed:
     """An object, and the nodes that have to do with its bytes."""
 
-    __slots__ = ("copies", "readers", "waiting", "why")
+    __slots__ = ("copies", "readers", "stale", "waiting", "why")
 
-    def __init__(self, node: NodeId) -> None:
+    def __init__(self, *nodes: NodeId) -> None:
         #: node with a copy -> how many others pull from it
-        self.copies: dict[NodeId, int] = {node: 0}
+        self.copies: dict[NodeId, int] = dict.fromkeys(nodes, 0)
+        #: nodes that may have one which nobody is to read
+        self.stale: set[NodeId] = set()
         #: node -> the copy that it pulls from; None: that is gone, and the node has not said so yet
         self.readers: dict[NodeId, NodeId | None] = {}
         #: node -> its number for the pull; first come, first served
@@ -66,10 +69,15 @@ class Copies(Machine):
         """A process of that node has put the object into its store."""
         placed = self.placed.get(object_id)
         if placed is not None:
-            placed.copies.setdefault(node, 0)
-            self._serve(object_id, placed)
+            self._add(object_id, placed, node)
         elif node != self._home:
             self.placed[object_id] = Placed(node)
+
+    def on_made_in_vain(self, object_id: bytes, node: NodeId) -> None:
+        """A process of that node has made the object, which another is to make again: perhaps there, too."""
+        placed = self.placed.setdefault(object_id, Placed())
+        if node not in placed.copies:
+            placed.stale.add(node)
 
     def on_asked(
         self, object_id: bytes, node: NodeId, pull: int, missed: Iterable[tuple[NodeId, str]] = ()
@@ -81,7 +89,8 @@ class Copies(Machine):
         self._end_reading(placed, node)
         self._lose(placed, node, "it was dropped there")
         for other, why in missed:
-            self._lose(placed, other, why)
+            if self._lose(placed, other, why):
+                placed.stale.add(other)
         placed.waiting[node] = pull
         self._serve(object_id, placed)
 
@@ -91,8 +100,7 @@ class Copies(Machine):
         if placed is None:
             return False
         self._end_reading(placed, node)
-        placed.copies.setdefault(node, 0)
-        self._serve(object_id, placed)
+        self._add(object_id, placed, node)
         return True
 
     def on_gave_up(self, object_id: bytes, node: NodeId) -> None:
@@ -107,17 +115,24 @@ class Copies(Machine):
         lost = []
         for object_id, placed in self.placed.items():
             self._end_reading(placed, node)
+            placed.stale.discard(node)
             if self._lose(placed, node, why) and not placed.copies:
                 lost.append(object_id)
             self._serve(object_id, placed)
         return lost
 
     def on_freed(self, object_id: bytes) -> dict[NodeId, bool]:
-        """The object is freed: the nodes that have a copy (False), or are about to have one (True)."""
+        """The object is freed: the nodes that have a copy (False), or may have one, now or soon (True)."""
         placed = self.placed.pop(object_id, None)
         if placed is None:
             return {self._home: False}
-        return dict.fromkeys(placed.copies, False) | dict.fromkeys((*placed.readers, *placed.waiting), True)
+        unsure = (*placed.readers, *placed.waiting, *placed.stale)
+        return dict.fromkeys(placed.copies, False) | dict.fromkeys(unsure, True)
+
+    def _add(self, object_id: bytes, placed: Placed, node: NodeId) -> None:
+        placed.stale.discard(node)
+        placed.copies.setdefault(node, 0)
+        self._serve(object_id, placed)
 
     @staticmethod
     def _lose(placed: Placed, node: NodeId, why: str) -> bool:
@@ -167,5 +182,7 @@ class Copies(Machine):
                     )
             if placed.waiting and not placed.copies:
                 raise AssertionError(f"{len(placed.waiting)} wait for {name}, which has no copy")
+            if placed.stale & placed.copies.keys():
+                raise AssertionError(f"{name} has a copy that is stale, and is not")
             if placed.waiting.keys() & placed.readers.keys():
                 raise AssertionError(f"somebody waits for {name}, and reads it")

@@ -43,7 +43,9 @@ class OwnedCopies:
         entry = self._runtime.references.entries.get(object_id)
         if entry is None:
             self.drop_unanswered(object_id, worker)
-        elif entry.state != PENDING and node not in self.machine.nodes_of(object_id):
+        elif entry.state == PENDING:
+            self.machine.on_made_in_vain(object_id, node)
+        elif node not in self.machine.nodes_of(object_id):
             self._runtime.post(manager_of(node), m.DropCopy(ObjectId(object_id)))
 
     def drop_unanswered(self, object_id: bytes, worker: ProcessId) -> None:
@@ -77,9 +79,10 @@ class OwnedCopies:
             elif not self._runtime.store.delete(object_id):
                 self._runtime.post(self._runtime.node, m.ForgetSpilled(0, ObjectId(object_id)))
 
-    def forget(self, object_id: bytes) -> None:
-        """The object was lost, and now nobody holds it any more."""
-        self.machine.on_freed(object_id)
+    def free_remains(self, object_id: bytes) -> None:
+        """Nobody holds the object any more, which was lost, or never made: drops what there is of it even so."""
+        if object_id in self.machine.placed:
+            self.free(object_id)
 
     def node_died(self, node: NodeId, cause: str) -> None:
         """What was on that node alone is lost."""
@@ -90,7 +93,7 @@ class OwnedCopies:
                 error = ObjectLostError(object_id, why=f"{self.machine.placed[object_id].why}.")
                 entry.contents = (
                     entry.contents or []
-                )  # so that its end is not its process's private matter: see forget
+                )  # so that its end is not its process's private matter: see free_remains
                 entry.state = PENDING
                 self._runtime.objects.settle(entry, FAILED, pack_error(error))
 

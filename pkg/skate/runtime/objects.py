@@ -497,7 +497,7 @@ class Objects:
             if entry.state == STORED:
                 self._runtime.free(entry.id)
             elif entry.state == FAILED:
-                self._runtime.copies.forget(entry.id)
+                self._runtime.copies.free_remains(entry.id)
             entry.value = None
             entry.literal = NOTHING
             if entry.id in self.when_freed:
