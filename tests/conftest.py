@@ -28,6 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "transport: its messages go by every path; runs with lanes, and without"
     )
+    config.addinivalue_line(
+        "markers", "lanes: of lanes alone; does not run where the environment turns them off"
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("lanes") and os.environ.get(LANES) == "0":
+        pytest.skip("there are no lanes")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -14,7 +14,7 @@ import pytest
 import skate
 from skate.api.session import require_runtime
 
-pytestmark = pytest.mark.usefixtures("cpu2")
+pytestmark = [pytest.mark.usefixtures("cpu2"), pytest.mark.lanes]
 
 #: on both sides of each border: of what is inline, of what is bare, of what a lane takes
 SIZES = (8, 4_000, 29_000, 31_000, 33_000, 64_000, 96_000, 101_000, 125_000, 300_000, 3_000_000)

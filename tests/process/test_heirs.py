@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ import psutil
 import pytest
 import skate
 from api.rendezvous import Gate, eventually
+from skate.net import exchange
 from skate.runtime import current
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.transport]
@@ -80,6 +82,8 @@ def stop() -> None:
     """Stops this process, once all that it has said has left."""
     with current.runtime.lock:
         current.runtime.mailbox.flush()
+    if not exchange.wanted():
+        time.sleep(0.5)  # ZeroMQ's own thread sends; nothing tells when it has
     os.kill(os.getpid(), signal.SIGSTOP)
 
 

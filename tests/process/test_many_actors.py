@@ -40,6 +40,7 @@ skate.shutdown()
 """
 
 
+@pytest.mark.lanes
 def test_the_limit_of_open_descriptors_grows() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=50
