@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
+
+#: in seconds, and on the clock of skate._c.clock; None: for ever. (Names, as Cython makes a C type of `float | None`.)
+Timeout: TypeAlias = float | None
+Deadline: TypeAlias = float | None
 
 #: of skate itself
 VERSION: Final = "0.1.0"

@@ -24,5 +24,6 @@ cdef class Life:
 cdef class Calls(Machine):
     cdef public object lines, _late
     cpdef Life call_submitted(self, ActorLine line, OwnedTask call, bint ready)
+    cpdef next_tick(self)
     @cython.locals(line=ActorLine)
     cpdef call_done(self, Life life, OwnedTask call)

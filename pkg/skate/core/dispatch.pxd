@@ -41,4 +41,6 @@ cdef class Dispatcher(Machine):
     cpdef HeldLease _roomiest(self, Queue queue, OwnedTask task)
     @cython.locals(waiting=Py_ssize_t, wanted=Py_ssize_t)
     cpdef _ask(self, Queue queue)
+    @cython.locals(lease=HeldLease)
+    cpdef next_tick(self)
     cpdef _take_out(self, HeldLease lease, OwnedTask task, double now)

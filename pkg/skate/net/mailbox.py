@@ -30,10 +30,10 @@ from typing import Any, Final
 
 import zmq
 
-from skate._c import clock, frames
+from skate._c import clock, frames, steps
 from skate._c.alarm import Alarm
 from skate._c.lanes import LONGEST_RECORD, STALLED, STARVED, Exchange, Inbox, Lane
-from skate._c.steps import doze, empty
+from skate.config import Timeout
 from skate.exceptions import SkateSystemError
 from skate.ids import NODE_ID_BYTES, PROCESS_ID_BYTES, ProcessId, manager_of
 from skate.net import exchange
@@ -57,6 +57,8 @@ LINGER_MS = 500
 #: later than any time; and the part of a pause after which a message leaves with others
 NEVER = float("inf")
 NEARLY = 0.75
+#: seconds that a message waits at most for a core that its reader could run on
+HOLD_SECONDS = 0.005
 #: seconds for which a busy reader of lanes does not look at the socket
 SOCKET_SECONDS = 0.0005
 
@@ -72,6 +74,8 @@ LINK_DESCRIPTORS = 4
 OTHER_DESCRIPTORS = 64
 
 Records = list[tuple[int, tuple[Any, ...]]]
+#: (descriptor, what epoll says of it)
+Events = list[tuple[int, int]]
 Deliver = Callable[[ProcessId, Records], None]
 
 
@@ -109,6 +113,9 @@ class Link:
         self.flushed_at = 0.0
 
 
+Links = list[Link]
+
+
 class Mailbox:
     """The inbox and the links of the process `me`, whose sockets live in `folder`, and lanes at `place`."""
 
@@ -133,9 +140,11 @@ class Mailbox:
         os.chmod(self._path(me), 0o600)  # whatever the program's umask is, peers get in
         self._links: dict[ProcessId, Link] = {}
         self._waiting: list[Link] = []
-        #: of those that wait, when the first got something last
+        #: when the oldest of them began to, or before; and of them all, when the first got something last
+        self._wait_began = 0.0
         self._waits_since = NEVER
         self._epoll = select.epoll()
+        self._epoll_fd = self._epoll.fileno()
         self._doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         #: descriptor -> what to call when it is readable
         self._watched: dict[int, Callable[[], None]] = {
@@ -171,7 +180,7 @@ class Mailbox:
         path = self._bell_path(self.me)
         os.mkfifo(path, 0o600)
         os.chmod(path, 0o600)
-        self._bell = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._bell = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOATIME)
         self._watched[self._bell] = self._answer_bell
         self._epoll.register(self._bell, select.EPOLLIN)
         self._lanes = shared.inbox(self.me, SCHEMAS, place.cores)  # last: from here on others write
@@ -210,6 +219,8 @@ class Mailbox:
         """The next flush has something to do for this peer."""
         if not link.waits:
             link.waits = True
+            if not self._waiting:
+                self._wait_began = clock.monotonic()
             self._waiting.append(link)
             self._waits_since = min(self._waits_since, link.flushed_at)
 
@@ -226,10 +237,11 @@ class Mailbox:
         if due and self.look_at is None:  # there is one, or the peer is gone
             self._scarce_since = None
 
-    def check_descriptors(self, now: float) -> None:
+    def check_descriptors(self) -> None:
         """For whoever waits: SkateSystemError where messages have waited SCARCE_PATIENCE seconds for a descriptor."""
         if self._leaving or self._scarce_since is None:
             return
+        now = clock.monotonic()
         if now - self._scarce_since >= SCARCE_PATIENCE:
             self.look_at = now  # who waits next is not to hear of it where there are some again
             raise SkateSystemError(
@@ -238,7 +250,7 @@ class Mailbox:
                 "raise the limit (`ulimit -n`); the messages leave then."
             )
 
-    def _keep_waiting(self, links: list[Link]) -> None:
+    def _keep_waiting(self, links: Links) -> None:
         self._waiting = links
         self._waits_since = min([link.flushed_at for link in links], default=NEVER)
 
@@ -246,11 +258,22 @@ class Mailbox:
         """Sends what waits for peers that got nothing in the last `pause` seconds; True where some still waits.
 
         What is nearly due leaves with what is: so a look at all that wait sends a share of it, however many they are.
+        And while more processes are awake than there are cores, nobody is woken: he would wait for a core, and get what
+        comes meanwhile one by one.
         """
         if self._waiting and now - self._waits_since >= pause:
+            lanes = self._lanes if now - self._wait_began < HOLD_SECONDS else None
+            if lanes is not None and lanes.is_crowded():
+                return True
             nearly = pause * NEARLY
             self._keep_waiting(
-                [link for link in self._waiting if now - link.flushed_at < nearly or not self._send(link)]
+                [
+                    link
+                    for link in self._waiting
+                    if now - link.flushed_at < nearly
+                    or (lanes is not None and lanes.is_crowded())
+                    or not self._send(link)
+                ]
             )
         return bool(self._waiting)
 
@@ -433,7 +456,7 @@ class Mailbox:
             self._lanes.nudge()
         os.eventfd_write(self._doorbell, 1)
 
-    def read(self, timeout: float | None, *, idle: bool = True) -> bool:
+    def read(self, timeout: Timeout, idle: bool = True) -> bool:
         """Takes in and delivers what has come; where there is nothing, waits up to `timeout` seconds (None: for ever).
 
         `idle`: nothing else runs in this process meanwhile. Returns whether anything came. Returns early when poked,
@@ -446,7 +469,7 @@ class Mailbox:
             return True
         try:
             asleep = self.fall_asleep(idle)
-            events = doze(self._epoll.fileno(), timeout) if asleep else []
+            events = steps.doze(self._epoll_fd, timeout) if asleep else []
         finally:
             self.wake_up()
         if asleep:
@@ -489,14 +512,14 @@ class Mailbox:
         `read(0)` first, as ZeroMQ's own descriptor tells of changes only, then `fall_asleep`; `serve` once it is
         readable.
         """
-        return self._epoll.fileno()
+        return self._epoll_fd
 
     def serve(self) -> bool:
         """Takes in and delivers what has come, and serves watched descriptors. Does not block."""
-        self._serve(doze(self._epoll.fileno(), 0))
+        self._serve(steps.doze(self._epoll_fd, 0))
         return self._take_in()
 
-    def _serve(self, events: list[tuple[int, int]]) -> None:
+    def _serve(self, events: Events) -> None:
         for fd, _ in events:
             ready = self._watched.get(fd)
             if ready is not None:
@@ -602,10 +625,10 @@ class Mailbox:
         self._socket_is_silent = False
 
     def _answer_bell(self) -> None:
-        empty(self._bell)
+        steps.empty(self._bell)
 
     def _answer_doorbell(self) -> None:
-        empty(self._doorbell)
+        steps.empty(self._doorbell)
 
     # --------------------------------------------------------------------------------------------------- closing
 
@@ -635,7 +658,7 @@ class Mailbox:
         self.flush()
         while any(link.lane is not None for link in self._waiting) and clock.monotonic() < end:
             if self.fall_asleep(True):
-                doze(self._epoll.fileno(), max(0.0, end - clock.monotonic()))
+                steps.doze(self._epoll_fd, max(0.0, end - clock.monotonic()))
             self.wake_up()
             self._drain_bells()
             self.flush()

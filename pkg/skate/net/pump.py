@@ -33,17 +33,11 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from skate._c import clock
+from skate._c import steps as sections
 from skate._c.alarm import Alarm
 from skate._c.refs import Waiter
-from skate._c.steps import (
-    Steps,
-    enter_section,
-    interrupted,
-    leave_section,
-    leave_signals,
-    let_in,
-    run_handlers,
-)
+from skate._c.steps import Steps, leave_signals, let_in, run_handlers
+from skate.config import Deadline
 from skate.net.mailbox import Mailbox
 
 log = logging.getLogger("skate.net")
@@ -100,20 +94,20 @@ class Pump:
 
     # ----------------------------------------------------------------------------------- threads of the program
 
-    def wait(self, waiter: Waiter, lock: Steps, deadline: float | None) -> bool:
+    def wait(self, waiter: Waiter, lock: Steps, deadline: Deadline) -> bool:
         """Blocks until `waiter` is done (True) or the clock passes `deadline` (False). Not under `lock`.
 
         `lock` guards the waiter's callback, which this sets where another thread reads meanwhile.
         """
-        enter_section()
+        sections.enter_section()
         try:
             return self._wait(waiter, lock, deadline)
         finally:
-            leave_section()
+            sections.leave_section()
 
-    def _wait(self, waiter: Waiter, lock: Steps, deadline: float | None) -> bool:
+    def _wait(self, waiter: Waiter, lock: Steps, deadline: Deadline) -> bool:
         while not waiter.done:
-            if interrupted():
+            if sections.interrupted():
                 run_handlers()
                 continue
             timeout = None
@@ -146,7 +140,7 @@ class Pump:
             self._read_now()
 
     def _read_now(self) -> None:
-        enter_section()
+        sections.enter_section()
         try:
             if self._reading.acquire(False):
                 self._begin_reading()
@@ -155,7 +149,7 @@ class Pump:
                 finally:
                     self._leave()
         finally:
-            leave_section()
+            sections.leave_section()
 
     def take(self) -> bool:
         """Gives a thread of the program the right to read until it calls `give_up`; False while another one has it.
@@ -210,7 +204,7 @@ class Pump:
         """A thread of the program other than this one has the right to read, and may be asleep with it."""
         return self._reading.locked() and not self._pump_reads and self._reader != threading.get_ident()
 
-    def _read_until(self, waiter: Waiter, deadline: float | None) -> None:
+    def _read_until(self, waiter: Waiter, deadline: Deadline) -> None:
         """With the right to read: reads until the waiter is done, the deadline has passed, or something of the
         program's is to run; gives the right up.
         """
@@ -219,15 +213,18 @@ class Pump:
         finally:
             self._leave()
 
-    def _read_on(self, waiter: Waiter, deadline: float | None) -> None:
+    def _read_on(self, waiter: Waiter, deadline: Deadline) -> None:
         mailbox, steps = self._mailbox, self._steps
-        while not (waiter.done or self._closed or steps.has_put_off() or interrupted()):
+        while not (waiter.done or self._closed or steps.has_put_off() or sections.interrupted()):
             if mailbox.spin():
                 continue
+            held = mailbox.waits
             timeout = self._before_sleep()
             if waiter.done or steps.has_put_off():
                 return  # what was waited for was a timer's
-            mailbox.check_descriptors(clock.monotonic())
+            if held and mailbox.spin():
+                continue
+            mailbox.check_descriptors()
             if deadline is not None:
                 left = min(deadline - clock.monotonic(), LONGEST_SLEEP)
                 if left <= 0:
@@ -235,7 +232,7 @@ class Pump:
                 timeout = left if timeout is None else min(left, timeout)
             mailbox.read(timeout)
 
-    def _oust(self, waiter: Waiter, deadline: float | None) -> None:
+    def _oust(self, waiter: Waiter, deadline: Deadline) -> None:
         if self._take_from_pump():
             self._read_until(waiter, deadline)
 
@@ -286,11 +283,11 @@ class Pump:
 
     def _run(self) -> None:
         leave_signals()
-        enter_section()
+        sections.enter_section()
         try:
             self._read_by_turns()
         finally:
-            leave_section()
+            sections.leave_section()
 
     def _read_by_turns(self) -> None:
         while not self._closed:
@@ -324,7 +321,7 @@ class Pump:
             timeout = self._before_sleep()
             if steps.has_put_off():
                 return
-            self._mailbox.read(timeout, idle=False)
+            self._mailbox.read(timeout, False)
 
     def _stand_by(self) -> None:
         """With the right to read: takes in what lies there, then leaves what comes to those who sleep on the inbox."""

@@ -11,6 +11,8 @@ cdef class Objects:
     cdef public References _references
     cdef public dict _askers, _echo_waits, when_freed
     cdef public Py_ssize_t _echoes_asked
+    cpdef bint block(self, Waiter waiter, timeout) except -1
+    cpdef bint wait_for(self, Waiter waiter, deadline) except -1
     cpdef value(self, ObjectEntry entry, bint block=*, deadline=*, run=*)
     cpdef settle(self, ObjectEntry entry, int state, value, contents=*)
     cpdef _load(self, ObjectEntry entry, bint block, deadline)

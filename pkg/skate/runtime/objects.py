@@ -18,7 +18,7 @@ from skate._c.clock import monotonic
 from skate._c.plain import Serialized, to_bytes, unpack
 from skate._c.refs import FAILED, INLINE, NOTHING, PENDING, STORED, ObjectEntry, ObjectRef, Waiter
 from skate._c.steps import enter_section, leave_section, let_in, section
-from skate.config import INLINE_BETWEEN_NODES, INLINE_BYTES
+from skate.config import INLINE_BETWEEN_NODES, INLINE_BYTES, Deadline, Timeout
 from skate.core.references import (
     AskEcho,
     AskSettled,
@@ -190,7 +190,7 @@ class Objects:
             self._wait(wanted, Waiter(), num_returns, timeout)
         return refs.split_ready(wanted, num_returns)  # type: ignore[no-any-return]
 
-    def _wait(self, wanted: list[ObjectRef], waiter: Waiter, number: int, timeout: float | None) -> bool:
+    def _wait(self, wanted: list[ObjectRef], waiter: Waiter, number: int, timeout: Timeout) -> bool:
         runtime = self._runtime
         enter_section()
         try:
@@ -218,7 +218,7 @@ class Objects:
         finally:
             leave_section()
 
-    def block(self, waiter: Waiter, timeout: float | None) -> bool:
+    def block(self, waiter: Waiter, timeout: Timeout) -> bool:
         """Blocks until the waiter is done (True) or `timeout` seconds are over; with 0 takes in what has come."""
         if timeout is not None and timeout <= 0:
             self._runtime.before_sleep()
@@ -226,7 +226,7 @@ class Objects:
             return waiter.done
         return self.wait_for(waiter, None if timeout is None else monotonic() + timeout)
 
-    def wait_for(self, waiter: Waiter, deadline: float | None) -> bool:
+    def wait_for(self, waiter: Waiter, deadline: Deadline) -> bool:
         """Blocks until the waiter is done (True) or the clock passes `deadline`; a worker lends its CPUs meanwhile."""
         runtime = self._runtime
         if self.blocking is None:

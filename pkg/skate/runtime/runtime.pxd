@@ -31,3 +31,4 @@ cdef class Runtime:
     cpdef send_soon(self, double now)
     cpdef glance(self, double now)
     cpdef before_sleep(self)
+    cpdef _next_tick(self)

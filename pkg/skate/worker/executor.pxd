@@ -25,6 +25,9 @@ cdef class Executor:
     cdef public bint _stopping, withholds, _lends
     cdef public Py_ssize_t _answered
     cdef public Pushed current
+    cpdef next_item(self)
+    @cython.locals(arrival=Waiter)
+    cpdef _enqueue(self, item)
     @cython.locals(function=Loaded)
     cpdef bint _execute(self, Pushed pushed) except -1
     cpdef call(self, Loaded function, Pushed pushed, list guards)

@@ -97,6 +97,7 @@ cdef class Exchange:
     cdef Directory* _directory
     cdef Slot** _slots                  # those that are mapped
     cdef int _fd
+    cdef int _rung                      # processes that were woken since `spin` last looked
     cdef char* _map(self, int64_t at, Py_ssize_t size) noexcept
     cdef Slot* _slot(self, Py_ssize_t index) except NULL
     cdef Py_ssize_t _find(self, uint64_t process) noexcept
@@ -107,6 +108,7 @@ cdef class Lane:
     cdef Slot* _slot
     cdef Ring* _ring
     cdef Py_ssize_t _index
+    cdef Py_ssize_t _peer               # the slot of the reader
     cdef uint64_t _me
     cdef uint64_t _entries              # that were written
     cdef uint64_t _at                   # where the next one goes
@@ -150,7 +152,6 @@ cdef class Inbox:
     cdef int _crowded                   # looks in a row that found more runnable threads than cores
     cdef bint _cores_are_free(self, int64_t now) noexcept
     cdef void _waited(self, int64_t now) noexcept
-    cdef void _set_awake(self, bint awake) noexcept
     cdef Py_ssize_t _ring_of(self, bytes sender) except -2
     cdef Reading* _reading(self, Py_ssize_t index) except NULL
     cdef int _collect(self) except -1
@@ -158,3 +159,6 @@ cdef class Inbox:
     cdef object _read(self, Py_ssize_t index, Py_ssize_t limit)
     cpdef object take(self, Py_ssize_t limit)
     cpdef bint spin(self) except -1
+    cpdef bint fall_asleep(self, bint idle) except -1
+    cpdef wake_up(self)
+    cpdef bint is_crowded(self) except -1

@@ -91,6 +91,9 @@ cdef enum:
     MOST_SPIN = 200_000
     #: ns of a usual wait from which on spinning is not worth a core
     WORTH = 300_000
+    #: ns for which a spin goes on while more processes are awake than there are cores: one that has just answered is
+    #: about to sleep
+    BRIEF_CROWD = 30_000
     #: ns between two looks at how many threads of the machine are runnable
     LOAD_INTERVAL = 20_000_000
 
@@ -311,7 +314,15 @@ cdef inline int64_t _ring_at(Py_ssize_t slot, Py_ssize_t ring) noexcept:
     return _slot_at(slot) + HEAD_BYTES + ring * <int64_t>RING_BYTES
 
 
-cdef int _awake(Directory* directory) noexcept:
+cdef void _mark(Directory* directory, Py_ssize_t slot, bint awake) noexcept:
+    cdef uint64_t bit = <uint64_t>1 << (slot & 63)
+    if awake:
+        sk_set(&directory.awake[slot >> 6], bit)
+    else:
+        sk_clear(&directory.awake[slot >> 6], bit)
+
+
+cdef int _awake(Directory* directory) noexcept nogil:
     cdef int awake = 0
     cdef uint64_t i
     for i in range((sk_load(&directory.used) + 63) >> 6):
@@ -331,6 +342,7 @@ cdef bint _open_lane(Lane lane, Exchange exchange, Py_ssize_t slot, Py_ssize_t r
         return False
     lane._exchange = exchange
     lane._slot = exchange._slot(slot)
+    lane._peer = slot
     lane._index = ring
     lane._me = me
     lane._bell_path = bell
@@ -370,6 +382,8 @@ cdef class Lane:
             if self._bell < 0:
                 self._bell = _open_bell(self._bell_path)
             if self._bell >= 0:  # else it is gone and buried
+                _mark(self._exchange._directory, self._peer, True)  # so that who spins makes room for it
+                self._exchange._rung += 1
                 _ring(self._bell)
 
     def give_up(self):
@@ -483,7 +497,7 @@ cdef class Inbox:
         self._cores = cores
         self._load_fd = c_open("/proc/loadavg", O_RDONLY | O_CLOEXEC)
         self._reading(0)
-        self._set_awake(True)
+        _mark(self._exchange._directory, self._index, True)
 
     def __dealloc__(self):
         cdef int i
@@ -595,10 +609,10 @@ cdef class Inbox:
             )
             self._indexes[sender] = index
         while seen < written:
-            if limit <= 0:
+            entry = <uint32_t*>(<char*>ring + at)
+            if limit <= 0 and entry[1] != MOVE:  # (which frees what comes before it)
                 self._queue(index)
                 break
-            entry = <uint32_t*>(<char*>ring + at)
             size = entry[0]
             seen += 1
             if entry[1] == RECORD and size <= LONGEST and at + ENTRY_BYTES + size <= RING_BYTES - ENTRY_BYTES:
@@ -686,7 +700,7 @@ cdef class Inbox:
 
     cpdef bint spin(self) except -1:
         """Waits for a short while without sleeping, where that has paid lately and cores are free. True: look again."""
-        cdef int64_t start, until, now
+        cdef int64_t start, until, now, crowded_since = 0
         cdef int round = 0, before
         cdef bint found = False
         cdef uint64_t* ready = &self._slot.ready
@@ -707,12 +721,18 @@ cdef class Inbox:
                 now = _now()
                 if found:
                     break
+                if _awake(self._exchange._directory) <= self._cores:
+                    crowded_since = 0
+                elif not crowded_since:
+                    crowded_since = now
+                elif now - crowded_since > BRIEF_CROWD:
+                    break
         keep_away(before)
         if found:
             self._waited(now)
         return found
 
-    def fall_asleep(self, bint idle):
+    cpdef bint fall_asleep(self, bint idle) except -1:
         """Before sleeping in the kernel. False: something has come, or somebody nudged: do not.
 
         `wake_up` afterwards in either case. `idle`: nothing else runs in this process meanwhile.
@@ -727,15 +747,19 @@ cdef class Inbox:
         if sk_load(&self._slot.ready):
             return False
         if idle:
-            self._set_awake(False)
+            _mark(self._exchange._directory, self._index, False)
         return True
 
-    def wake_up(self):
+    cpdef wake_up(self):
         """After sleeping, or after a `fall_asleep` that said no."""
         sk_store(&self._slot.sleeping, 0)
-        self._set_awake(True)
+        _mark(self._exchange._directory, self._index, True)
         if self._wait_began:
             self._waited(_now())
+
+    cpdef bint is_crowded(self) except -1:
+        """More processes of the node are awake than it has cores: one that is woken now waits for a core."""
+        return _awake(self._exchange._directory) > self._cores
 
     @property
     def usual_wait(self):
@@ -748,11 +772,15 @@ cdef class Inbox:
         self._wait_began = 0
 
     cdef bint _cores_are_free(self, int64_t now) noexcept:
-        """No more processes of the node are awake than it has cores, and the rest of the machine leaves some, too."""
-        cdef int i, running = 0
+        """No more processes of the node are awake than it has cores, and the rest of the machine leaves some, too.
+
+        Those that this process has woken since it last asked do not count: it is they who are waited for.
+        """
+        cdef int i, running = 0, rung = self._exchange._rung
         cdef char text[64]
         cdef Py_ssize_t size, at
-        if _awake(self._exchange._directory) > self._cores:
+        self._exchange._rung = 0
+        if _awake(self._exchange._directory) - rung > self._cores:
             return False
         if now - self._load_read >= LOAD_INTERVAL and self._load_fd >= 0:
             self._load_read = now
@@ -767,11 +795,3 @@ cdef class Inbox:
                 at += 1
             self._crowded = self._crowded + 1 if running > self._cores else 0
         return self._crowded < 2
-
-    cdef void _set_awake(self, bint awake) noexcept:
-        cdef Directory* directory = self._exchange._directory
-        cdef uint64_t bit = <uint64_t>1 << (self._index & 63)
-        if awake:
-            sk_set(&directory.awake[self._index >> 6], bit)
-        else:
-            sk_clear(&directory.awake[self._index >> 6], bit)

@@ -13,6 +13,10 @@ cdef void leave_quietly() noexcept
 cdef int let_collect() noexcept
 cdef void keep_away(int before) noexcept
 
+cpdef list doze(int epoll, timeout)
+cpdef empty(int fd)
+cpdef bint interrupted()
+
 cdef class Undisturbed:
     cdef object _call
 

@@ -321,7 +321,7 @@ cdef void keep_away(int before) noexcept:
     sk_keep_away(before)
 
 
-def empty(int fd):
+cpdef empty(int fd):
     """Takes all there is out of a pipe or eventfd that does not block. Other threads get no turn meanwhile."""
     cdef char buffer[4096]
     while c_read(fd, buffer, sizeof(buffer)) == sizeof(buffer):
@@ -332,7 +332,7 @@ def empty(int fd):
 let_in = PyCFunction_NewEx(&sk_let_in_method, None, __name__)
 
 
-def interrupted():
+cpdef bint interrupted():
     """Whether a handler waits for this thread to run it, once it may."""
     return sk_is_main() and sk_has_come() != 0
 
@@ -355,7 +355,7 @@ cdef enum:
     MOST_READY = 256
 
 
-def doze(int epoll, timeout):
+cpdef list doze(int epoll, timeout):
     """In a section: sleeps up to `timeout` seconds (None: for ever) in an epoll set; gives what is ready, as epoll.poll.
 
     The collector may run meanwhile. Handlers run later, but a signal ends the sleep, if its handler waits for this
