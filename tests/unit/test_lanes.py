@@ -17,11 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skate._c import lanes
+from skate._c.clock import monotonic
 from skate._c.frames import FrameError
 from skate._c.lanes import LONGEST_RECORD, MOST_INBOXES, MOST_WRITERS, STALLED, STARVED, Exchange, Inbox, Lane
 from skate.ids import NodeId, ProcessId, process_id
 from skate.net import exchange
-from skate.net.mailbox import Link, Mailbox
+from skate.net.mailbox import HOLD_SECONDS, Link, Mailbox
 from skate.wire import messages as m
 from skate.wire.messages import SCHEMAS, encode
 
@@ -406,6 +407,19 @@ class TestSleep:
         shared.bury(PEER, [])
         assert shared.awake() == 0
 
+    def test_who_is_woken_counts_as_awake_at_once(self, shared: Exchange, bell: str) -> None:
+        """Before it runs: so whoever spins on its core makes room for it."""
+        lane, inbox = ends(shared, bell)
+        assert inbox.fall_asleep(True)
+        assert shared.awake() == 0
+        assert lane.write(record(1))
+        lane.ring()
+        assert shared.awake() == 1
+        inbox.wake_up()
+        take(inbox, 1)
+        assert inbox.fall_asleep(True)
+        assert shared.awake() == 0
+
     def test_spinning_is_learned(self, shared: Exchange) -> None:
         lane, inbox = ends(shared)
         assert not inbox.spin(), "nothing is known yet"
@@ -572,6 +586,29 @@ class TestMailboxes:
         assert ours.flush_due(began + 1.5 * pause, pause)
         assert not ours.flush_due(began + 3 * pause, pause)
         assert sent == list(range(100))
+
+    def test_nobody_is_woken_while_all_cores_are_busy(self, pair: tuple[Mailbox, Mailbox, list[int]]) -> None:
+        """He would wait for a core; but not for long, and not where whoever has written goes to sleep."""
+        ours, theirs, _ = pair
+        exchange_of_all = ours._exchange
+        assert exchange_of_all is not None
+        others = [exchange_of_all.inbox(process_id(NODE, 10 + number), SCHEMAS, 2) for number in range(2)]
+        assert theirs.fall_asleep(True)
+        assert exchange_of_all.awake() == 3
+        for flush in (lambda: ours.flush_due(monotonic() + HOLD_SECONDS, 0), lambda: ours.flush()):
+            assert ours.post(PEER, record(1))
+            assert ours.flush_due(monotonic(), 0), "it waits"
+            assert not select.select([theirs.fileno()], [], [], 0)[0]
+            flush()
+            assert not ours.waits
+            assert select.select([theirs.fileno()], [], [], 0)[0]
+            theirs.wake_up()
+            theirs.serve()
+            assert theirs.fall_asleep(True)
+        others[0].fall_asleep(True)  # type: ignore[union-attr]
+        assert ours.post(PEER, record(2))
+        assert not ours.flush_due(monotonic(), 0)
+        assert select.select([theirs.fileno()], [], [], 0)[0]
 
     def test_a_slow_reader_blocks_nobody(self, pair: tuple[Mailbox, Mailbox, list[int]]) -> None:
         ours, theirs, heard = pair
