@@ -593,6 +593,7 @@ class TestMailboxes:
         exchange_of_all = ours._exchange
         assert exchange_of_all is not None
         others = [exchange_of_all.inbox(process_id(NODE, 10 + number), SCHEMAS, 2) for number in range(2)]
+        theirs.serve()
         assert theirs.fall_asleep(True)
         assert exchange_of_all.awake() == 3
         for flush in (lambda: ours.flush_due(monotonic() + HOLD_SECONDS, 0), lambda: ours.flush()):
