@@ -158,6 +158,17 @@ def _cached_property(function: Any, name: str | None) -> functools.cached_proper
     return prop
 
 
+def _of_method_dispatcher(method: functools.singledispatchmethod[Any]) -> Reduced:
+    """(From Python 3.13 on it has a cache, of weak references.)"""
+    return _method_dispatcher, (method.func, method.dispatcher)
+
+
+def _method_dispatcher(function: Any, dispatcher: Any) -> functools.singledispatchmethod[Any]:
+    method = functools.singledispatchmethod(function)
+    method.dispatcher = dispatcher
+    return method
+
+
 #: a context variable is never freed by those that have one, as a rule: a module's
 _variables: dict[str, ContextVar[Any]] = {}
 _words: dict[ContextVar[Any], str] = {}
@@ -366,6 +377,7 @@ waited_for = dict(_LIBRARIES)
 _table: dict[type, Any] = {
     type(functools.lru_cache(lambda: None)): _of_cached,
     functools.cached_property: _of_cached_property,
+    functools.singledispatchmethod: _of_method_dispatcher,
     ContextVar: _of_context_variable,
     array.array: _of_standard_array,
 }

@@ -343,6 +343,9 @@ class _Simulated:
         self._links: dict[ProcessId, Link] = {}
         self._waiting: list[Link] = []
         self._waits_since = NEVER
+        self._wait_began = 0.0
+        self.look_at = self._scarce_since = None
+        self._leaving = False
         self._watched: dict[int, Callable[[], None]] = {}
         self._early: dict[Any, Any] = {}
         self._exchange = self._lanes = None

@@ -23,11 +23,12 @@ def flags() -> list[str]:
 def boot(module: str, path: Iterable[str], *descriptors: int) -> list[str]:
     """Arguments that have an interpreter call `main(*descriptors)` of a module, with that path to find modules by.
 
-    The first module that is not built in comes from there.
+    The first module that is not built in comes from there. (-P: Python 3.13.0 cannot
+    import `socket` without it where the working directory is gone.)
     """
     end = 1 + len(descriptors)
     line = f"import sys; sys.path[:] = sys.argv[{end}:]; from {module} import main; main(*map(int, sys.argv[1:{end}]))"
-    return [*flags(), "-c", line, *map(str, descriptors), *path]
+    return [*dict.fromkeys(["-P", *flags()]), "-c", line, *map(str, descriptors), *path]
 
 
 def expanded(variables: Iterable[tuple[str, str]], environ: Mapping[str, str]) -> dict[str, str]:
