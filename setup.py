@@ -94,6 +94,7 @@ setup(
         extensions,
         include_path=["pyx", "pkg"],
         build_dir="build/cython",
+        nthreads=os.cpu_count() or 1,
         annotate=DEBUG,
         compiler_directives={
             "language_level": 3,

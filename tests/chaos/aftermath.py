@@ -46,6 +46,7 @@ def settle(nodes: Callable[[], list[tuple[int, str]]], mark: bytes) -> tuple[flo
         seconds = time.monotonic() - began
         if not left or seconds > SETTLE_SECONDS:  # else it is too early to ask
             left += managers_have(nodes(), mark)
+            left += nodes_agree([folder for _, folder in nodes()])  # (a node's death is known after 3 s)
         if not left or seconds > SETTLE_SECONDS:
             return seconds, left + broken_in_the_driver()
         time.sleep(0.2)

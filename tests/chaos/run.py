@@ -211,8 +211,6 @@ class Run:
     def look_at_the_rest(self) -> None:
         result = self.result
         result.settled_after, left = aftermath.settle(self.living, self.mark)
-        if self.nodes is not None and not left:
-            left += aftermath.nodes_agree([folder for _, folder in self.living()])
         for each in left:
             self.fail(f"left after {result.settled_after:.0f} s", each)
 
