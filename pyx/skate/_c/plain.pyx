@@ -66,7 +66,7 @@ cdef enum:
     HEAD_BYTES = 16
     NODE_BUDGET = 128           # values looked at before cloudpickle is taken, which copes with anything
     DEPTH_BUDGET = 8
-    COMPACT_BYTES = 4096        # larger arrays are copied out of band
+    COMPACT_BYTES = 30_000      # larger arrays go to the store, or between nodes are copied out of band
     BARE_BYTES_MIN = 32768      # smaller bytes are cheaper inside the pickle
     RELEASE_GIL_BYTES = 1 << 20  # below this another thread's turn costs more than the copy
     MAX_NDIM = 64
