@@ -282,7 +282,9 @@ class TestFolders:
 
     def test_a_working_directory_that_was_removed(self, run: Run) -> None:
         # (Python 3.13.0 cannot import socket from there with `python -c`.)
-        assert run("import os, socket, tempfile; gone = tempfile.mkdtemp(); os.chdir(gone); os.rmdir(gone)").fine
+        assert run(
+            "import os, socket, tempfile; gone = tempfile.mkdtemp(); os.chdir(gone); os.rmdir(gone)"
+        ).fine
 
     def test_what_is_no_session_is_left_alone(self, run: Run, short_path: Path) -> None:
         folder = short_path / f"skate-{os.getuid()}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from skate._c.refs import FAILED, PENDING, STORED
@@ -45,6 +46,7 @@ class OwnedCopies:
             self.drop_unanswered(object_id, worker)
         elif entry.state == PENDING:
             self.machine.on_made_in_vain(object_id, node)
+            self._runtime.objects.when_freed.setdefault(object_id, partial(self.free_remains, object_id))
         elif node not in self.machine.nodes_of(object_id):
             self._runtime.post(manager_of(node), m.DropCopy(ObjectId(object_id)))
 
@@ -80,7 +82,7 @@ class OwnedCopies:
                 self._runtime.post(self._runtime.node, m.ForgetSpilled(0, ObjectId(object_id)))
 
     def free_remains(self, object_id: bytes) -> None:
-        """Nobody holds the object any more, which was lost, or never made: drops what there is of it even so."""
+        """Nobody holds the object any more, which is not in the store as far as is known: drops what there is of it."""
         if object_id in self.machine.placed:
             self.free(object_id)
 
