@@ -24,7 +24,8 @@ class Owner:
         self.entry = SimpleNamespace(id=OBJECT, state=state, value=None, literal=None)
         self.me, self.node, self.effects = ME, manager_of(HOME), []
         self.references = SimpleNamespace(entries={OBJECT: self.entry})
-        self.store = SimpleNamespace(delete=lambda _: True)
+        self.deleted: list[bytes] = []
+        self.store = SimpleNamespace(delete=lambda identifier: self.deleted.append(identifier) or True)
         self.objects: Any = SimpleNamespace(when_freed={}, _runtime=self)
         self.copies = OwnedCopies(self)  # type: ignore[arg-type]
 
@@ -56,6 +57,15 @@ def test_what_an_attempt_made_in_vain_goes_with_the_object(state: int) -> None:
     assert owner.said == [(manager_of(OTHER), m.DropCopy(ObjectId(OBJECT)))]
     assert not owner.copies.machine.placed
     assert not owner.objects.when_freed
+
+
+def test_at_home_it_goes_before_the_next_attempt_begins() -> None:
+    """A message to the node manager could come after what that has made, and drop it."""
+    owner = Owner(PENDING)
+    owner.copies.discard(OBJECT, process_id(HOME, 2))
+    owner.copies.drop_unanswered(OBJECT, process_id(HOME, 3))
+    assert owner.deleted == [OBJECT]
+    assert owner.said == []
 
 
 def test_what_arrives_of_a_lost_object_goes_with_it() -> None:

@@ -122,12 +122,12 @@ class Copies(Machine):
         return lost
 
     def on_freed(self, object_id: bytes) -> dict[NodeId, bool]:
-        """The object is freed: the nodes that have a copy (False), or may have one, now or soon (True)."""
+        """The object is freed: the nodes that have a copy, or may have one (False), or are about to (True)."""
         placed = self.placed.pop(object_id, None)
         if placed is None:
             return {self._home: False}
-        unsure = (*placed.readers, *placed.waiting, *placed.stale)
-        return dict.fromkeys(placed.copies, False) | dict.fromkeys(unsure, True)
+        there = (*placed.copies, *placed.stale)
+        return dict.fromkeys(there, False) | dict.fromkeys((*placed.readers, *placed.waiting), True)
 
     def _add(self, object_id: bytes, placed: Placed, node: NodeId) -> None:
         placed.stale.discard(node)

@@ -66,7 +66,6 @@ cdef enum:
     HEAD_BYTES = 16
     NODE_BUDGET = 128           # values looked at before cloudpickle is taken, which copes with anything
     DEPTH_BUDGET = 8
-    COMPACT_BYTES = 30_000      # larger arrays go to the store, or between nodes are copied out of band
     BARE_BYTES_MIN = 32768      # smaller bytes are cheaper inside the pickle
     RELEASE_GIL_BYTES = 1 << 20  # below this another thread's turn costs more than the copy
     MAX_NDIM = 64
@@ -426,8 +425,8 @@ _plain_types.add(SmallArray)
 cpdef object compact(object value, Py_ssize_t limit):
     """What an argument looks like in the pickle of a call.
 
-    A SmallArray for a contiguous array of a native dtype and up to COMPACT_BYTES. A Serialized for what only
-    cloudpickle can do, or takes more than `limit` bytes: it is pickled here, once. Anything else as it is, and plain
+    A SmallArray for a contiguous array of a native dtype and up to `limit` bytes. A Serialized for what only
+    cloudpickle can do, or takes more than that: it is pickled here, once. Anything else as it is, and plain
     (see serialize_plain).
     """
     cdef SmallArray small
@@ -439,7 +438,7 @@ cpdef object compact(object value, Py_ssize_t limit):
         return value
     if _ndarray is None:
         _find_numpy()
-    if kind is _ndarray and 0 < value.nbytes <= COMPACT_BYTES:
+    if kind is _ndarray and 0 < value.nbytes <= limit:
         code = _code_of_dtype.get(<size_t><PyObject *>value.dtype)
         flags = value.flags
         if code is not None and flags.forc:
